@@ -1,0 +1,143 @@
+//! Contacts: the messages of an agent, and what the server answers.
+//!
+//! The protocol, so that nothing is applied twice, out of order, or from a clone (rule 9 of the domain):
+//!
+//! - An agent opens a **session** by presenting the last session it held and a nonce of its own, together with a full
+//!   report. The server issues the next number. The same nonce again (a lost answer) gets the same number; any older
+//!   session is refused, because somebody else has gone on with this identity.
+//! - Within a session every contact that may change something carries the next **sequence** number. A number that was
+//!   acknowledged before is acknowledged again and changes nothing. A delta names the number it builds on (`base`); when
+//!   that is not the last acknowledged one, the server asks for a report.
+//! - Every contact carries the **digest** of the agent's whole set after it. A mismatch asks for a report.
+//! - A report says which parts it **covered**; a listener that is missing is closed only in a covered part.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::listener::{Digest, Listener, ListenerKey, Netns};
+use crate::port::{Port, Protocol};
+use crate::text::Observed;
+use crate::time::Timestamp;
+
+/// The version of IP a socket was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6, dual-stack sockets included.
+    V6,
+}
+
+/// One part of a scan: all sockets of a protocol and family in a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+pub struct Part {
+    /// The namespace.
+    pub netns: Netns,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The family.
+    pub family: Family,
+}
+
+impl ListenerKey {
+    /// The part of a scan that shows it.
+    pub fn part(&self) -> Part {
+        let family = if self.address.is_ipv4() { Family::V4 } else { Family::V6 };
+        Part { netns: self.netns, protocol: self.protocol, family }
+    }
+}
+
+/// A port that is taken by something other than a listener: a UDP client, or a socket that is bound but does not
+/// listen. It is no listener, but nobody else could bind it either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+pub struct Occupied {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: Port,
+}
+
+/// A listener that is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Closed {
+    /// Which one.
+    pub key: ListenerKey,
+    /// When it was found gone, by the agent's clock.
+    pub at: Timestamp,
+}
+
+/// The number of a session; 0 before the first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(transparent)]
+pub struct Session(pub u64);
+
+/// A message from an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Contact {
+    /// The session it belongs to; with `opening`, the last session held before.
+    pub session: Session,
+    /// Present when a new session is asked for: a nonce that stays the same when the request is repeated.
+    pub opening: Option<Uuid>,
+    /// Its place in the session. A heartbeat repeats the last acknowledged one.
+    pub sequence: u64,
+    /// The agent's clock when it was sent; the server measures the clock's offset by it.
+    pub sent_at: Timestamp,
+    /// Of every listener in the covered parts, after this contact.
+    pub digest: Digest,
+    /// The agent's version.
+    pub agent_version: Observed,
+    /// What it tells.
+    #[serde(flatten)]
+    pub body: ContactBody,
+}
+
+/// What a contact tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ContactBody {
+    /// Nothing changed.
+    Heartbeat,
+    /// What changed since `base`.
+    Delta {
+        /// The sequence number this builds on.
+        base: u64,
+        /// Listeners that are new, or whose owners changed.
+        #[serde(default)]
+        listeners: Vec<Listener>,
+        /// Listeners that are gone.
+        #[serde(default)]
+        closed: Vec<Closed>,
+        /// All occupied ports; left out when they did not change.
+        occupied: Option<Vec<Occupied>>,
+    },
+    /// Everything the agent sees.
+    Report {
+        /// The parts it is complete for.
+        covered: Vec<Part>,
+        /// Every listener in them.
+        listeners: Vec<Listener>,
+        /// Listeners that are gone, as far as the agent knows when.
+        #[serde(default)]
+        closed: Vec<Closed>,
+        /// All occupied ports.
+        #[serde(default)]
+        occupied: Vec<Occupied>,
+    },
+}
+
+/// The server's answer to a contact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContactAnswer {
+    /// The session to go on with.
+    pub session: Session,
+    /// The last sequence number that is stored.
+    pub acknowledged: u64,
+    /// Whether the server wants a full report next: its set differs, or a delta was missing.
+    pub want_report: bool,
+    /// How long until the next heartbeat is expected, in seconds.
+    pub heartbeat_seconds: u32,
+}

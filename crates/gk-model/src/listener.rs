@@ -1,0 +1,286 @@
+//! Listeners: sockets that accept traffic, as an agent observed them.
+//!
+//! A listener is identified by its [`ListenerKey`]; sockets that share one (forked workers, `SO_REUSEPORT`) are one
+//! listener with several owners. A set of listeners is summed up by a [`Digest`], so that agent and server can tell
+//! with every contact whether they still mean the same set.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use utoipa::ToSchema;
+
+use crate::port::{Port, Protocol};
+use crate::text::Observed;
+use crate::text_form::text_form;
+use crate::time::Timestamp;
+
+/// The network namespace a listener lives in: the instance's own (`home`), or another one by its inode number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Netns {
+    /// The network namespace of the instance itself; only its listeners count for port states.
+    #[default]
+    Home,
+    /// Another namespace of the same machine, known by its inode.
+    Other(u64),
+}
+
+impl fmt::Display for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Netns::Home => f.pad("home"),
+            Netns::Other(inode) => inode.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Netns {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Netns, String> {
+        match text {
+            "home" => Ok(Netns::Home),
+            _ => text
+                .parse()
+                .map(Netns::Other)
+                .map_err(|_| "a network namespace is `home` or an inode number".to_owned()),
+        }
+    }
+}
+
+text_form!(Netns, "home");
+
+/// What tells one listener of an instance from another.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+pub struct ListenerKey {
+    /// The namespace it listens in.
+    pub netns: Netns,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: Port,
+    /// The address it is bound to; `0.0.0.0` and `::` are the wildcards.
+    #[schema(value_type = String, example = "0.0.0.0")]
+    pub address: IpAddr,
+    /// The interface it is bound to, if to one.
+    pub interface: Option<Observed>,
+    /// For IPv6: whether it leaves IPv4 alone. `::` without it also accepts IPv4 (dual-stack).
+    #[serde(default)]
+    pub v6only: bool,
+}
+
+/// A process that holds the listening socket open.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct Owner {
+    /// Process id, as the agent's `/proc` numbers it.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot (`/proc/PID/stat` field 22); with `pid` it names one process.
+    pub started_ticks: u64,
+    /// Its command name.
+    pub name: Observed,
+    /// Path of its executable, when it may be read.
+    pub exe: Option<Observed>,
+    /// The account it runs as: a name, or the number when there is none.
+    pub account: Observed,
+}
+
+/// A container, as the cgroup of a socket names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct Container {
+    /// The engine's id.
+    pub id: Observed,
+    /// Its name, when the engine told.
+    pub name: Option<Observed>,
+    /// The engine: `docker`, `containerd`, `cri-o`, `podman`, `lxc`, `nspawn`.
+    pub engine: Observed,
+}
+
+/// An observed socket that accepts traffic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Listener {
+    /// What tells it from others.
+    #[serde(flatten)]
+    pub key: ListenerKey,
+    /// The account that opened the socket; known without any privilege.
+    pub account: Option<Observed>,
+    /// Every process that holds it, lowest pid first; empty when the agent may not see them.
+    #[serde(default)]
+    pub owners: Vec<Owner>,
+    /// The systemd unit of its cgroup.
+    pub unit: Option<Observed>,
+    /// The container of its cgroup.
+    pub container: Option<Container>,
+    /// When it was first seen, by the clock of whoever sends this.
+    pub first_seen_at: Timestamp,
+    /// When it was last seen, by the clock of whoever sends this.
+    pub last_seen_at: Timestamp,
+}
+
+impl Listener {
+    /// Whether the same program still holds it: equal in everything but times.
+    pub fn same_but_times(&self, other: &Listener) -> bool {
+        self.key == other.key
+            && self.account == other.account
+            && self.owners == other.owners
+            && self.unit == other.unit
+            && self.container == other.container
+    }
+
+    /// A few words for people: `nginx (pid 812)`, `nginx.service`, `docker 3f2a…`, or `another account's process`.
+    pub fn describe(&self) -> String {
+        let process = self.owners.first().map(|owner| match self.owners.len() {
+            1 => format!("{} (pid {})", owner.name, owner.pid),
+            several => format!("{} (pid {} and {} more)", owner.name, owner.pid, several - 1),
+        });
+        let place = match (&self.container, &self.unit) {
+            (Some(container), _) => {
+                let short: String = container.id.as_str().chars().take(12).collect();
+                let name = container.name.as_ref().map_or(short.as_str(), Observed::as_str);
+                Some(format!("{} container {name}", container.engine))
+            }
+            (None, unit) => unit.as_ref().map(ToString::to_string),
+        };
+        match (process, place, &self.account) {
+            (Some(process), Some(place), _) => format!("{process}, {place}"),
+            (Some(process), None, _) => process,
+            (None, Some(place), _) => place,
+            (None, None, Some(account)) => format!("a process of {account}"),
+            (None, None, None) => "a process the agent may not see".to_owned(),
+        }
+    }
+}
+
+/// A sum over a set of listeners that ignores order, times and names.
+///
+/// It is the wrapping sum of the first 16 bytes of the SHA-256 of every listener's key, owner pids, unit and container
+/// id, so a change of one listener is applied with one subtraction and one addition. It detects drift between agent
+/// and server, it does not resist an attacker: whoever can forge a report needs no collision.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Digest(u128);
+
+impl Digest {
+    /// Of a whole set.
+    pub fn of<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> Digest {
+        let mut digest = Digest::default();
+        for listener in listeners {
+            digest.add(listener);
+        }
+        digest
+    }
+
+    /// One listener more.
+    pub fn add(&mut self, listener: &Listener) {
+        self.0 = self.0.wrapping_add(fingerprint(listener));
+    }
+
+    /// One listener less.
+    pub fn remove(&mut self, listener: &Listener) {
+        self.0 = self.0.wrapping_sub(fingerprint(listener));
+    }
+}
+
+fn fingerprint(listener: &Listener) -> u128 {
+    let key = &listener.key;
+    let interface = key.interface.as_ref().map_or("", Observed::as_str);
+    let mut hash = Sha256::new();
+    hash.update(format!(
+        "{}\0{}\0{}\0{}\0{interface}\0{}\0",
+        key.netns, key.protocol, key.port, key.address, key.v6only
+    ));
+    for owner in &listener.owners {
+        hash.update(format!("{}.{}\0", owner.pid, owner.started_ticks));
+    }
+    let unit = listener.unit.as_ref().map_or("", Observed::as_str);
+    let container = listener.container.as_ref().map_or("", |container| container.id.as_str());
+    hash.update(format!("\0{unit}\0{container}"));
+    let bytes: [u8; 32] = hash.finalize().into();
+    bytes.iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte))
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Digest, String> {
+        match u128::from_str_radix(text, 16) {
+            Ok(sum) if text.len() == 32 => Ok(Digest(sum)),
+            _ => Err("a digest is 32 hexadecimal digits".to_owned()),
+        }
+    }
+}
+
+text_form!(Digest, "5f0c7c0e0d9a4b6f8a1b2c3d4e5f6071");
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn listener(protocol: Protocol, address: &str, port: u16, pid: u32) -> Listener {
+        let now = Timestamp::from_micros(0);
+        let owner = Owner {
+            pid,
+            started_ticks: 7,
+            name: "nginx".into(),
+            exe: Some("/usr/sbin/nginx".into()),
+            account: "www-data".into(),
+        };
+        Listener {
+            key: ListenerKey {
+                netns: Netns::Home,
+                protocol,
+                port: Port::new(port).unwrap(),
+                address: address.parse().unwrap(),
+                interface: None,
+                v6only: false,
+            },
+            account: Some("root".into()),
+            owners: vec![owner],
+            unit: None,
+            container: None,
+            first_seen_at: now,
+            last_seen_at: now,
+        }
+    }
+
+    #[test]
+    fn a_digest_ignores_order_times_and_names_and_nothing_else() {
+        let (a, b) = (listener(Protocol::Tcp, "0.0.0.0", 80, 1), listener(Protocol::Udp, "::", 53, 2));
+        assert_eq!(Digest::of([&a, &b]), Digest::of([&b, &a]));
+        let mut renamed = a.clone();
+        renamed.owners[0].name = "other".into();
+        renamed.last_seen_at = Timestamp::from_micros(5);
+        assert_eq!(Digest::of([&a]), Digest::of([&renamed]));
+        for different in [
+            listener(Protocol::Tcp, "0.0.0.0", 81, 1),
+            listener(Protocol::Udp, "0.0.0.0", 80, 1),
+            listener(Protocol::Tcp, "127.0.0.1", 80, 1),
+            listener(Protocol::Tcp, "0.0.0.0", 80, 2),
+        ] {
+            assert_ne!(Digest::of([&a]), Digest::of([&different]));
+        }
+    }
+
+    #[test]
+    fn a_digest_follows_single_changes() {
+        let (a, b) = (listener(Protocol::Tcp, "0.0.0.0", 80, 1), listener(Protocol::Tcp, "::1", 81, 2));
+        let mut digest = Digest::of([&a, &b]);
+        digest.remove(&a);
+        assert_eq!(digest, Digest::of([&b]));
+        digest.remove(&b);
+        assert_eq!(digest, Digest::default());
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+    }
+}

@@ -1,0 +1,234 @@
+//! Words that people and programs give to things: names, labels of origin, notes.
+//!
+//! What *people* write is refused when it holds control characters, is too long, or has no sensible shape. What an
+//! agent *observed* (a process may call itself anything) is never refused: it is escaped and shortened instead.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::text_form::text_form;
+
+/// Why a text cannot be the name it was meant to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing was written.
+    #[error("{what} is empty")]
+    Empty {
+        /// What was being named.
+        what: &'static str,
+    },
+    /// More than the allowed number of characters.
+    #[error("{what} is too long: {length} characters, at most {most}")]
+    TooLong {
+        /// What was being named.
+        what: &'static str,
+        /// How long it was, in characters.
+        length: usize,
+        /// How long it may be, in characters.
+        most: usize,
+    },
+    /// A character that is not allowed there.
+    #[error("{what} may not contain {character:?}: use {allowed}")]
+    Character {
+        /// What was being named.
+        what: &'static str,
+        /// The first offending character.
+        character: char,
+        /// What is allowed, in words.
+        allowed: &'static str,
+    },
+    /// An instance name that reads like an instance id.
+    #[error("an instance name may not look like an id: `{0}` is a UUID")]
+    LooksLikeAnId(String),
+}
+
+fn check(
+    text: &str,
+    what: &'static str,
+    most: usize,
+    allowed: &'static str,
+    accepts: fn(char) -> bool,
+) -> Result<(), NameError> {
+    if text.is_empty() {
+        return Err(NameError::Empty { what });
+    }
+    let length = text.chars().count();
+    if length > most {
+        return Err(NameError::TooLong { what, length, most });
+    }
+    match text.chars().find(|character| !accepts(*character)) {
+        Some(character) => Err(NameError::Character { what, character, allowed }),
+        None => Ok(()),
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $example:literal, $what:literal, $most:literal, $allowed:literal, $accepts:expr, $extra:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text itself.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                check(text, $what, $most, $allowed, $accepts)?;
+                let extra: fn(&str) -> Result<(), NameError> = $extra;
+                extra(text)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        text_form!($name, $example);
+    };
+}
+
+fn is_host_character(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '.' | '-' | '_')
+}
+
+fn is_word_character(character: char) -> bool {
+    is_host_character(character) || matches!(character, '/' | ':' | '@' | '+')
+}
+
+fn refuse_uuid(text: &str) -> Result<(), NameError> {
+    match uuid::Uuid::try_parse(text) {
+        Ok(_) => Err(NameError::LooksLikeAnId(text.to_owned())),
+        Err(_) => Ok(()),
+    }
+}
+
+name! {
+    /// The name of an instance, unique among the joined ones without regard to case; never parses as a UUID.
+    InstanceName, "web-1", "an instance name", 253, "letters, digits, `.`, `-` and `_`", is_host_character, refuse_uuid
+}
+name! {
+    /// What a reservation is for, such as `billing-api`.
+    ServiceName, "billing-api", "a service name", 100, "letters, digits and any of `.-_/:@+`", is_word_character, |_| Ok(())
+}
+name! {
+    /// Which of a service's ports this is, such as `http` or `grpc`.
+    PortName, "http", "a port name", 63, "letters, digits and any of `.-_/:@+`", is_word_character, |_| Ok(())
+}
+name! {
+    /// The name of a pool.
+    PoolName, "default", "a pool name", 63, "letters, digits, `.`, `-` and `_`", is_host_character, |_| Ok(())
+}
+name! {
+    /// Who a token stands for; stable while tokens are rotated.
+    Subject, "local:root", "a subject", 300, "letters, digits and any of `.-_/:@+`", is_word_character, |_| Ok(())
+}
+name! {
+    /// A remark by a person, one line.
+    Note, "moved from web-2", "a note", 1000, "anything but control characters", |character| !character.is_control(), |_| Ok(())
+}
+
+impl InstanceName {
+    /// The nearest valid name to a host name that may not be one: foreign characters become `-`.
+    pub fn from_host_name(host_name: &str) -> InstanceName {
+        let replaced: String =
+            host_name.chars().take(253).map(|c| if is_host_character(c) { c } else { '-' }).collect();
+        replaced.parse().unwrap_or_else(|_| InstanceName("unnamed".to_owned()))
+    }
+}
+
+/// Text that an agent saw on its machine: a process name, an executable's path, a systemd unit.
+///
+/// Control characters (NUL and ESC among them) are escaped as `\u{1b}`, and at most [`Observed::MAX_CHARS`] characters
+/// are kept, so that no process name can break a terminal, a log or a database.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Observed(String);
+
+impl Observed {
+    /// Where an observed text is cut; `…` marks the cut.
+    pub const MAX_CHARS: usize = 1024;
+
+    /// Takes any text, escaping and shortening as needed.
+    pub fn new(text: &str) -> Observed {
+        let mut escaped = String::with_capacity(text.len().min(Self::MAX_CHARS));
+        for (index, character) in text.chars().enumerate() {
+            if index == Self::MAX_CHARS {
+                escaped.push('…');
+                break;
+            }
+            if character.is_control() {
+                escaped.extend(character.escape_unicode());
+            } else {
+                escaped.push(character);
+            }
+        }
+        Observed(escaped)
+    }
+
+    /// The escaped text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl From<&str> for Observed {
+    fn from(text: &str) -> Observed {
+        Observed::new(text)
+    }
+}
+
+impl FromStr for Observed {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Observed, Self::Err> {
+        Ok(Observed::new(text))
+    }
+}
+
+text_form!(Observed, "nginx");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_refuse_what_no_name_should_hold() {
+        for bad in ["", "a b", "a\0b", "tab\t", "ü", &"x".repeat(254), "0190163d-8694-739b-aea5-966c26f8ad91"]
+        {
+            assert!(bad.parse::<InstanceName>().is_err(), "{bad:?} was taken for an instance name");
+        }
+        assert_eq!("web-1.example".parse::<InstanceName>().unwrap().as_str(), "web-1.example");
+        assert_eq!("team/billing@v2".parse::<ServiceName>().unwrap().as_str(), "team/billing@v2");
+        assert!("line\nbreak".parse::<Note>().is_err());
+        assert!("Grüße aus Köln".parse::<Note>().is_ok());
+    }
+
+    #[test]
+    fn any_host_name_becomes_an_instance_name() {
+        assert_eq!(InstanceName::from_host_name("my host!").as_str(), "my-host-");
+        assert_eq!(InstanceName::from_host_name("").as_str(), "unnamed");
+        assert_eq!(InstanceName::from_host_name(&"ä".repeat(999)).as_str().len(), 253);
+    }
+
+    #[test]
+    fn observed_text_is_escaped_once_and_bounded() {
+        let observed = Observed::new("\x1b[31mred\0");
+        assert_eq!(observed.as_str(), "\\u{1b}[31mred\\u{0}");
+        assert_eq!(Observed::new(observed.as_str()), observed, "escaping twice changes nothing");
+        assert_eq!(Observed::new(&"x".repeat(10_000_000)).as_str().chars().count(), 1025);
+    }
+}

@@ -1,0 +1,150 @@
+//! Points in time: microseconds since the Unix epoch, written as RFC 3339 in UTC.
+//!
+//! Everything that depends on time takes `now` as an argument. Only the edges of a process read the clock, through
+//! [`Timestamp::from_clock`].
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::text_form::text_form;
+
+/// A point in time with microsecond resolution. Text form: `2026-11-22T20:04:05.000000Z`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// A text that is no point in time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a time: write it as 2026-11-22T20:04:05Z, or as an age like 30m, 2h, 7d")]
+pub struct TimestampError(String);
+
+impl Timestamp {
+    /// What this machine's clock says. For the edges only.
+    pub fn from_clock() -> Timestamp {
+        Timestamp(jiff::Timestamp::now().as_microsecond())
+    }
+
+    /// From microseconds since the Unix epoch, clamped to years -9999 to 9999 so that it can always be written.
+    pub fn from_micros(micros: i64) -> Timestamp {
+        let (least, most) = (jiff::Timestamp::MIN.as_microsecond(), jiff::Timestamp::MAX.as_microsecond());
+        Timestamp(micros.clamp(least, most))
+    }
+
+    /// Microseconds since the Unix epoch.
+    pub fn as_micros(self) -> i64 {
+        self.0
+    }
+
+    /// Later by `span`; stops at the end of the calendar.
+    #[must_use]
+    pub fn plus(self, span: Duration) -> Timestamp {
+        Timestamp::from_micros(self.0.saturating_add(micros(span)))
+    }
+
+    /// Earlier by `span`; stops at the beginning of the calendar.
+    #[must_use]
+    pub fn minus(self, span: Duration) -> Timestamp {
+        Timestamp::from_micros(self.0.saturating_sub(micros(span)))
+    }
+
+    /// How long after `earlier` this is; zero when it is before.
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// Reads what people type: RFC 3339, a civil date or date and time in UTC, or an age (`90s`, `30m`, `2h`, `7d`)
+    /// counted back from `now`.
+    ///
+    /// # Errors
+    /// [`TimestampError`] with the accepted forms.
+    pub fn parse_from_people(text: &str, now: Timestamp) -> Result<Timestamp, TimestampError> {
+        let civil = || {
+            text.parse::<jiff::civil::DateTime>()
+                .ok()?
+                .to_zoned(jiff::tz::TimeZone::UTC)
+                .ok()
+                .map(|zoned| zoned.timestamp())
+        };
+        parse_age(text)
+            .map(|age| now.minus(age))
+            .or_else(|| text.parse().ok())
+            .or_else(|| civil().map(|instant| Timestamp(instant.as_microsecond())))
+            .ok_or_else(|| TimestampError(text.chars().take(40).collect()))
+    }
+}
+
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// `90s`, `30m`, `2h`, `7d`.
+fn parse_age(text: &str) -> Option<Duration> {
+    let unit = text.chars().next_back()?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return None,
+    };
+    let count: u64 = text.strip_suffix(unit)?.parse().ok()?;
+    count.checked_mul(seconds).map(Duration::from_secs)
+}
+
+impl FromStr for Timestamp {
+    type Err = TimestampError;
+
+    fn from_str(text: &str) -> Result<Timestamp, TimestampError> {
+        text.parse::<jiff::Timestamp>()
+            .map(|instant| Timestamp(instant.as_microsecond()))
+            .map_err(|_| TimestampError(text.chars().take(40).collect()))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let instant = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
+        write!(f, "{instant:.6}")
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+text_form!(Timestamp, "2026-11-22T20:04:05.000000Z", DateTime);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_in_utc_with_microseconds() {
+        let time = Timestamp::from_micros(1_700_000_000_000_001);
+        assert_eq!(time.to_string(), "2023-11-14T22:13:20.000001Z");
+        assert_eq!(time.to_string().parse(), Ok(time));
+        assert_eq!("2023-11-14T23:13:20.000001+01:00".parse(), Ok(time));
+    }
+
+    #[test]
+    fn people_may_write_a_date_or_an_age() {
+        let now = Timestamp::from_micros(1_700_000_000_000_000);
+        let read = |text| Timestamp::parse_from_people(text, now).unwrap().to_string();
+        assert_eq!(read("2h"), "2023-11-14T20:13:20.000000Z");
+        assert_eq!(read("2023-11-14"), "2023-11-14T00:00:00.000000Z");
+        assert_eq!(read("2023-11-14 10:00"), "2023-11-14T10:00:00.000000Z");
+        for bad in ["", "yesterday", "h", "-3h", "3", "99999999999999999999d"] {
+            assert!(Timestamp::parse_from_people(bad, now).is_err(), "{bad:?} was taken for a time");
+        }
+    }
+
+    #[test]
+    fn arithmetic_stops_at_the_ends_of_the_calendar() {
+        let end = Timestamp::from_micros(i64::MAX);
+        assert_eq!(end.plus(Duration::MAX), end);
+        assert!(!Timestamp::from_micros(i64::MIN).to_string().is_empty());
+        assert_eq!(Timestamp::from_micros(0).since(end), Duration::ZERO);
+    }
+}
