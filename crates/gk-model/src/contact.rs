@@ -18,16 +18,17 @@ use uuid::Uuid;
 use crate::listener::{Digest, Listener, ListenerKey, Netns};
 use crate::port::{Port, Protocol};
 use crate::text::Observed;
+use crate::text_form::words;
 use crate::time::Timestamp;
 
-/// The version of IP a socket was made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6, dual-stack sockets included.
-    V6,
+words! {
+    /// The version of IP a socket was made for.
+    Family, "a family" {
+        /// IPv4.
+        V4 = "v4",
+        /// IPv6, dual-stack sockets included.
+        V6 = "v6",
+    }
 }
 
 /// One part of a scan: all sockets of a protocol and family in a namespace.

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::text_form::text_form;
+use crate::text_form::{text_form, words};
 
 /// A port number, 1 to 65535.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
@@ -176,51 +176,23 @@ impl fmt::Debug for PortRange {
 
 text_form!(PortRange, "8000-8009");
 
-/// The transport a port belongs to. TCP 53 and UDP 53 are two different ports.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+words! {
+    /// The transport a port belongs to. TCP 53 and UDP 53 are two different ports.
+    Protocol, "a protocol" {
+        /// TCP; what a reservation means unless told otherwise.
+        Tcp = "tcp",
+        /// UDP.
+        Udp = "udp",
+    }
+}
+
+#[expect(
+    clippy::derivable_impls,
+    reason = "the macro declares the enum, so there is nowhere to put #[default]"
 )]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP; what a reservation means unless told otherwise.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl Protocol {
-    /// Every protocol, in display order.
-    pub const ALL: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
-
-    /// `tcp` or `udp`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// A word that names no protocol.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a protocol: use tcp or udp")]
-pub struct ProtocolError(String);
-
-impl FromStr for Protocol {
-    type Err = ProtocolError;
-
-    fn from_str(text: &str) -> Result<Protocol, ProtocolError> {
-        Protocol::ALL
-            .into_iter()
-            .find(|protocol| protocol.as_str().eq_ignore_ascii_case(text))
-            .ok_or_else(|| ProtocolError(excerpt(text)))
+impl Default for Protocol {
+    fn default() -> Protocol {
+        Protocol::Tcp
     }
 }
 

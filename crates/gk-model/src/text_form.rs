@@ -1,10 +1,8 @@
-//! One macro for every type that is written as a text on the wire.
+//! The text form of values, declared once: on the wire, in queries, on the command line and in the database.
 
-/// Derives the wire form of a type from its `Display` and `FromStr`: JSON by serde, and the OpenAPI schema, a string
-/// with the given example (and format, where OpenAPI has one). So a value has one text form, in JSON, in queries, on
-/// the command line and in the database.
-macro_rules! text_form {
-    ($name:ident, $example:literal $(, $format:ident)?) => {
+/// JSON by `Display` and `FromStr`.
+macro_rules! json_by_text {
+    ($name:ident) => {
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -17,6 +15,17 @@ macro_rules! text_form {
                 text.parse().map_err(serde::de::Error::custom)
             }
         }
+    };
+}
+
+pub(crate) use json_by_text;
+
+/// Derives the wire form of a type from its `Display` and `FromStr`: JSON by serde, and the OpenAPI schema, a string
+/// with the given example (and format, where OpenAPI has one). So a value has one text form, in JSON, in queries, on
+/// the command line and in the database.
+macro_rules! text_form {
+    ($name:ident, $example:literal $(, $format:ident)?) => {
+        $crate::text_form::json_by_text!($name);
 
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
@@ -35,3 +44,74 @@ macro_rules! text_form {
 }
 
 pub(crate) use text_form;
+
+/// A word outside a closed list of them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{word}` is not {what}: use {known}")]
+pub struct WordError {
+    word: String,
+    what: &'static str,
+    known: String,
+}
+
+impl WordError {
+    pub(crate) fn new(word: &str, what: &'static str, known: &[&str]) -> WordError {
+        let word = word.chars().take(40).flat_map(char::escape_debug).collect();
+        WordError { word, what, known: known.join(", ") }
+    }
+}
+
+/// Declares an enum whose values are words: one list gives JSON, queries, command line, database and OpenAPI.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$value_doc:meta])* $value:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $($(#[$value_doc])* $value,)+
+        }
+
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &'static [$name] = &[$($name::$value),+];
+
+            /// The word for it.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$value => $word,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::text_form::WordError;
+
+            fn from_str(text: &str) -> Result<$name, Self::Err> {
+                match text {
+                    $($word => Ok($name::$value),)+
+                    _ => Err($crate::text_form::WordError::new(text, $what, &[$($word),+])),
+                }
+            }
+        }
+
+        $crate::text_form::json_by_text!($name);
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::Type::String)
+                    .enum_values(Some([$($word),+]))
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
+    };
+}
+
+pub(crate) use words;

@@ -1,1 +1,170 @@
-//! To be written.
+//! The one store: intent, fact and history, behind one writer.
+//!
+//! [`Store::write`] queues a closure for the only writer of the process and awaits its answer; the writer runs whatever
+//! waits in one transaction and syncs once for all of them ([`writer`]). [`Store::read`] runs a closure on a read-only
+//! connection with a consistent view. Both speak one SQL text (`driver.rs` knows the dialects). What a closure may do
+//! is written down noun by noun as methods of [`Reader`] and [`Tx`].
+//!
+//! Promises: what was answered is on disk (unchanged heartbeats excepted, see [`Store::contact`]); events are numbered
+//! in commit order without a gap; a refusal has written nothing.
+
+mod beats;
+mod contacts;
+mod directory;
+mod driver;
+mod error;
+mod events;
+mod history;
+mod instances;
+mod listeners;
+mod migrate;
+mod page;
+mod port_map;
+mod ports;
+mod reservations;
+mod reserve;
+mod tokens;
+mod tx;
+mod value;
+mod writer;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use gk_model::contact::{Contact, ContactAnswer};
+use gk_model::id::InstanceId;
+use gk_model::time::Timestamp;
+
+use crate::beats::Beats;
+use crate::directory::DirectoryLock;
+pub use crate::directory::OpenError;
+use crate::driver::{Access, Connection, Location};
+pub use crate::error::{Error, Refusal, StoreError};
+pub use crate::tx::{Reader, Tx};
+use crate::writer::Writer;
+pub use crate::writer::WriterCounters;
+
+/// A handle to the store; clones share it.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    location: Location,
+    shared: Arc<Shared>,
+    writer: Writer,
+    idle_readers: Mutex<Vec<Connection>>,
+    _lock: DirectoryLock,
+}
+
+/// What reading and writing both need to know.
+pub(crate) struct Shared {
+    pub(crate) started_at: Timestamp,
+    pub(crate) beats: Beats,
+}
+
+impl Store {
+    /// Opens the store in `directory`, which is created when missing and then owned by this process alone.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the directory cannot be used, another server owns it, or the database in it is not ours, is
+    /// damaged or from a newer version. A refused database is left untouched.
+    pub fn open(directory: &Path, now: Timestamp) -> Result<Store, OpenError> {
+        let lock = DirectoryLock::acquire(directory)?;
+        let location = Location::in_directory(directory);
+        let about = |source| OpenError::Database { path: directory.to_owned(), source };
+        let mut connection = Connection::open(&location, Access::Write).map_err(about)?;
+        migrate::migrate(&mut connection, now).map_err(about)?;
+        let shared = Arc::new(Shared { started_at: now, beats: Beats::default() });
+        let writer =
+            Writer::start(connection, location.clone(), Arc::clone(&shared)).map_err(OpenError::Thread)?;
+        Ok(Store(Arc::new(Inner { location, shared, writer, idle_readers: Mutex::default(), _lock: lock })))
+    }
+
+    /// Runs `work` in the writer's next batch; the answer comes after its commit.
+    ///
+    /// `work` may run more than once: when a neighbour in the batch fails, the batch is rolled back and replayed. So it
+    /// must be pure but for `tx`, with `now` captured. A refusal must come before its first write.
+    ///
+    /// # Errors
+    /// What `work` answers, or [`Error::Failed`] when the batch could not be committed.
+    pub async fn write<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        W: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+    {
+        self.0.writer.run(work).await
+    }
+
+    /// Runs `work` on a read-only connection, in one consistent view, on a thread that may block.
+    ///
+    /// # Errors
+    /// What `work` answers, or [`Error::Failed`] when the database cannot be read.
+    pub async fn read<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
+    {
+        let store = self.clone();
+        let run = move || store.read_here(work);
+        tokio::task::spawn_blocking(run).await.map_err(|fault| StoreError::Panicked(fault.to_string()))?
+    }
+
+    fn read_here<T>(&self, work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let idle = self.0.idle_readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => Connection::open(&self.0.location, Access::Read)?,
+        };
+        connection.begin(Access::Read)?;
+        let answer = work(&mut Reader::new(&mut connection, &self.0.shared));
+        connection.rollback()?;
+        self.0.idle_readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        answer
+    }
+
+    /// Takes an agent's contact.
+    ///
+    /// A heartbeat that confirms what is known changes memory only and is written down by [`Store::flush_contacts`];
+    /// everything else is durable when answered.
+    ///
+    /// # Errors
+    /// [`Refusal::IdentitySuperseded`] and the other refusals of [`Tx::apply_contact`].
+    pub async fn contact(
+        &self,
+        instance: InstanceId,
+        contact: Contact,
+        received_at: Timestamp,
+    ) -> Result<ContactAnswer, Error> {
+        if let Some(answer) = self.0.shared.beats.confirm(instance, &contact, received_at) {
+            return Ok(answer);
+        }
+        let applied = self.write(move |tx| tx.apply_contact(instance, &contact, received_at)).await?;
+        self.0.shared.beats.note(instance, &applied, received_at);
+        Ok(applied.answer())
+    }
+
+    /// Writes down the contacts that so far are only in memory.
+    ///
+    /// # Errors
+    /// [`Error::Failed`]; the contacts stay in memory for the next time.
+    pub async fn flush_contacts(&self) -> Result<(), Error> {
+        let unwritten = self.0.shared.beats.list_unwritten();
+        if unwritten.is_empty() {
+            return Ok(());
+        }
+        let written = unwritten.clone();
+        self.write(move |tx| tx.update_contact_times(&unwritten)).await?;
+        self.0.shared.beats.mark_written(&written);
+        Ok(())
+    }
+
+    /// How much the writer has done since it started.
+    pub fn writer_counters(&self) -> WriterCounters {
+        self.0.writer.counters()
+    }
+
+    /// Finishes everything that was accepted, then stops. Later calls answer [`StoreError::Closed`]. Blocks.
+    pub fn close(&self) {
+        self.0.writer.close();
+    }
+}

@@ -1,0 +1,107 @@
+//! History: the event log, and the intervals made from it.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::id::ReservationId;
+use crate::instance::InstanceLink;
+use crate::listener::Listener;
+use crate::port::{Port, Protocol};
+use crate::text::{PortName, ServiceName, Subject};
+use crate::text_form::words;
+use crate::time::Timestamp;
+
+words! {
+    /// What happened.
+    EventKind, "an event kind" {
+        /// An instance joined.
+        Joined = "joined",
+        /// An instance left.
+        Left = "left",
+        /// An instance got another name.
+        Renamed = "renamed",
+        /// A port was reserved.
+        Reserved = "reserved",
+        /// A port somebody already listened on was reserved for that listener.
+        Adopted = "adopted",
+        /// A reservation ended by release.
+        Released = "released",
+        /// A listener appeared.
+        Opened = "opened",
+        /// A listener disappeared.
+        Closed = "closed",
+        /// A listener stayed, and its owners, unit or container changed.
+        OwnerChanged = "owner_changed",
+    }
+}
+
+/// One immutable line of history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Its number: consecutive, in commit order.
+    pub seq: u64,
+    /// When it happened, corrected by the measured offset of the agent's clock; never later than `recorded_at`.
+    pub at: Timestamp,
+    /// When the server wrote it down.
+    pub recorded_at: Timestamp,
+    /// What happened.
+    pub kind: EventKind,
+    /// The instance it happened on.
+    pub instance: Option<InstanceLink>,
+    /// The protocol of the ports.
+    pub protocol: Option<Protocol>,
+    /// The lowest port.
+    pub first_port: Option<Port>,
+    /// The highest port.
+    pub last_port: Option<Port>,
+    /// Who did it.
+    pub actor: Subject,
+    /// The reservation it is about.
+    pub reservation: Option<ReservationId>,
+    /// The listener it is about, as it was then.
+    pub listener: Option<Listener>,
+    /// The same in words.
+    pub message: String,
+}
+
+words! {
+    /// What an interval tells.
+    IntervalKind, "an interval kind" {
+        /// Somebody had reserved the ports.
+        Held = "held",
+        /// Somebody listened on the port.
+        Listened = "listened",
+    }
+}
+
+/// Who held or listened on which ports, from when to when. The owner is the same from one end to the other: when the
+/// owner of a listener changes, one interval ends and the next begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Interval {
+    /// Number of the event that began it.
+    pub seq: u64,
+    /// Held or listened on.
+    pub kind: IntervalKind,
+    /// The instance.
+    pub instance: InstanceLink,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The lowest port.
+    pub first_port: Port,
+    /// The highest port.
+    pub last_port: Port,
+    /// When it began, by observed time.
+    pub began_at: Timestamp,
+    /// When it ended; none while it lasts.
+    pub ended_at: Option<Timestamp>,
+    /// For held ones: what for.
+    pub service: Option<ServiceName>,
+    /// For held ones: which of the service's ports.
+    pub name: Option<PortName>,
+    /// For held ones: by whom.
+    pub holder: Option<Subject>,
+    /// For held ones: the reservation.
+    pub reservation: Option<ReservationId>,
+    /// For listened ones: the listener.
+    pub listener: Option<Listener>,
+}

@@ -1,0 +1,105 @@
+//! Where things are: routes of the API, and files of an installation.
+//!
+//! The environment is passed in as a function, so that this stays a pure table of conventions.
+
+use std::path::{Path, PathBuf};
+
+use crate::id::{InstanceRef, ReservationId};
+
+/// The address a server listens on, and a client tries, unless told otherwise.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:5000";
+
+/// Instances: list and join.
+pub const INSTANCES: &str = "/v1/instances";
+/// Port states of the whole fleet.
+pub const PORTS: &str = "/v1/ports";
+/// Reservations: list and reserve.
+pub const RESERVATIONS: &str = "/v1/reservations";
+/// Intervals.
+pub const HISTORY: &str = "/v1/history";
+/// Events.
+pub const EVENTS: &str = "/v1/events";
+/// Readiness.
+pub const READY: &str = "/readyz";
+
+/// One instance.
+pub fn instance(instance: &InstanceRef) -> String {
+    format!("{INSTANCES}/{instance}")
+}
+
+/// Contacts of one instance.
+pub fn contact(instance: &InstanceRef) -> String {
+    format!("{INSTANCES}/{instance}/contact")
+}
+
+/// Port states of one instance.
+pub fn instance_ports(instance: &InstanceRef) -> String {
+    format!("{INSTANCES}/{instance}/ports")
+}
+
+/// One reservation.
+pub fn reservation(id: ReservationId) -> String {
+    format!("{RESERVATIONS}/{id}")
+}
+
+/// The server's Unix socket inside its data directory.
+pub const SOCKET_FILE: &str = "gatekeeper.sock";
+/// Who this machine is, inside the agent's state directory; world-readable.
+pub const IDENTITY_FILE: &str = "instance.json";
+/// The instance's credential, inside the agent's state directory; mode 0600.
+pub const CREDENTIAL_FILE: &str = "credential";
+/// The agent's session, inside its state directory; mode 0600.
+pub const SESSION_FILE: &str = "session.json";
+
+const SYSTEM: &str = "/var/lib/gatekeeper";
+
+/// Where the server keeps its data: `GATEKEEPER_DATA`, else `/var/lib/gatekeeper/server` for root, else under
+/// `$XDG_DATA_HOME`.
+pub fn data_dir(is_root: bool, env: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    place("GATEKEEPER_DATA", "server", ("XDG_DATA_HOME", ".local/share"), is_root, env)
+}
+
+/// Where the agent keeps its identity and state: `GATEKEEPER_STATE`, else `/var/lib/gatekeeper/agent` for root, else
+/// under `$XDG_STATE_HOME`.
+pub fn state_dir(is_root: bool, env: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    place("GATEKEEPER_STATE", "agent", ("XDG_STATE_HOME", ".local/state"), is_root, env)
+}
+
+/// The state directory of the system's own agent, where an account without one of its own finds "this machine".
+pub fn system_state_dir() -> PathBuf {
+    Path::new(SYSTEM).join("agent")
+}
+
+fn place(
+    variable: &str,
+    role: &str,
+    (xdg, below_home): (&str, &str),
+    is_root: bool,
+    env: impl Fn(&str) -> Option<PathBuf>,
+) -> PathBuf {
+    let under_home = || env("HOME").unwrap_or_else(|| PathBuf::from(".")).join(below_home);
+    let set = |name: &str| env(name).filter(|path| path.is_absolute());
+    match env(variable).filter(|path| !path.as_os_str().is_empty()) {
+        Some(chosen) => chosen,
+        None if is_root => Path::new(SYSTEM).join(role),
+        None => set(xdg).unwrap_or_else(under_home).join("gatekeeper").join(role),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_follow_the_account_and_the_environment() {
+        let none = |_: &str| None;
+        assert_eq!(data_dir(true, none), Path::new("/var/lib/gatekeeper/server"));
+        assert_eq!(state_dir(true, none), system_state_dir());
+        let home = |name: &str| (name == "HOME").then(|| PathBuf::from("/home/ada"));
+        assert_eq!(data_dir(false, home), Path::new("/home/ada/.local/share/gatekeeper/server"));
+        let xdg = |name: &str| (name == "XDG_STATE_HOME").then(|| PathBuf::from("/state"));
+        assert_eq!(state_dir(false, xdg), Path::new("/state/gatekeeper/agent"));
+        let chosen = |name: &str| (name == "GATEKEEPER_STATE").then(|| PathBuf::from("/x"));
+        assert_eq!(state_dir(true, chosen), Path::new("/x"));
+    }
+}

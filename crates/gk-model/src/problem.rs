@@ -1,0 +1,109 @@
+//! Refusals on the wire: RFC 9457 problem details, with what the caller can do next.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::port::Port;
+use crate::text::{ServiceName, Subject};
+use crate::text_form::words;
+use crate::time::Timestamp;
+
+words! {
+    /// Stable words for what went wrong; clients decide by these, never by the sentences.
+    Code, "a problem code" {
+        /// The request is not well-formed.
+        Malformed = "malformed",
+        /// No token, or one that is unknown, expired or revoked.
+        Unauthenticated = "unauthenticated",
+        /// The token is good, and does not allow this.
+        Forbidden = "forbidden",
+        /// No such route.
+        NoSuchRoute = "no_such_route",
+        /// No such instance, or it has left.
+        NoSuchInstance = "no_such_instance",
+        /// No such reservation.
+        NoSuchReservation = "no_such_reservation",
+        /// No such pool.
+        NoSuchPool = "no_such_pool",
+        /// The route exists, the method does not.
+        MethodNotAllowed = "method_not_allowed",
+        /// The port is reserved by somebody.
+        PortReserved = "port_reserved",
+        /// The port is listened on, and nobody reserved it.
+        PortInUse = "port_in_use",
+        /// Adopting needs one owner, and there are several.
+        SeveralOwners = "several_owners",
+        /// Nobody listens there, so there is nothing to adopt.
+        NothingToAdopt = "nothing_to_adopt",
+        /// The pool has no free port left.
+        PoolExhausted = "pool_exhausted",
+        /// The reservation was released before.
+        AlreadyReleased = "already_released",
+        /// The reservation is somebody else's.
+        NotTheHolder = "not_the_holder",
+        /// Another instance has that name.
+        NameTaken = "name_taken",
+        /// This network stack has joined under another name.
+        AlreadyJoined = "already_joined",
+        /// The instance still holds reservations.
+        ReservationsLive = "reservations_live",
+        /// Somebody else has gone on with this identity.
+        IdentitySuperseded = "identity_superseded",
+        /// `If-Match` names another version.
+        VersionMismatch = "version_mismatch",
+        /// The body is too large.
+        TooLarge = "too_large",
+        /// The body is of a type the route does not take.
+        UnsupportedMediaType = "unsupported_media_type",
+        /// Well-formed, and impossible.
+        Impossible = "impossible",
+        /// The store is away or its queue is full.
+        Unavailable = "unavailable",
+        /// A fault of the server.
+        Internal = "internal",
+    }
+}
+
+/// Who stands in the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Holder {
+    /// The subject that reserved the port.
+    pub subject: Option<Subject>,
+    /// What it reserved it for.
+    pub service: Option<ServiceName>,
+    /// Since when the port is reserved, or listened on.
+    pub since: Option<Timestamp>,
+    /// Who listens there, in words.
+    pub listener: Option<String>,
+}
+
+/// Why a request was refused (RFC 9457, `application/problem+json`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// A URI reference for the kind of problem: `/docs#CODE`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The HTTP status in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// The stable word for it.
+    pub code: Code,
+    /// What is wrong with this request, in a sentence.
+    pub detail: String,
+    /// The offending field of the body, the query or the path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// Who stands in the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
+    /// Ports that were free instead, at most three.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Port>,
+    /// What to do next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The `x-request-id` of the answer, to find it in the server's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}

@@ -1,0 +1,111 @@
+//! Heartbeats in memory: an unchanged one costs no transaction.
+//!
+//! For every instance heard of since the start this holds what the last contact confirmed. A heartbeat that confirms
+//! the same again only moves two times here; they reach the database in bulk, every other second. After a crash the
+//! times are a little old, and the next heartbeat mends them. Nothing else is kept only here.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use gk_model::contact::{Contact, ContactAnswer, ContactBody, Session};
+use gk_model::id::InstanceId;
+use gk_model::instance::HEARTBEAT_EVERY;
+use gk_model::listener::Digest;
+use gk_model::time::Timestamp;
+
+/// What the database holds about the sync with an agent, after a contact was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Applied {
+    pub(crate) session: Session,
+    pub(crate) sequence: u64,
+    pub(crate) digest: Digest,
+    /// Whether agent and server mean the same set, so that "observed" holds as of this contact.
+    pub(crate) confirmed: bool,
+}
+
+impl Applied {
+    /// What the agent is told.
+    pub(crate) fn answer(&self) -> ContactAnswer {
+        ContactAnswer {
+            session: self.session,
+            acknowledged: self.sequence,
+            want_report: !self.confirmed,
+            heartbeat_seconds: u32::try_from(HEARTBEAT_EVERY.as_secs()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// When an instance was last heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ContactTimes {
+    pub(crate) last_contact_at: Timestamp,
+    pub(crate) observed_at: Option<Timestamp>,
+}
+
+struct Beat {
+    applied: Applied,
+    times: ContactTimes,
+    unwritten: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Beats(Mutex<HashMap<InstanceId, Beat>>);
+
+impl Beats {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Beat>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a heartbeat that says what is known already; `None` when the database has to be asked.
+    pub(crate) fn confirm(
+        &self,
+        instance: InstanceId,
+        contact: &Contact,
+        now: Timestamp,
+    ) -> Option<ContactAnswer> {
+        let mut beats = self.lock();
+        let beat = beats.get_mut(&instance)?;
+        let known = (beat.applied.session, beat.applied.sequence, beat.applied.digest);
+        let same = beat.applied.confirmed && known == (contact.session, contact.sequence, contact.digest);
+        if !same || contact.body != ContactBody::Heartbeat || contact.opening.is_some() {
+            return None;
+        }
+        beat.times = ContactTimes { last_contact_at: now, observed_at: Some(now) };
+        beat.unwritten = true;
+        Some(beat.applied.answer())
+    }
+
+    /// Remembers what a contact that went through the database led to.
+    pub(crate) fn note(&self, instance: InstanceId, applied: &Applied, now: Timestamp) {
+        let mut beats = self.lock();
+        let before = beats.get(&instance).and_then(|beat| beat.times.observed_at);
+        let observed_at = if applied.confirmed { Some(now) } else { before };
+        let times = ContactTimes { last_contact_at: now, observed_at };
+        beats.insert(instance, Beat { applied: *applied, times, unwritten: true });
+    }
+
+    /// Drops what is known of an instance: its identity starts anew.
+    pub(crate) fn forget(&self, instance: InstanceId) {
+        self.lock().remove(&instance);
+    }
+
+    /// The newest times, if newer ones than the database's are known.
+    pub(crate) fn times(&self, instance: InstanceId) -> Option<ContactTimes> {
+        self.lock().get(&instance).map(|beat| beat.times)
+    }
+
+    pub(crate) fn list_unwritten(&self) -> Vec<(InstanceId, ContactTimes)> {
+        let beats = self.lock();
+        beats.iter().filter(|(_, beat)| beat.unwritten).map(|(id, beat)| (*id, beat.times)).collect()
+    }
+
+    /// Marks what was written, unless it moved on meanwhile.
+    pub(crate) fn mark_written(&self, written: &[(InstanceId, ContactTimes)]) {
+        let mut beats = self.lock();
+        for (instance, times) in written {
+            if let Some(beat) = beats.get_mut(instance) {
+                beat.unwritten = beat.times != *times;
+            }
+        }
+    }
+}

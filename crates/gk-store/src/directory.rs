@@ -1,0 +1,64 @@
+//! The data directory: made private, and owned by one process at a time.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::StoreError;
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Other accounts could change what is in it.
+    #[error("others may write to the data directory {}: run chmod go-w on it", .0.display())]
+    WritableByOthers(PathBuf),
+    /// Another process owns it.
+    #[error("another server is using the data directory {}: stop it, or choose another one with --data", .0.display())]
+    Locked(PathBuf),
+    /// The database in it cannot be used.
+    #[error("cannot use the database in {}", path.display())]
+    Database {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// The writer's thread could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Held for as long as the store is open; the kernel lets go of it when the process ends, however it ends.
+pub(crate) struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    pub(crate) fn acquire(directory: &Path) -> Result<DirectoryLock, OpenError> {
+        let about = |source| OpenError::Directory { path: directory.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(about)?;
+        if fs::metadata(directory).map_err(about)?.mode() & 0o022 != 0 {
+            return Err(OpenError::WritableByOthers(directory.to_owned()));
+        }
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join("gatekeeper.lock"))
+            .map_err(about)?;
+        match file.try_lock() {
+            Ok(()) => Ok(DirectoryLock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(OpenError::Locked(directory.to_owned())),
+            Err(TryLockError::Error(source)) => Err(about(source)),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What can go wrong in the store: refusals, which are answers, and failures, which are not.
+
+use gk_model::contact::Session;
+use gk_model::id::{InstanceRef, ReservationId};
+use gk_model::instance::InstanceLink;
+use gk_model::listener::Listener;
+use gk_model::port::{Port, Protocol};
+use gk_model::reservation::Reservation;
+use gk_model::text::{InstanceName, PoolName};
+
+/// Why an operation did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rules say no. Nothing was written.
+    #[error(transparent)]
+    Refused(Box<Refusal>),
+    /// The store could not do it.
+    #[error(transparent)]
+    Failed(#[from] StoreError),
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        Error::Refused(Box::new(refusal))
+    }
+}
+
+/// The rules say no, and why. The sentences are complete: they name the thing and the reason.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No joined instance of that name, or no instance of that id.
+    #[error("there is no instance {0}")]
+    NoSuchInstance(InstanceRef),
+    /// The instance has left.
+    #[error("instance {} has left", .0.name)]
+    InstanceLeft(InstanceLink),
+    /// No reservation of that id.
+    #[error("there is no reservation {0}")]
+    NoSuchReservation(ReservationId),
+    /// No pool of that name.
+    #[error("there is no pool {0}")]
+    NoSuchPool(PoolName),
+    /// Somebody holds the port.
+    #[error("{port}/{protocol} on {} is reserved", holder.instance.name)]
+    PortReserved {
+        /// The port asked for.
+        port: Port,
+        /// Its protocol.
+        protocol: Protocol,
+        /// The reservation that holds it.
+        holder: Box<Reservation>,
+        /// Who listens there now.
+        listeners: Vec<Listener>,
+        /// Ports that are free instead.
+        alternatives: Vec<Port>,
+    },
+    /// Somebody listens on the port without a reservation.
+    #[error("{port}/{protocol} on {} is in use by {}", instance.name, describe(listeners))]
+    PortInUse {
+        /// The port asked for.
+        port: Port,
+        /// Its protocol.
+        protocol: Protocol,
+        /// The instance.
+        instance: InstanceLink,
+        /// Who listens there.
+        listeners: Vec<Listener>,
+        /// Ports that are free instead.
+        alternatives: Vec<Port>,
+    },
+    /// Adopting needs one owner.
+    #[error("{port}/{protocol} is listened on by several owners: {}", owners.join("; "))]
+    SeveralOwners {
+        /// The port asked for.
+        port: Port,
+        /// Its protocol.
+        protocol: Protocol,
+        /// The owner groups, in words.
+        owners: Vec<String>,
+    },
+    /// Adopting needs a listener.
+    #[error("nobody listens on {port}/{protocol} on {}, so there is nothing to adopt", instance.name)]
+    NothingToAdopt {
+        /// The port asked for.
+        port: Port,
+        /// Its protocol.
+        protocol: Protocol,
+        /// The instance.
+        instance: InstanceLink,
+    },
+    /// Every port of the pool is reserved, listened on, in quarantine, or busy.
+    #[error("pool {pool} has no free {protocol} port left on {}", instance.name)]
+    PoolExhausted {
+        /// The pool.
+        pool: PoolName,
+        /// The protocol.
+        protocol: Protocol,
+        /// The instance.
+        instance: InstanceLink,
+    },
+    /// The reservation was released before.
+    #[error("the reservation of {}/{} on {} was released before", .0.ports(), .0.protocol, .0.instance.name)]
+    AlreadyReleased(Box<Reservation>),
+    /// The reservation is somebody else's.
+    #[error("{}/{} on {} is reserved by {}, not by you", .0.ports(), .0.protocol, .0.instance.name, .0.holder)]
+    NotTheHolder(Box<Reservation>),
+    /// Another joined instance has that name.
+    #[error("another instance is already named {}", .0)]
+    NameTaken(InstanceName),
+    /// The same network stack has joined before.
+    #[error("this machine has already joined as {}", .0.name)]
+    AlreadyJoined(InstanceLink),
+    /// The instance still holds reservations.
+    #[error("{} still holds {count} reservation(s)", instance.name)]
+    ReservationsLive {
+        /// The instance.
+        instance: InstanceLink,
+        /// How many.
+        count: u64,
+    },
+    /// The session presented is not the last one.
+    #[error(
+        "this identity is used elsewhere: session {} was presented, and session {} is the last one issued",
+        presented.0, current.0
+    )]
+    IdentitySuperseded {
+        /// The session the caller knows.
+        presented: Session,
+        /// The session the server issued last.
+        current: Session,
+    },
+    /// A new session begins with a full report.
+    #[error("a new session begins with a full report, not with a {0}")]
+    OpensWithoutReport(&'static str),
+    /// The row has changed since the caller read it.
+    #[error("this was changed meanwhile: it has version {current}")]
+    VersionMismatch {
+        /// The version it has now.
+        current: u64,
+    },
+    /// The cursor was not made by this list.
+    #[error("that cursor does not belong to this list")]
+    BadCursor,
+}
+
+fn describe(listeners: &[Listener]) -> String {
+    let words: Vec<String> = listeners.iter().map(Listener::describe).collect();
+    words.join(" and ")
+}
+
+/// The store could not do it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store is shutting down.
+    #[error("the store is closed")]
+    Closed,
+    /// More writes wait than the queue holds.
+    #[error("too many writes are waiting")]
+    QueueFull,
+    /// The disk is full. Nothing was written.
+    #[error("the disk that holds the database is full")]
+    DiskFull,
+    /// The commit failed in a way that leaves open whether it happened.
+    #[error("it is unknown whether the change was stored: {0}")]
+    Unknown(String),
+    /// The database refused a statement. Nothing was written.
+    #[error("the database failed: {0}")]
+    Database(String),
+    /// The database holds what it cannot hold.
+    #[error("the database is damaged: {0}")]
+    Corrupt(String),
+    /// The file is something else.
+    #[error("this is not a Gatekeeper database: {0}")]
+    NotOurs(String),
+    /// A newer Gatekeeper wrote the database.
+    #[error(
+        "the database has schema version {found}, and this Gatekeeper knows versions up to {known}: use the newer one"
+    )]
+    Newer {
+        /// The version found.
+        found: u64,
+        /// The newest version known here.
+        known: u64,
+    },
+    /// A closure panicked. Nothing of it was written.
+    #[error("a fault in the server: {0}")]
+    Panicked(String),
+}

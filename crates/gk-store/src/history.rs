@@ -1,0 +1,134 @@
+//! Intervals: who held or listened on which port, from when to when.
+
+use gk_model::history::{Interval, IntervalKind};
+use gk_model::id::{InstanceId, InstanceRef};
+use gk_model::instance::InstanceLink;
+use gk_model::listener::Listener;
+use gk_model::port::{PortRange, Protocol};
+use gk_model::query::{HistoryQuery, Page};
+use gk_model::reservation::Reservation;
+use gk_model::time::Timestamp;
+
+use crate::error::{Error, StoreError};
+use crate::page;
+use crate::tx::{Reader, Tx};
+use crate::value::{Json, Row, values};
+
+/// An interval at its beginning.
+#[derive(Clone, Copy)]
+pub(crate) struct NewInterval<'a> {
+    /// The event that begins it.
+    pub(crate) seq: u64,
+    pub(crate) kind: IntervalKind,
+    pub(crate) instance: InstanceId,
+    pub(crate) protocol: Protocol,
+    pub(crate) ports: PortRange,
+    pub(crate) began_at: Timestamp,
+    pub(crate) reservation: Option<&'a Reservation>,
+    pub(crate) listener: Option<&'a Listener>,
+}
+
+impl Tx<'_> {
+    pub(crate) fn begin_interval(&mut self, interval: NewInterval<'_>) -> Result<(), StoreError> {
+        let held = interval.reservation;
+        self.later(
+            "insert into interval (seq, kind, instance, protocol, first_port, last_port, began_at, service, name, \
+             holder, reservation, listener) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            values![
+                interval.seq,
+                interval.kind,
+                interval.instance,
+                interval.protocol,
+                interval.ports.first(),
+                interval.ports.last(),
+                interval.began_at,
+                held.and_then(|held| held.service.as_ref()),
+                held.and_then(|held| held.name.as_ref()),
+                held.map(|held| &held.holder),
+                held.map(|held| held.id),
+                interval.listener.map(Json),
+            ],
+        )
+    }
+
+    pub(crate) fn end_interval(&mut self, seq: u64, ended_at: Timestamp) -> Result<(), StoreError> {
+        self.later(
+            "update interval set ended_at = $2 where seq = $1 and ended_at is null",
+            values![seq, ended_at],
+        )
+    }
+}
+
+impl Reader<'_> {
+    /// The id of an instance that was named; nothing when none was.
+    pub(crate) fn resolve(&mut self, instance: Option<&InstanceRef>) -> Result<Option<InstanceId>, Error> {
+        match instance {
+            None => Ok(None),
+            Some(InstanceRef::Id(id)) => Ok(Some(*id)),
+            // The time matters for presence only, which is not asked for.
+            Some(named) => Ok(Some(self.get_instance(named, Timestamp::from_micros(0))?.id)),
+        }
+    }
+
+    /// Intervals, the one that began last first.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::BadCursor`].
+    pub fn list_history(&mut self, query: &HistoryQuery) -> Result<Page<Interval>, Error> {
+        let instance = self.resolve(query.instance.as_ref())?;
+        let ports = query.port.unwrap_or(PortRange::ALL);
+        let (began_at, seq) = match &query.cursor {
+            Some(cursor) => {
+                let [began_at, seq] = page::parts(cursor)?;
+                (page::part(began_at)?, page::part(seq)?)
+            }
+            None => (i64::MAX, i64::MAX),
+        };
+        let rows = self.query(
+            "select i.seq, i.kind, i.instance, n.name, i.protocol, i.first_port, i.last_port, i.began_at, i.ended_at, \
+             i.service, i.name, i.holder, i.reservation, i.listener \
+             from interval i join instance n on n.id = i.instance \
+             where (i.began_at, i.seq) < ($1, $2) \
+             and (cast($3 as text) is null or i.instance = $3) and i.first_port <= $5 and i.last_port >= $4 \
+             and (cast($6 as text) is null or i.protocol = $6) and (cast($7 as text) is null or i.kind = $7) \
+             and (cast($8 as bigint) is null or i.ended_at is null or i.ended_at > $8) \
+             and (cast($9 as bigint) is null or i.began_at < $9) \
+             and (cast($10 as bigint) is null or (i.began_at <= $10 and (i.ended_at is null or i.ended_at > $10))) \
+             order by i.began_at desc, i.seq desc limit $11",
+            values![
+                began_at,
+                seq,
+                instance,
+                ports.first(),
+                ports.last(),
+                query.protocol,
+                query.kind,
+                query.since,
+                query.until,
+                query.at,
+                query.limit() + 1,
+            ],
+        )?;
+        page::page(rows, query.limit(), read_interval, |last| {
+            page::cursor(&[&last.began_at.as_micros(), &last.seq])
+        })
+    }
+}
+
+fn read_interval(mut row: Row) -> Result<Interval, StoreError> {
+    Ok(Interval {
+        seq: row.take()?,
+        kind: row.take()?,
+        instance: InstanceLink { id: row.take()?, name: row.take()? },
+        protocol: row.take()?,
+        first_port: row.take()?,
+        last_port: row.take()?,
+        began_at: row.take()?,
+        ended_at: row.take()?,
+        service: row.take()?,
+        name: row.take()?,
+        holder: row.take()?,
+        reservation: row.take()?,
+        listener: row.take::<Option<Json<Listener>>>()?.map(|Json(listener)| listener),
+    })
+}

@@ -1,0 +1,291 @@
+//! Listeners: applying what an agent saw to what is stored, as events and intervals.
+//!
+//! This is the only code that opens and closes listeners, and it knows nothing of reservations (rule 1 of the domain).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gk_model::contact::{Closed, Part};
+use gk_model::history::{EventKind, IntervalKind};
+use gk_model::id::InstanceId;
+use gk_model::listener::{Digest, Listener, ListenerKey};
+use gk_model::port::{PortRange, Protocol};
+use gk_model::text::{Observed, Subject};
+use gk_model::time::Timestamp;
+
+use crate::error::{Error, StoreError};
+use crate::history::NewInterval;
+use crate::tx::{NewEvent, Reader, Tx};
+use crate::value::{Json, Row, values};
+
+/// Whose contact is applied, and how its clock relates to ours.
+pub(crate) struct Observation {
+    pub(crate) instance: InstanceId,
+    pub(crate) received_at: Timestamp,
+    pub(crate) sent_at: Timestamp,
+}
+
+impl Observation {
+    /// A time of the agent's clock by ours, never in the future.
+    fn correct(&self, at: Timestamp) -> Timestamp {
+        let offset = self.received_at.as_micros().saturating_sub(self.sent_at.as_micros());
+        Timestamp::from_micros(at.as_micros().saturating_add(offset)).min(self.received_at)
+    }
+}
+
+/// A listener as stored, with the number of the event that began its interval.
+struct Stored {
+    listener: Listener,
+    began_seq: u64,
+}
+
+const KEY_COLUMNS: &str = "instance = $1 and netns = $2 and protocol = $3 and port = $4 and address = $5 \
+                           and interface = $6 and v6only = $7";
+
+fn interface(key: &ListenerKey) -> &str {
+    key.interface.as_ref().map_or("", Observed::as_str)
+}
+
+fn read_stored(mut row: Row) -> Result<Stored, StoreError> {
+    let Json(listener) = row.take()?;
+    Ok(Stored { listener, began_seq: row.take()? })
+}
+
+impl Reader<'_> {
+    fn list_stored(&mut self, instance: InstanceId) -> Result<BTreeMap<ListenerKey, Stored>, StoreError> {
+        let rows =
+            self.query("select body, began_seq from listener where instance = $1", values![instance])?;
+        let stored = rows.into_iter().map(read_stored);
+        stored.map(|stored| stored.map(|stored| (stored.listener.key.clone(), stored))).collect()
+    }
+
+    fn find_stored(&mut self, instance: InstanceId, key: &ListenerKey) -> Result<Option<Stored>, StoreError> {
+        let row = self.query_one(
+            &format!("select body, began_seq from listener where {KEY_COLUMNS}"),
+            values![
+                instance,
+                key.netns,
+                key.protocol,
+                key.port,
+                key.address.to_string(),
+                interface(key),
+                key.v6only,
+            ],
+        )?;
+        row.map(read_stored).transpose()
+    }
+
+    /// Every listener of an instance, or those in a range of ports, by protocol and port.
+    pub(crate) fn list_listeners(
+        &mut self,
+        instance: InstanceId,
+        range: Option<PortRange>,
+        protocol: Option<Protocol>,
+    ) -> Result<Vec<Listener>, StoreError> {
+        let range = range.unwrap_or(PortRange::ALL);
+        let rows = self.query(
+            "select body from listener where instance = $1 and port between $2 and $3 \
+             and (cast($4 as text) is null or protocol = $4) \
+             order by protocol, port, netns, address, interface, v6only",
+            values![instance, range.first(), range.last(), protocol],
+        )?;
+        rows.into_iter().map(|mut row| row.take().map(|Json(listener)| listener)).collect()
+    }
+
+    fn get_subject(&mut self, instance: InstanceId) -> Result<Subject, StoreError> {
+        let row = self.query_one("select subject from instance where id = $1", values![instance])?;
+        row.ok_or_else(|| StoreError::Corrupt(format!("instance {instance} is gone")))?.take()
+    }
+}
+
+impl Tx<'_> {
+    /// What changed since the last contact. Answers the digest of the set after it.
+    pub(crate) fn apply_delta(
+        &mut self,
+        observation: &Observation,
+        mut digest: Digest,
+        seen: &[Listener],
+        closed: &[Closed],
+    ) -> Result<Digest, Error> {
+        for closed in closed {
+            if let Some(stored) = self.find_stored(observation.instance, &closed.key)? {
+                digest.remove(&stored.listener);
+                self.close(observation, &stored, observation.correct(closed.at))?;
+            }
+        }
+        for listener in seen {
+            let stored = self.find_stored(observation.instance, &listener.key)?;
+            if let Some(stored) = &stored {
+                digest.remove(&stored.listener);
+            }
+            digest.add(listener);
+            self.see(observation, stored.as_ref(), listener)?;
+        }
+        Ok(digest)
+    }
+
+    /// Everything in the covered parts. What is missing there is closed; what is missing elsewhere is left alone.
+    pub(crate) fn apply_report(
+        &mut self,
+        observation: &Observation,
+        covered: &[Part],
+        seen: &[Listener],
+        closed: &[Closed],
+    ) -> Result<Digest, Error> {
+        let mut stored = self.list_stored(observation.instance)?;
+        let closed_at: BTreeMap<&ListenerKey, Timestamp> =
+            closed.iter().map(|closed| (&closed.key, closed.at)).collect();
+        let present: BTreeSet<&ListenerKey> = seen.iter().map(|listener| &listener.key).collect();
+        let gone: Vec<ListenerKey> = stored
+            .keys()
+            .filter(|key| {
+                !present.contains(key) && (covered.contains(&key.part()) || closed_at.contains_key(key))
+            })
+            .cloned()
+            .collect();
+        for key in gone {
+            let at = closed_at.get(&key).map_or(observation.received_at, |at| observation.correct(*at));
+            if let Some(stored) = stored.remove(&key) {
+                self.close(observation, &stored, at)?;
+            }
+        }
+        for listener in seen {
+            self.see(observation, stored.get(&listener.key), listener)?;
+        }
+        Ok(Digest::of(seen))
+    }
+
+    fn see(
+        &mut self,
+        observation: &Observation,
+        stored: Option<&Stored>,
+        seen: &Listener,
+    ) -> Result<(), Error> {
+        let received_at = observation.received_at;
+        let first_seen_at = observation.correct(seen.first_seen_at);
+        match stored {
+            Some(stored) if stored.listener.same_but_times(seen) => Ok(()),
+            Some(stored) => {
+                let changed_at = observation.correct(seen.last_seen_at).max(stored.listener.first_seen_at);
+                let first_seen_at = stored.listener.first_seen_at;
+                let now = Listener { first_seen_at, last_seen_at: received_at, ..seen.clone() };
+                let message = format!(
+                    "{} changed hands: {} before, {} now",
+                    place(&now.key),
+                    stored.listener.describe(),
+                    now.describe()
+                );
+                self.end_interval(stored.began_seq, changed_at)?;
+                self.begin_listened(observation, EventKind::OwnerChanged, &now, changed_at, message)
+            }
+            None => {
+                let now = Listener { first_seen_at, last_seen_at: received_at, ..seen.clone() };
+                let message = format!("{} opened by {}", place(&now.key), now.describe());
+                self.begin_listened(observation, EventKind::Opened, &now, first_seen_at, message)
+            }
+        }
+    }
+
+    fn begin_listened(
+        &mut self,
+        observation: &Observation,
+        kind: EventKind,
+        listener: &Listener,
+        at: Timestamp,
+        message: String,
+    ) -> Result<(), Error> {
+        let seq = self.record_listener(observation, kind, listener, at, message)?;
+        self.begin_interval(NewInterval {
+            seq,
+            kind: IntervalKind::Listened,
+            instance: observation.instance,
+            protocol: listener.key.protocol,
+            ports: listener.key.port.into(),
+            began_at: at,
+            reservation: None,
+            listener: Some(listener),
+        })?;
+        self.save_listener(observation.instance, listener, seq)?;
+        self.maps.forget(observation.instance);
+        Ok(())
+    }
+
+    fn save_listener(
+        &mut self,
+        instance: InstanceId,
+        listener: &Listener,
+        seq: u64,
+    ) -> Result<(), StoreError> {
+        let key = &listener.key;
+        self.later(
+            "insert into listener (instance, netns, protocol, port, address, interface, v6only, first_seen_at, \
+             began_seq, body) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+             on conflict (instance, netns, protocol, port, address, interface, v6only) do update set \
+             first_seen_at = excluded.first_seen_at, began_seq = excluded.began_seq, body = excluded.body",
+            values![
+                instance,
+                key.netns,
+                key.protocol,
+                key.port,
+                key.address.to_string(),
+                interface(key),
+                key.v6only,
+                listener.first_seen_at,
+                seq,
+                Json(listener),
+            ],
+        )
+    }
+
+    fn close(&mut self, observation: &Observation, stored: &Stored, at: Timestamp) -> Result<(), Error> {
+        let listener = &stored.listener;
+        let (key, at) = (&listener.key, at.max(listener.first_seen_at));
+        let message = format!("{} closed by {}", place(key), listener.describe());
+        self.record_listener(observation, EventKind::Closed, listener, at, message)?;
+        self.end_interval(stored.began_seq, at)?;
+        self.later(
+            &format!("delete from listener where {KEY_COLUMNS}"),
+            values![
+                observation.instance,
+                key.netns,
+                key.protocol,
+                key.port,
+                key.address.to_string(),
+                interface(key),
+                key.v6only,
+            ],
+        )?;
+        self.maps.forget(observation.instance);
+        Ok(())
+    }
+
+    fn record_listener(
+        &mut self,
+        observation: &Observation,
+        kind: EventKind,
+        listener: &Listener,
+        at: Timestamp,
+        message: String,
+    ) -> Result<u64, StoreError> {
+        let actor = self.get_subject(observation.instance)?;
+        self.record(NewEvent {
+            at,
+            recorded_at: observation.received_at,
+            kind,
+            instance: observation.instance,
+            ports: Some((listener.key.protocol, listener.key.port.into())),
+            actor: &actor,
+            reservation: None,
+            listener: Some(listener),
+            message,
+        })
+    }
+}
+
+/// `0.0.0.0:8080/tcp`, `[::1]:53/udp`.
+fn place(key: &ListenerKey) -> String {
+    let address = match key.address {
+        std::net::IpAddr::V4(address) => address.to_string(),
+        std::net::IpAddr::V6(address) => format!("[{address}]"),
+    };
+    format!("{address}:{}/{}", key.port, key.protocol)
+}

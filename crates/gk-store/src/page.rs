@@ -1,0 +1,52 @@
+//! Keyset paging: a cursor holds the sort key of the last item, so the last page costs what the first one does.
+
+use gk_model::query::Page;
+
+use crate::error::{Error, Refusal, StoreError};
+
+/// Separates the parts of a cursor; no part contains it.
+const SEPARATOR: char = '~';
+
+/// A cursor from the parts of a sort key.
+pub(crate) fn cursor(parts: &[&dyn std::fmt::Display]) -> String {
+    let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
+    parts.join(&SEPARATOR.to_string())
+}
+
+/// The parts of a cursor that this list made.
+pub(crate) fn parts<const N: usize>(cursor: &str) -> Result<[&str; N], Refusal> {
+    let parts: Vec<&str> = cursor.split(SEPARATOR).collect();
+    parts.try_into().map_err(|_| Refusal::BadCursor)
+}
+
+/// One part, as what it was.
+pub(crate) fn part<T: std::str::FromStr>(text: &str) -> Result<T, Refusal> {
+    text.parse().map_err(|_| Refusal::BadCursor)
+}
+
+/// Reads `limit + 1` rows into items, and keeps the last one back as the sign that there is more.
+pub(crate) fn page<R, T>(
+    rows: Vec<R>,
+    limit: u32,
+    mut read: impl FnMut(R) -> Result<T, StoreError>,
+    cursor_of: impl Fn(&T) -> String,
+) -> Result<Page<T>, Error> {
+    let limit = limit as usize;
+    let more = rows.len() > limit;
+    let items = rows.into_iter().take(limit).map(&mut read).collect::<Result<Vec<T>, StoreError>>()?;
+    let next = if more { items.last().map(cursor_of) } else { None };
+    Ok(Page { items, next })
+}
+
+/// A `like` pattern (escape character `~`) for texts that contain this one, to be compared in lower case.
+pub(crate) fn contains(text: &str) -> String {
+    let mut pattern = String::from("%");
+    for character in text.to_lowercase().chars() {
+        if matches!(character, '%' | '_' | '~') {
+            pattern.push('~');
+        }
+        pattern.push(character);
+    }
+    pattern.push('%');
+    pattern
+}

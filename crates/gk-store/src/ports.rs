@@ -1,0 +1,155 @@
+//! Port states: the join of intent and fact, computed when asked.
+
+use std::collections::BTreeMap;
+
+use gk_model::id::InstanceRef;
+use gk_model::instance::Instance;
+use gk_model::listener::Listener;
+use gk_model::port::{Port, Protocol};
+use gk_model::port_state::{PortState, State};
+use gk_model::query::{InstanceQuery, Page, PortQuery};
+use gk_model::reservation::Reservation;
+use gk_model::text::Observed;
+use gk_model::time::Timestamp;
+
+use crate::error::Error;
+use crate::instances::{link, name_key};
+use crate::page;
+use crate::tx::Reader;
+
+/// The widest range whose free ports are answered one by one.
+const WIDEST_WITH_FREE: u16 = 256;
+
+impl Reader<'_> {
+    /// Port states of one instance, or of every joined one, by instance name, protocol and port.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::BadCursor`].
+    pub fn list_ports(
+        &mut self,
+        instance: Option<&InstanceRef>,
+        query: &PortQuery,
+        now: Timestamp,
+    ) -> Result<Page<PortState>, Error> {
+        let after = query.cursor.as_deref().map(read_cursor).transpose()?;
+        let mut found = Vec::new();
+        let mut instances = match instance {
+            Some(instance) => Page { items: vec![self.get_instance(instance, now)?], next: None },
+            None => self.list_instances(&beginning_with(after.as_ref()), now)?,
+        };
+        loop {
+            for instance in &instances.items {
+                let name = name_key(&instance.name);
+                let after = after.as_ref().filter(|after| after.name == name).map(|after| after.port);
+                let states = self.list_port_states(instance, query)?;
+                found.extend(states.into_iter().filter(|state| Some((state.protocol, state.port)) > after));
+                if found.len() > query.limit() as usize {
+                    return page::page(found, query.limit(), Ok, cursor_of);
+                }
+            }
+            match instances.next {
+                None => return page::page(found, query.limit(), Ok, cursor_of),
+                cursor => {
+                    instances = self.list_instances(&InstanceQuery { cursor, ..Default::default() }, now)?;
+                }
+            }
+        }
+    }
+
+    /// Every state of one instance that the filters let through.
+    fn list_port_states(&mut self, instance: &Instance, query: &PortQuery) -> Result<Vec<PortState>, Error> {
+        let mut ports: BTreeMap<(Protocol, Port), (Option<Reservation>, Vec<Listener>)> = BTreeMap::new();
+        if let Some(range) = query.port.filter(|range| range.count() <= WIDEST_WITH_FREE) {
+            let every =
+                Protocol::ALL.iter().flat_map(|protocol| range.ports().map(move |port| (*protocol, port)));
+            ports.extend(every.map(|key| (key, Default::default())));
+        }
+        for listener in self.list_listeners(instance.id, query.port, query.protocol)? {
+            let key = (listener.key.protocol, listener.key.port);
+            ports.entry(key).or_default().1.push(listener);
+        }
+        for reservation in self.list_live_of(instance.id)? {
+            let wanted = |port: &Port| query.port.is_none_or(|range| range.contains(*port));
+            for port in reservation.ports().ports().filter(wanted) {
+                ports.entry((reservation.protocol, port)).or_default().0 = Some(reservation.clone());
+            }
+        }
+        let states = ports.into_iter().map(|((protocol, port), (reservation, listeners))| PortState {
+            instance: link(instance),
+            protocol,
+            port,
+            state: State::of(reservation.is_some(), &listeners),
+            reservation,
+            listeners,
+            observed_at: instance.observed_at,
+            presence: instance.presence,
+        });
+        Ok(states.filter(|state| lets_through(query, state)).collect())
+    }
+}
+
+/// The last state of the page before.
+struct After {
+    /// The instance's name as it is sorted.
+    name: String,
+    port: (Protocol, Port),
+}
+
+fn cursor_of(last: &PortState) -> String {
+    page::cursor(&[&name_key(&last.instance.name), &last.protocol, &last.port])
+}
+
+fn read_cursor(cursor: &str) -> Result<After, Error> {
+    let [name, protocol, port] = page::parts(cursor)?;
+    Ok(After { name: name.to_owned(), port: (page::part(protocol)?, page::part(port)?) })
+}
+
+/// Asks for the instances from the one that the page before ended in: no id sorts below the nil id.
+fn beginning_with(after: Option<&After>) -> InstanceQuery {
+    let cursor = after.map(|after| page::cursor(&[&after.name, &uuid::Uuid::nil()]));
+    InstanceQuery { cursor, ..Default::default() }
+}
+
+fn lets_through(query: &PortQuery, state: &PortState) -> bool {
+    let has =
+        |text: &Option<Observed>, part: &str| text.as_ref().is_some_and(|text| contains(text.as_str(), part));
+    let held = state.reservation.as_ref();
+    let any = |test: &dyn Fn(&Listener) -> bool| state.listeners.iter().any(test);
+    let process = |part: &str| {
+        any(&|listener| {
+            listener.owners.iter().any(|owner| contains(owner.name.as_str(), part) || has(&owner.exe, part))
+        })
+    };
+    let container = |part: &str| {
+        any(&|listener| {
+            listener.container.as_ref().is_some_and(|container| {
+                container.id.as_str().starts_with(part)
+                    || container.name.as_ref().is_some_and(|name| name.as_str() == part)
+            })
+        })
+    };
+    let unit = |part: &str| any(&|listener| has(&listener.unit, part));
+    let anywhere = |part: &str| {
+        let service =
+            held.and_then(|held| held.service.as_ref()).is_some_and(|text| contains(text.as_str(), part));
+        let note = held.and_then(|held| held.note.as_ref()).is_some_and(|text| contains(text.as_str(), part));
+        service || note || process(part) || unit(part) || container(part)
+    };
+    let asked_for_free = query.port.is_some() || query.state == Some(State::Free);
+    (state.state != State::Free || !state.listeners.is_empty() || asked_for_free)
+        && query.protocol.is_none_or(|protocol| protocol == state.protocol)
+        && query.state.is_none_or(|wanted| wanted == state.state)
+        && query
+            .service
+            .as_ref()
+            .is_none_or(|service| held.is_some_and(|held| held.service.as_ref() == Some(service)))
+        && query.holder.as_ref().is_none_or(|holder| held.is_some_and(|held| held.holder == *holder))
+        && query.process.as_deref().is_none_or(process)
+        && query.unit.as_deref().is_none_or(unit)
+        && query.container.as_deref().is_none_or(container)
+        && query.q.as_deref().is_none_or(anywhere)
+}
+
+fn contains(text: &str, part: &str) -> bool {
+    text.to_lowercase().contains(&part.to_lowercase())
+}

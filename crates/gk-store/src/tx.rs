@@ -1,0 +1,139 @@
+//! Transactions: [`Reader`] sees, [`Tx`] sees and changes.
+
+use std::ops::{Deref, DerefMut};
+
+use gk_model::history::EventKind;
+use gk_model::id::{InstanceId, ReservationId};
+use gk_model::listener::Listener;
+use gk_model::port::{PortRange, Protocol};
+use gk_model::text::Subject;
+use gk_model::time::Timestamp;
+
+use crate::Shared;
+use crate::driver::Connection;
+use crate::error::StoreError;
+use crate::port_map::PortMaps;
+use crate::value::{Json, Row, Value, values};
+
+/// A consistent view of the database.
+pub struct Reader<'a> {
+    connection: &'a mut Connection,
+    pub(crate) shared: &'a Shared,
+    failed: Option<StoreError>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(connection: &'a mut Connection, shared: &'a Shared) -> Reader<'a> {
+        Reader { connection, shared, failed: None }
+    }
+
+    /// Asks, and waits for the rows.
+    ///
+    /// After a failed statement every later one of the same closure fails too: one database aborts the transaction
+    /// there, so both must.
+    pub(crate) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+        self.check()?;
+        self.connection.query(sql, values).inspect_err(|error| self.failed = Some(error.clone()))
+    }
+
+    /// The first row, if there is one.
+    pub(crate) fn query_one(&mut self, sql: &str, values: &[Value]) -> Result<Option<Row>, StoreError> {
+        Ok(self.query(sql, values)?.into_iter().next())
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A change under way: one closure's part of a batch.
+pub struct Tx<'a> {
+    reader: Reader<'a>,
+    pub(crate) maps: &'a mut PortMaps,
+    next_seq: &'a mut u64,
+    wrote: bool,
+}
+
+/// Something that happened, before it has a number.
+pub(crate) struct NewEvent<'a> {
+    pub(crate) at: Timestamp,
+    pub(crate) recorded_at: Timestamp,
+    pub(crate) kind: EventKind,
+    pub(crate) instance: InstanceId,
+    pub(crate) ports: Option<(Protocol, PortRange)>,
+    pub(crate) actor: &'a Subject,
+    pub(crate) reservation: Option<ReservationId>,
+    pub(crate) listener: Option<&'a Listener>,
+    pub(crate) message: String,
+}
+
+impl<'a> Tx<'a> {
+    pub(crate) fn new(
+        connection: &'a mut Connection,
+        shared: &'a Shared,
+        maps: &'a mut PortMaps,
+        next_seq: &'a mut u64,
+    ) -> Tx<'a> {
+        Tx { reader: Reader::new(connection, shared), maps, next_seq, wrote: false }
+    }
+
+    /// Says something whose result nobody waits for.
+    pub(crate) fn later(&mut self, sql: &str, values: &[Value]) -> Result<(), StoreError> {
+        self.reader.check()?;
+        self.wrote = true;
+        let said = self.reader.connection.later(sql, values);
+        said.inspect_err(|error| self.reader.failed = Some(error.clone()))
+    }
+
+    /// Writes an event down and answers its number: consecutive, because the writer holds the counter's row.
+    pub(crate) fn record(&mut self, event: NewEvent<'_>) -> Result<u64, StoreError> {
+        let seq = *self.next_seq;
+        *self.next_seq += 1;
+        let (protocol, range) = event.ports.unzip();
+        self.later(
+            "insert into event (seq, at, recorded_at, kind, instance, protocol, first_port, last_port, actor, \
+             reservation, listener, message) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            values![
+                seq,
+                event.at.min(event.recorded_at),
+                event.recorded_at,
+                event.kind,
+                event.instance,
+                protocol,
+                range.map(PortRange::first),
+                range.map(PortRange::last),
+                event.actor,
+                event.reservation,
+                event.listener.map(Json),
+                event.message,
+            ],
+        )?;
+        Ok(seq)
+    }
+
+    /// Whether anything was written, or a statement failed: what a refusal must not have done.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.wrote || self.reader.failed.is_some()
+    }
+
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.reader.failed.clone()
+    }
+}
+
+impl<'a> Deref for Tx<'a> {
+    type Target = Reader<'a>;
+
+    fn deref(&self) -> &Reader<'a> {
+        &self.reader
+    }
+}
+
+impl DerefMut for Tx<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.reader
+    }
+}

@@ -1,0 +1,286 @@
+//! The writer: one thread, one connection, whatever waits in one transaction.
+//!
+//! A batch is: begin; take the row of the event counter; every queued closure; the counter's new value; commit; then
+//! all answers. There is no timer: the next batch forms while this one commits, so under load one sync serves many and
+//! without load nobody waits. The counter's row is the lock: whoever updated it is the only writer of the whole
+//! cluster, so "look, then write" is free of races, and its value tells whether another server wrote meanwhile.
+//!
+//! Closures run without savepoints at first, because those cost more than the closures. When one fails after it has
+//! written, or panics, the batch is rolled back and replayed with a savepoint around each, so that only the guilty one
+//! is undone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use tokio::sync::oneshot;
+
+use crate::Shared;
+use crate::driver::{Access, Connection, Location};
+use crate::error::{Error, StoreError};
+use crate::port_map::PortMaps;
+use crate::tx::Tx;
+use crate::value::values;
+
+/// How many closures may wait; more are answered [`StoreError::QueueFull`].
+const QUEUE: usize = 8192;
+
+/// How many closures one transaction may carry.
+const MAX_BATCH: usize = 4096;
+
+/// What the writer has done since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriterCounters {
+    /// Transactions committed; each is one sync of the write-ahead log.
+    pub commits: u64,
+    /// Closures answered.
+    pub answers: u64,
+    /// Batches that were rolled back and replayed one closure at a time.
+    pub replays: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    commits: AtomicU64,
+    answers: AtomicU64,
+    replays: AtomicU64,
+}
+
+/// The queue's end that the rest of the process holds.
+pub(crate) struct Writer {
+    queue: RwLock<Option<SyncSender<Box<dyn Job>>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    counters: Arc<Counters>,
+}
+
+impl Writer {
+    pub(crate) fn start(
+        connection: Connection,
+        location: Location,
+        shared: Arc<Shared>,
+    ) -> std::io::Result<Writer> {
+        let (queue, jobs) = sync_channel(QUEUE);
+        let counters = Arc::new(Counters::default());
+        let worker = Worker {
+            location,
+            connection: Some(connection),
+            shared,
+            maps: PortMaps::default(),
+            last_seq: None,
+            counters: Arc::clone(&counters),
+        };
+        let thread =
+            std::thread::Builder::new().name("store-writer".into()).spawn(move || worker.run(&jobs))?;
+        Ok(Writer { queue: RwLock::new(Some(queue)), thread: Mutex::new(Some(thread)), counters })
+    }
+
+    pub(crate) async fn run<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        W: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        self.enqueue(Box::new(Typed { work, outcome: None, reply }))?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    fn enqueue(&self, job: Box<dyn Job>) -> Result<(), StoreError> {
+        match &*self.queue.read().unwrap_or_else(PoisonError::into_inner) {
+            None => Err(StoreError::Closed),
+            Some(queue) => queue.try_send(job).map_err(|refused| match refused {
+                TrySendError::Full(_) => StoreError::QueueFull,
+                TrySendError::Disconnected(_) => StoreError::Closed,
+            }),
+        }
+    }
+
+    pub(crate) fn counters(&self) -> WriterCounters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        WriterCounters {
+            commits: read(&self.counters.commits),
+            answers: read(&self.counters.answers),
+            replays: read(&self.counters.replays),
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's writer had panicked");
+        }
+    }
+}
+
+/// A queued closure, whatever its type.
+trait Job: Send {
+    /// Runs it and keeps the outcome; whether what it wrote may stay.
+    fn run(&mut self, tx: &mut Tx<'_>) -> Ran;
+    /// Sends the outcome, or `failure` when the batch came to nothing.
+    fn answer(self: Box<Self>, failure: Option<&StoreError>);
+}
+
+#[derive(PartialEq, Eq)]
+enum Ran {
+    Keep,
+    Undo,
+}
+
+struct Typed<T, W> {
+    work: W,
+    outcome: Option<Result<T, Error>>,
+    reply: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<T, W> Job for Typed<T, W>
+where
+    T: Send,
+    W: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send,
+{
+    fn run(&mut self, tx: &mut Tx<'_>) -> Ran {
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.work)(tx)));
+        let panicked = outcome.is_err();
+        let outcome = outcome.unwrap_or_else(|panic| Err(StoreError::Panicked(describe(&*panic)).into()));
+        // A closure that swallowed a failed statement must not commit the rest of what it did.
+        let outcome = match (outcome, tx.failure()) {
+            (Ok(_), Some(failure)) => Err(failure.into()),
+            (outcome, _) => outcome,
+        };
+        let undo = outcome.is_err() && (tx.is_dirty() || panicked);
+        self.outcome = Some(outcome);
+        if undo { Ran::Undo } else { Ran::Keep }
+    }
+
+    fn answer(self: Box<Self>, failure: Option<&StoreError>) {
+        let outcome = match failure {
+            Some(failure) => Err(failure.clone().into()),
+            None => self.outcome.unwrap_or_else(|| Err(StoreError::Closed.into())),
+        };
+        // Whoever asked may have gone away; what was committed stays committed.
+        let _gone = self.reply.send(outcome);
+    }
+}
+
+fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without words").to_owned()
+}
+
+/// The thread's own state.
+struct Worker {
+    location: Location,
+    connection: Option<Connection>,
+    shared: Arc<Shared>,
+    maps: PortMaps,
+    /// The event counter after our own last commit; `None` when it must not be trusted.
+    last_seq: Option<u64>,
+    counters: Arc<Counters>,
+}
+
+/// Why an attempt at a batch came to nothing.
+enum Failed {
+    /// A closure has to be undone: replay with savepoints.
+    Closure,
+    /// The database failed.
+    Database(StoreError),
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Failed {
+        Failed::Database(error)
+    }
+}
+
+impl Worker {
+    fn run(mut self, jobs: &Receiver<Box<dyn Job>>) {
+        while let Ok(first) = jobs.recv() {
+            let mut batch = vec![first];
+            batch.extend(jobs.try_iter().take(MAX_BATCH - 1));
+            let failure = self.commit(&mut batch).err();
+            if let Some(error) = &failure {
+                tracing::error!(error = %error, batch.size = batch.len(), "a batch was not committed");
+            }
+            self.counters.answers.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            for job in batch {
+                job.answer(failure.as_ref());
+            }
+        }
+    }
+
+    /// One batch: optimistic first, with savepoints when a closure has to be undone.
+    fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+        let mut end = self.attempt(batch, false);
+        if matches!(end, Err(Failed::Closure | Failed::Database(StoreError::Database(_)))) {
+            self.undo();
+            self.counters.replays.fetch_add(1, Ordering::Relaxed);
+            end = self.attempt(batch, true);
+        }
+        match end {
+            Ok(()) => {
+                self.maps.keep();
+                self.counters.commits.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(failed) => {
+                self.undo();
+                Err(match failed {
+                    Failed::Database(error) => error,
+                    Failed::Closure => StoreError::Database("a closure could not be undone".to_owned()),
+                })
+            }
+        }
+    }
+
+    /// Forgets everything a batch did. After a failure nothing cached about ports or numbers is trusted.
+    fn undo(&mut self) {
+        self.maps.clear();
+        self.last_seq = None;
+        if self.connection.as_mut().is_some_and(|connection| connection.rollback().is_err()) {
+            self.connection = None;
+        }
+    }
+
+    fn attempt(&mut self, batch: &mut [Box<dyn Job>], savepoints: bool) -> Result<(), Failed> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            missing => missing.insert(Connection::open(&self.location, Access::Write)?),
+        };
+        connection.begin(Access::Write)?;
+        let taken = connection.query("update event_seq set seq = seq where id = 0 returning seq", &[])?;
+        let counter =
+            taken.into_iter().next().ok_or_else(|| StoreError::Corrupt("no event counter".to_owned()))?;
+        let seq = { counter }.take::<u64>()?;
+        if self.last_seq != Some(seq) {
+            self.maps.clear();
+        }
+        let mut next_seq = seq + 1;
+        for job in batch {
+            if savepoints {
+                connection.later("savepoint closure", &[])?;
+            }
+            let before = next_seq;
+            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut next_seq);
+            if job.run(&mut tx) == Ran::Undo {
+                if !savepoints {
+                    return Err(Failed::Closure);
+                }
+                next_seq = before;
+                self.maps.clear();
+                connection.later("rollback to savepoint closure", &[])?;
+            }
+            if savepoints {
+                connection.later("release savepoint closure", &[])?;
+            }
+        }
+        if next_seq > seq + 1 {
+            connection.later("update event_seq set seq = $1 where id = 0", values![next_seq - 1])?;
+        }
+        connection.commit()?;
+        self.last_seq = Some(next_seq - 1);
+        Ok(())
+    }
+}

@@ -1,0 +1,3 @@
+//! The workspace's integration tests: one binary, real databases, real sockets, real processes.
+
+mod store;

@@ -1,0 +1,212 @@
+//! What agents tell: applied once, in order, from the right one, and never at a reservation's expense.
+
+use gk_model::access::Role;
+use gk_model::contact::{Contact, Family, Session};
+use gk_model::history::EventKind;
+use gk_model::listener::Listener;
+use gk_model::port::Protocol;
+use gk_model::port_state::State;
+use gk_model::query::PortQuery;
+use gk_model::time::Timestamp;
+use gk_store::Refusal;
+use uuid::Uuid;
+
+use super::world::{FakeAgent, World, actor, at, everything_covered, listener, refused};
+
+fn tcp(number: u16, pid: u32) -> Listener {
+    listener(Protocol::Tcp, "0.0.0.0", number, pid, at(0))
+}
+
+/// The ports the store shows as listened on, with the pid of the first owner.
+async fn shown(world: &World, agent: &FakeAgent) -> Vec<(u16, u32)> {
+    let id = agent.id;
+    let query = PortQuery { limit: Some(1000), ..Default::default() };
+    let page =
+        world.store.read(move |reader| reader.list_ports(Some(&id.into()), &query, at(0))).await.unwrap();
+    let listeners = page.items.iter().flat_map(|state| &state.listeners);
+    listeners.map(|listener| (listener.key.port.get(), listener.owners[0].pid)).collect()
+}
+
+async fn kinds(world: &World) -> Vec<EventKind> {
+    world.events().await.iter().map(|event| event.kind).collect()
+}
+
+#[tokio::test]
+async fn report_never_touches_reservations() {
+    let world = World::new();
+    let mut agent = world.join_with_agent("web-1", 1, &[tcp(8080, 1)]).await;
+    let ada = actor("ada", Role::User);
+    for number in [8000, 8001, 9000] {
+        world.reserve_port(&ada, agent.id, number).await.unwrap();
+    }
+    let before = world.live().await;
+    for round in 1..20 {
+        let seen: Vec<Listener> = if round % 2 == 0 { vec![] } else { vec![tcp(8000, 7), tcp(8080, 1)] };
+        let contact = agent.report(&seen, at(round));
+        world.contact(&agent, contact, at(round)).await.unwrap();
+        assert_eq!(world.live().await, before, "after report {round}");
+    }
+    assert!(!kinds(&world).await.contains(&EventKind::Released));
+}
+
+#[tokio::test]
+async fn replayed_contact_changes_nothing() {
+    let world = World::new();
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let opened = agent.delta(&[tcp(80, 1)], &[], &[tcp(80, 1)], at(1));
+    let closed = agent.delta(&[], &[(tcp(80, 1).key, at(2))], &[], at(2));
+    for contact in [&opened, &closed] {
+        let answer = world.contact(&agent, contact.clone(), at(3)).await.unwrap();
+        assert_eq!((answer.acknowledged, answer.want_report), (contact.sequence, false));
+    }
+    let (before, events) = (shown(&world, &agent).await, world.events().await);
+    for contact in [&opened, &closed, &opened] {
+        let answer = world.contact(&agent, contact.clone(), at(4)).await.unwrap();
+        assert_eq!(answer.acknowledged, closed.sequence, "acknowledged again");
+    }
+    assert_eq!((shown(&world, &agent).await, world.events().await), (before, events));
+}
+
+#[tokio::test]
+async fn uncovered_scan_never_closes() {
+    let world = World::new();
+    let v6 = listener(Protocol::Tcp, "::", 443, 2, at(0));
+    let udp = listener(Protocol::Udp, "0.0.0.0", 53, 3, at(0));
+    let mut agent = world.join_with_agent("web-1", 1, &[tcp(80, 1), v6, udp]).await;
+    let mut covered = everything_covered();
+    covered.retain(|part| part.protocol == Protocol::Tcp && part.family == Family::V4);
+    let contact = agent.report_of(covered, &[], at(1));
+    world.contact(&agent, contact, at(1)).await.unwrap();
+    assert_eq!(shown(&world, &agent).await, [(443, 2), (53, 3)], "only the covered part was closed");
+    let contact = agent.report_of(vec![], &[], at(2));
+    world.contact(&agent, contact, at(2)).await.unwrap();
+    assert_eq!(shown(&world, &agent).await, [(443, 2), (53, 3)]);
+    let contact = agent.report(&[], at(3));
+    world.contact(&agent, contact, at(3)).await.unwrap();
+    assert_eq!(shown(&world, &agent).await, []);
+}
+
+#[tokio::test]
+async fn superseded_identity_is_refused() {
+    let world = World::new();
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let mut clone = FakeAgent { id: agent.id, session: agent.session, sequence: agent.sequence };
+    let opens = |agent: &mut FakeAgent, nonce: u128, now: Timestamp| {
+        agent.sequence = 0;
+        Contact { opening: Some(Uuid::from_u128(nonce)), ..agent.report(&[], now) }
+    };
+    let opening = opens(&mut agent, 77, at(1));
+    let answer = world.contact(&agent, opening.clone(), at(1)).await.unwrap();
+    assert_eq!(answer.session, Session(2));
+    let again = world.contact(&agent, opening, at(1)).await.unwrap();
+    assert_eq!(again, answer, "a lost answer is given again");
+    agent.session = answer.session;
+
+    let refusal = refused(world.contact(&clone, clone.heartbeat(&[], at(2)), at(2)).await);
+    assert!(matches!(refusal, Refusal::IdentitySuperseded { presented: Session(1), current: Session(2) }));
+    let opening = opens(&mut clone, 99, at(2));
+    let refusal = refused(world.contact(&clone, opening, at(2)).await);
+    assert!(matches!(refusal, Refusal::IdentitySuperseded { .. }));
+    world.contact(&agent, agent.heartbeat(&[], at(3)), at(3)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_gap_or_a_wrong_digest_asks_for_a_report() {
+    let world = World::new();
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let _lost = agent.delta(&[tcp(80, 1)], &[], &[tcp(80, 1)], at(1));
+    let both = [tcp(80, 1), tcp(81, 1)];
+    let contact = agent.delta(&both[1..], &[], &both, at(2));
+    let answer = world.contact(&agent, contact, at(2)).await.unwrap();
+    assert_eq!(
+        (answer.want_report, answer.acknowledged),
+        (true, 1),
+        "the opening report was the last one stored"
+    );
+    assert_eq!(shown(&world, &agent).await, [], "nothing of it was applied");
+    let contact = agent.report(&both, at(3));
+    assert!(!world.contact(&agent, contact, at(3)).await.unwrap().want_report);
+    assert_eq!(shown(&world, &agent).await, [(80, 1), (81, 1)]);
+    let answer = world.contact(&agent, agent.heartbeat(&both[..1], at(4)), at(4)).await.unwrap();
+    assert!(answer.want_report, "the agent means another set");
+}
+
+#[tokio::test]
+async fn an_unchanged_heartbeat_costs_no_transaction() {
+    let world = World::new();
+    let agent = world.join_with_agent("web-1", 1, &[tcp(80, 1)]).await;
+    let before = world.store.writer_counters().commits;
+    for seconds in 1..100 {
+        let answer =
+            world.contact(&agent, agent.heartbeat(&[tcp(80, 1)], at(seconds)), at(seconds)).await.unwrap();
+        assert!(!answer.want_report);
+    }
+    assert_eq!(world.store.writer_counters().commits, before);
+    let id = agent.id;
+    let get = move |reader: &mut gk_store::Reader<'_>| reader.get_instance(&id.into(), at(99));
+    assert_eq!(
+        world.store.read(get).await.unwrap().last_contact_at,
+        Some(at(99)),
+        "and is seen all the same"
+    );
+    world.store.flush_contacts().await.unwrap();
+    let world = world.reopen(at(200));
+    assert_eq!(world.store.read(get).await.unwrap().observed_at, Some(at(99)), "and survives once flushed");
+}
+
+#[tokio::test]
+async fn times_are_corrected_by_the_clocks_offset_and_never_in_the_future() {
+    let world = World::new();
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    // The agent's clock is an hour ahead: it saw the port open 5 s before it sent this.
+    let seen = listener(Protocol::Tcp, "0.0.0.0", 80, 1, at(3600 + 95));
+    let contact = agent.delta(&[seen.clone()], &[], &[seen], at(3600 + 100));
+    world.contact(&agent, contact, at(100)).await.unwrap();
+    let event = world.events().await.pop().unwrap();
+    assert_eq!((event.kind, event.at, event.recorded_at), (EventKind::Opened, at(95), at(100)));
+    // And a broken one that claims the far future.
+    let seen = listener(Protocol::Tcp, "0.0.0.0", 81, 1, at(999_999));
+    let contact = agent.delta(&[seen.clone()], &[], &[seen], at(101));
+    world.contact(&agent, contact, at(101)).await.unwrap();
+    let event = world.events().await.pop().unwrap();
+    assert_eq!((event.at, event.recorded_at), (at(101), at(101)));
+}
+
+#[tokio::test]
+async fn states_join_intent_and_fact() {
+    let world = World::new();
+    let agent = world.join_with_agent("web-1", 1, &[tcp(8080, 1), tcp(22, 2)]).await;
+    let ada = actor("ada", Role::User);
+    world.reserve_port(&ada, agent.id, 9000).await.unwrap();
+    let request = gk_model::reservation::ReserveRequest {
+        port: Some(super::world::port(8080)),
+        adopt: true,
+        ..gk_model::reservation::ReserveRequest::next_free(agent.id)
+    };
+    world.reserve(&ada, &request, at(0)).await.unwrap();
+    let id = agent.id;
+    let list = |query: PortQuery| {
+        let store = world.store.clone();
+        async move {
+            let page =
+                store.read(move |reader| reader.list_ports(Some(&id.into()), &query, at(0))).await.unwrap();
+            page.items.iter().map(|state| (state.port.get(), state.protocol, state.state)).collect::<Vec<_>>()
+        }
+    };
+    use Protocol::{Tcp, Udp};
+    assert_eq!(
+        list(PortQuery::default()).await,
+        [(22, Tcp, State::Unreserved), (8080, Tcp, State::InUse), (9000, Tcp, State::Reserved)]
+    );
+    let asked = PortQuery { port: Some("8080-8081".parse().unwrap()), ..Default::default() };
+    assert_eq!(
+        list(asked).await,
+        [
+            (8080, Tcp, State::InUse),
+            (8081, Tcp, State::Free),
+            (8080, Udp, State::Free),
+            (8081, Udp, State::Free)
+        ],
+        "a port that was asked for is answered even when it is free"
+    );
+}

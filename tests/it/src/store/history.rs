@@ -1,0 +1,97 @@
+//! Who held or listened on what, from when to when.
+
+use gk_model::access::Role;
+use gk_model::history::{Interval, IntervalKind};
+use gk_model::port::Protocol;
+use gk_model::query::HistoryQuery;
+
+use super::world::{World, actor, at, listener};
+
+async fn history(world: &World, query: HistoryQuery) -> Vec<Interval> {
+    let mut found = Vec::new();
+    let mut query = HistoryQuery { limit: Some(2), ..query };
+    loop {
+        let asked = query.clone();
+        let page = world.store.read(move |reader| reader.list_history(&asked)).await.unwrap();
+        assert!(page.items.len() <= 2);
+        found.extend(page.items);
+        match page.next {
+            None => return found,
+            next => query.cursor = next,
+        }
+    }
+}
+
+#[tokio::test]
+async fn history_answers_who_and_when() {
+    let world = World::new();
+    let ada = actor("ada", Role::User);
+    let on = |pid, seconds| listener(Protocol::Tcp, "0.0.0.0", 8080, pid, at(seconds));
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let made = world.reserve_port(&ada, agent.id, 8080).await.unwrap();
+    // Opened at 10 by pid 1, taken over by pid 2 at 20, closed at 30.
+    let handed_over = gk_model::listener::Listener { last_seen_at: at(20), ..on(2, 10) };
+    for (seconds, seen, closed) in [
+        (10, vec![on(1, 10)], vec![]),
+        (20, vec![handed_over], vec![]),
+        (30, vec![], vec![(on(2, 10).key, at(30))]),
+    ] {
+        let contact = agent.delta(&seen, &closed, &seen, at(seconds));
+        assert!(!world.contact(&agent, contact, at(seconds)).await.unwrap().want_report);
+    }
+    world.release(&ada, &made, at(40)).await.unwrap();
+
+    let all = history(&world, HistoryQuery::default()).await;
+    let lines: Vec<_> = all
+        .iter()
+        .map(|interval| {
+            let pid = interval.listener.as_ref().map(|listener| listener.owners[0].pid);
+            (interval.kind, interval.began_at, interval.ended_at, pid)
+        })
+        .collect();
+    use IntervalKind::{Held, Listened};
+    let expected = [
+        (Listened, at(20), Some(at(30)), Some(2)),
+        (Listened, at(10), Some(at(20)), Some(1)),
+        (Held, at(0), Some(at(40)), None),
+    ];
+    assert_eq!(lines, expected);
+
+    let then = |seconds| HistoryQuery {
+        at: Some(at(seconds)),
+        kind: Some(Listened),
+        port: Some("8080".parse().unwrap()),
+        ..Default::default()
+    };
+    for (seconds, pid) in [(5, None), (10, Some(1)), (19, Some(1)), (20, Some(2)), (29, Some(2)), (30, None)]
+    {
+        let found = history(&world, then(seconds)).await;
+        let pids: Vec<u32> =
+            found.iter().map(|found| found.listener.as_ref().unwrap().owners[0].pid).collect();
+        assert_eq!(pids, pid.into_iter().collect::<Vec<u32>>(), "who listened at {seconds}");
+    }
+    let since = HistoryQuery { since: Some(at(25)), until: Some(at(15)), ..Default::default() };
+    assert_eq!(
+        history(&world, since).await.len(),
+        1,
+        "only the reservation lasted past 25 and began before 15"
+    );
+    let elsewhere = HistoryQuery { port: Some("1-8079".parse().unwrap()), ..Default::default() };
+    assert_eq!(history(&world, elsewhere).await, []);
+}
+
+#[tokio::test]
+async fn pages_join_to_the_whole() {
+    let world = World::new();
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    let mut ledger = Vec::new();
+    for number in 9000..9025 {
+        world.reserve_port(&ada, id, number).await.unwrap();
+        ledger.push(number);
+    }
+    // All began at the same time, so the order rests on the number of the event.
+    ledger.reverse();
+    let found = history(&world, HistoryQuery::default()).await;
+    assert_eq!(found.iter().map(|interval| interval.first_port.get()).collect::<Vec<_>>(), ledger);
+}

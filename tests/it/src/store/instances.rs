@@ -1,0 +1,153 @@
+//! Joining, renaming, leaving, coming back.
+
+use gk_model::access::{Actor, Authority, Role};
+use gk_model::facts::Facts;
+use gk_model::history::EventKind;
+use gk_model::instance::{Instance, JoinRequest, Presence};
+use gk_model::port::Protocol;
+use gk_model::query::{HistoryQuery, InstanceQuery};
+use gk_model::secret::{Secret, SecretKind};
+use gk_store::{Error, Refusal};
+use uuid::Uuid;
+
+use super::world::{World, actor, at, join_request, listener, refused};
+
+async fn join(world: &World, request: JoinRequest) -> Result<(Instance, bool), Error> {
+    let admin = actor("root", Role::Admin);
+    world.store.write(move |tx| tx.join(&admin, &request, at(0))).await
+}
+
+fn on_stack(request: JoinRequest, boot: u128, inode: u64) -> JoinRequest {
+    let facts = Facts { boot_id: Some(Uuid::from_u128(boot)), netns_inode: Some(inode), ..request.facts };
+    JoinRequest { facts, ..request }
+}
+
+#[tokio::test]
+async fn names_are_unique_without_regard_to_case() {
+    let world = World::new();
+    world.join("web-1", 1).await;
+    assert!(matches!(refused(join(&world, join_request("WEB-1", 2)).await), Refusal::NameTaken(_)));
+    let facts = Facts { host_name: "my host".into(), ..Facts::default() };
+    let unnamed = JoinRequest { name: None, facts, ..join_request("any", 3) };
+    assert_eq!(join(&world, unnamed).await.unwrap().0.name.as_str(), "my-host");
+}
+
+#[tokio::test]
+async fn one_network_stack_joins_once() {
+    let world = World::new();
+    let (first, anew) = join(&world, on_stack(join_request("web-1", 1), 5, 7)).await.unwrap();
+    assert!(anew);
+    let again = on_stack(join_request("web-2", 2), 5, 7);
+    match refused(join(&world, again.clone()).await) {
+        Refusal::AlreadyJoined(known) => assert_eq!(known.id, first.id),
+        other => panic!("{other:?}"),
+    }
+    join(&world, on_stack(join_request("container", 3), 5, 8))
+        .await
+        .expect("another namespace is another instance");
+    let replace = JoinRequest { replace: Some(first.id.into()), ..again };
+    let (replaced, anew) = join(&world, replace).await.unwrap();
+    assert_eq!((replaced.id, replaced.name.as_str(), anew), (first.id, "web-2", false), "the id is kept");
+}
+
+#[tokio::test]
+async fn the_old_credential_refreshes_and_the_lost_one_is_replaced() {
+    let world = World::new();
+    let id = world.join("web-1", 1).await;
+    let hash = |seed| Secret::from_random(SecretKind::Instance, &[seed; 32]).hash();
+    let who = |seed| {
+        let store = world.store.clone();
+        async move { store.read(move |reader| reader.find_actor(hash(seed), at(1))).await.unwrap() }
+    };
+    let own = who(1).await.unwrap();
+    assert_eq!((own.subject.as_str(), own.authority), ("instance:web-1", Authority::Instance(id)));
+    assert_eq!(who(2).await, None);
+
+    let mut request = join_request("web-1", 1);
+    request.facts.kernel = Some("6.18".into());
+    let (asked, own_actor): (JoinRequest, Actor) = (request.clone(), own.clone());
+    let (refreshed, anew) = world.store.write(move |tx| tx.join(&own_actor, &asked, at(1))).await.unwrap();
+    assert_eq!((refreshed.id, refreshed.facts, anew), (id, request.facts, false));
+
+    let replace = JoinRequest { replace: Some(id.into()), ..join_request("web-1", 2) };
+    assert_eq!(join(&world, replace).await.unwrap().0.id, id);
+    assert_eq!(who(1).await, None, "the lost credential is worthless");
+    assert_eq!(who(2).await, Some(own), "and the new one is the same subject");
+}
+
+#[tokio::test]
+async fn renaming_keeps_the_id_and_is_history() {
+    let world = World::new();
+    let id = world.join("web-1", 1).await;
+    world.join("web-2", 2).await;
+    let rename = |name: &str, version| {
+        let (store, name, admin) = (world.store.clone(), name.parse().unwrap(), actor("root", Role::Admin));
+        async move { store.write(move |tx| tx.rename_instance(&admin, &id.into(), &name, version, at(5))).await }
+    };
+    assert!(matches!(refused(rename("web-2", None).await), Refusal::NameTaken(_)));
+    assert!(matches!(refused(rename("web-3", Some(9)).await), Refusal::VersionMismatch { current: 1 }));
+    let renamed = rename("web-3", Some(1)).await.unwrap();
+    assert_eq!((renamed.id, renamed.name.as_str(), renamed.version), (id, "web-3", 2));
+    let event = world.events().await.pop().unwrap();
+    assert_eq!((event.kind, event.message.as_str()), (EventKind::Renamed, "web-1 renamed to web-3"));
+
+    // The freed name may be used again, and its subject is not the renamed one's.
+    let other = world.join("web-1", 3).await;
+    let hash = Secret::from_random(SecretKind::Instance, &[3; 32]).hash();
+    let subject =
+        world.store.read(move |reader| reader.find_actor(hash, at(6))).await.unwrap().unwrap().subject;
+    assert_eq!(subject.as_str(), format!("instance:web-1+{other}"));
+}
+
+#[tokio::test]
+async fn leaving_needs_free_hands_and_keeps_history() {
+    let world = World::new();
+    let seen = [listener(Protocol::Tcp, "0.0.0.0", 80, 1, at(0))];
+    let agent = world.join_with_agent("web-1", 1, &seen).await;
+    let (id, ada) = (agent.id, actor("ada", Role::User));
+    world.reserve_port(&ada, id, 8080).await.unwrap();
+    let leave = |release| {
+        let (store, admin) = (world.store.clone(), actor("root", Role::Admin));
+        async move { store.write(move |tx| tx.leave(&admin, &id.into(), release, at(50))).await }
+    };
+    assert!(matches!(refused(leave(false).await), Refusal::ReservationsLive { count: 1, .. }));
+    leave(true).await.unwrap();
+    assert!(matches!(refused(leave(true).await), Refusal::InstanceLeft(_)));
+    assert_eq!(world.live().await, []);
+    let left = world.store.read(move |reader| reader.get_instance(&id.into(), at(60))).await.unwrap();
+    assert_eq!((left.presence, left.left_at), (Presence::Left, Some(at(50))));
+    let query = HistoryQuery::default();
+    let history = world.store.read(move |reader| reader.list_history(&query)).await.unwrap().items;
+    let ends: Vec<_> = history.iter().map(|interval| interval.ended_at).collect();
+    assert_eq!(ends, [Some(at(50)), Some(at(0))], "held until it left, listened until its last contact");
+    assert!(matches!(
+        refused(world.contact(&agent, agent.heartbeat(&seen, at(70)), at(70)).await),
+        Refusal::NoSuchInstance(_)
+    ));
+
+    world.join("web-1", 2).await;
+    let query = InstanceQuery { presence: Some(Presence::Left), ..Default::default() };
+    let gone = world.store.read(move |reader| reader.list_instances(&query, at(60))).await.unwrap().items;
+    assert_eq!(gone.iter().map(|instance| instance.id).collect::<Vec<_>>(), [id]);
+}
+
+#[tokio::test]
+async fn instances_are_listed_in_pages_by_name() {
+    let world = World::new();
+    let mut ledger: Vec<String> = (0..25).map(|number| format!("node-{:02}", (number * 7) % 25)).collect();
+    for (seed, name) in (1..).zip(&ledger) {
+        world.join(name, seed).await;
+    }
+    ledger.sort();
+    let (mut found, mut cursor) = (Vec::new(), None);
+    loop {
+        let query = InstanceQuery { limit: Some(4), cursor, q: Some("NODE".into()), ..Default::default() };
+        let page = world.store.read(move |reader| reader.list_instances(&query, at(1))).await.unwrap();
+        found.extend(page.items.into_iter().map(|instance| instance.name.to_string()));
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, ledger);
+}

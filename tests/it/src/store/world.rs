@@ -1,0 +1,240 @@
+//! A store in a throw-away directory, and short words for what tests do with it.
+
+use std::time::Duration;
+
+use gk_model::access::{Actor, Authority, Role};
+use gk_model::contact::{Closed, Contact, ContactAnswer, ContactBody, Family, Part, Session};
+use gk_model::facts::Facts;
+use gk_model::history::Event;
+use gk_model::id::InstanceId;
+use gk_model::instance::JoinRequest;
+use gk_model::listener::{Digest, Listener, ListenerKey, Netns, Owner};
+use gk_model::port::{Port, Protocol};
+use gk_model::query::{EventQuery, ReservationQuery};
+use gk_model::reservation::{Reservation, ReserveRequest};
+use gk_model::secret::{Secret, SecretKind};
+use gk_model::time::Timestamp;
+use gk_store::{Error, Refusal, Store};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+pub(crate) struct World {
+    pub(crate) directory: TempDir,
+    pub(crate) store: Store,
+}
+
+/// When every test begins: 2023-11-14T22:13:20Z, and so many seconds later.
+pub(crate) fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_micros(1_700_000_000_000_000).plus(Duration::from_secs(seconds))
+}
+
+pub(crate) fn actor(subject: &str, role: Role) -> Actor {
+    Actor { subject: subject.parse().unwrap(), authority: Authority::Role(role) }
+}
+
+pub(crate) fn port(number: u16) -> Port {
+    Port::new(number).unwrap()
+}
+
+pub(crate) fn join_request(name: &str, seed: u8) -> JoinRequest {
+    JoinRequest {
+        name: Some(name.parse().unwrap()),
+        credential_hash: Secret::from_random(SecretKind::Instance, &[seed; 32]).hash(),
+        facts: Facts { host_name: name.into(), ..Facts::default() },
+        replace: None,
+    }
+}
+
+pub(crate) fn listener(
+    protocol: Protocol,
+    address: &str,
+    number: u16,
+    pid: u32,
+    first_seen_at: Timestamp,
+) -> Listener {
+    let owner = Owner {
+        pid,
+        started_ticks: 1,
+        name: format!("worker-{pid}").as_str().into(),
+        exe: Some("/usr/bin/worker".into()),
+        account: "ada".into(),
+    };
+    Listener {
+        key: ListenerKey {
+            netns: Netns::Home,
+            protocol,
+            port: port(number),
+            address: address.parse().unwrap(),
+            interface: None,
+            v6only: false,
+        },
+        account: Some("ada".into()),
+        owners: vec![owner],
+        unit: None,
+        container: None,
+        first_seen_at,
+        last_seen_at: first_seen_at,
+    }
+}
+
+pub(crate) fn everything_covered() -> Vec<Part> {
+    let parts = Protocol::ALL.iter().flat_map(|protocol| {
+        Family::ALL.iter().map(|family| Part { netns: Netns::Home, protocol: *protocol, family: *family })
+    });
+    parts.collect()
+}
+
+/// What an agent would send: it keeps the session and counts.
+pub(crate) struct FakeAgent {
+    pub(crate) id: InstanceId,
+    pub(crate) session: Session,
+    pub(crate) sequence: u64,
+}
+
+impl FakeAgent {
+    fn contact(&self, body: ContactBody, digest: Digest, now: Timestamp) -> Contact {
+        Contact {
+            session: self.session,
+            opening: None,
+            sequence: self.sequence,
+            sent_at: now,
+            digest,
+            agent_version: "test".into(),
+            body,
+        }
+    }
+
+    pub(crate) fn heartbeat(&self, listeners: &[Listener], now: Timestamp) -> Contact {
+        self.contact(ContactBody::Heartbeat, Digest::of(listeners), now)
+    }
+
+    pub(crate) fn report(&mut self, listeners: &[Listener], now: Timestamp) -> Contact {
+        self.report_of(everything_covered(), listeners, now)
+    }
+
+    pub(crate) fn report_of(
+        &mut self,
+        covered: Vec<Part>,
+        listeners: &[Listener],
+        now: Timestamp,
+    ) -> Contact {
+        self.sequence += 1;
+        let body =
+            ContactBody::Report { covered, listeners: listeners.to_vec(), closed: vec![], occupied: vec![] };
+        self.contact(body, Digest::of(listeners), now)
+    }
+
+    /// `after` is the whole set that the agent has once the delta is applied.
+    pub(crate) fn delta(
+        &mut self,
+        seen: &[Listener],
+        closed: &[(ListenerKey, Timestamp)],
+        after: &[Listener],
+        now: Timestamp,
+    ) -> Contact {
+        let base = self.sequence;
+        self.sequence += 1;
+        let closed = closed.iter().map(|(key, at)| Closed { key: key.clone(), at: *at }).collect();
+        let body = ContactBody::Delta { base, listeners: seen.to_vec(), closed, occupied: None };
+        self.contact(body, Digest::of(after), now)
+    }
+}
+
+impl World {
+    pub(crate) fn new() -> World {
+        let directory = TempDir::new().unwrap();
+        let store = Store::open(directory.path(), at(0)).unwrap();
+        World { directory, store }
+    }
+
+    /// Closes the store as a clean shutdown does, and opens it again.
+    pub(crate) fn reopen(self, now: Timestamp) -> World {
+        self.store.close();
+        let World { directory, store } = self;
+        drop(store);
+        let store = Store::open(directory.path(), now).unwrap();
+        World { directory, store }
+    }
+
+    pub(crate) async fn join(&self, name: &str, seed: u8) -> InstanceId {
+        let (request, admin) = (join_request(name, seed), actor("root", Role::Admin));
+        self.store.write(move |tx| tx.join(&admin, &request, at(0))).await.unwrap().0.id
+    }
+
+    /// Joins an instance and opens its agent's first session with these listeners.
+    pub(crate) async fn join_with_agent(&self, name: &str, seed: u8, listeners: &[Listener]) -> FakeAgent {
+        let id = self.join(name, seed).await;
+        let mut agent = FakeAgent { id, session: Session(0), sequence: 0 };
+        let mut opening = agent.report(listeners, at(0));
+        opening.opening = Some(Uuid::from_u128(u128::from(seed)));
+        agent.session = self.contact(&agent, opening, at(0)).await.unwrap().session;
+        agent
+    }
+
+    pub(crate) async fn contact(
+        &self,
+        agent: &FakeAgent,
+        contact: Contact,
+        received_at: Timestamp,
+    ) -> Result<ContactAnswer, Error> {
+        self.store.contact(agent.id, contact, received_at).await
+    }
+
+    pub(crate) async fn reserve(
+        &self,
+        actor: &Actor,
+        request: &ReserveRequest,
+        now: Timestamp,
+    ) -> Result<Reservation, Error> {
+        let (actor, request) = (actor.clone(), request.clone());
+        self.store.write(move |tx| tx.reserve(&actor, &request, now)).await
+    }
+
+    pub(crate) async fn reserve_port(
+        &self,
+        actor: &Actor,
+        id: InstanceId,
+        number: u16,
+    ) -> Result<Reservation, Error> {
+        let request = ReserveRequest { port: Some(port(number)), ..ReserveRequest::next_free(id) };
+        self.reserve(actor, &request, at(0)).await
+    }
+
+    pub(crate) async fn release(
+        &self,
+        actor: &Actor,
+        made: &Reservation,
+        now: Timestamp,
+    ) -> Result<Reservation, Error> {
+        let (actor, id) = (actor.clone(), made.id);
+        self.store.write(move |tx| tx.release(&actor, id, false, None, now)).await
+    }
+
+    pub(crate) async fn live(&self) -> Vec<Reservation> {
+        let query = ReservationQuery { limit: Some(1000), ..Default::default() };
+        self.store.read(move |reader| reader.list_reservations(&query)).await.unwrap().items
+    }
+
+    /// The whole event log, page by page.
+    pub(crate) async fn events(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut query = EventQuery { limit: Some(7), ..Default::default() };
+        loop {
+            let asked = query.clone();
+            let page = self.store.read(move |reader| reader.list_events(&asked)).await.unwrap();
+            events.extend(page.items);
+            match page.next {
+                None => return events,
+                next => query.cursor = next,
+            }
+        }
+    }
+}
+
+/// The refusal inside an answer that must be one.
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) -> Refusal {
+    match answer {
+        Err(Error::Refused(refusal)) => *refusal,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
