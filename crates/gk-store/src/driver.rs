@@ -83,6 +83,12 @@ impl Connection {
         connection.execute_batch(sql).map_err(|error| sqlite_error(&error))
     }
 
+    /// Sets what a database of ours keeps from then on. Called once it is known to be ours, because it changes the file.
+    pub(crate) fn adopt(&mut self) -> Result<(), StoreError> {
+        let Connection::Sqlite(_) = self;
+        self.later("pragma journal_mode = wal", &[])
+    }
+
     /// The tables there are, in no particular order.
     pub(crate) fn list_tables(&mut self) -> Result<Vec<String>, StoreError> {
         let Connection::Sqlite(_) = self;
@@ -93,23 +99,37 @@ impl Connection {
 }
 
 fn open_sqlite(path: &Path, access: Access) -> rusqlite::Result<rusqlite::Connection> {
+    if access == Access::Write {
+        create_private(path)?;
+    }
     let mode = match access {
         Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
-        Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+        Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
     };
     let connection = rusqlite::Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(128);
-    if access == Access::Write {
-        // Looks into the file before it changes anything: a foreign file is refused untouched.
-        let _: i64 = connection.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?;
-        let _: String = connection.query_row("pragma journal_mode = wal", [], |row| row.get(0))?;
-    }
     // FULL: the write-ahead log is synced at every commit. With NORMAL a power cut takes back what was acknowledged.
     connection.execute_batch(
         "pragma synchronous = full; pragma cache_size = -32768; pragma temp_store = memory;",
     )?;
     Ok(connection)
+}
+
+/// Makes an empty database file that only its owner may read; SQLite gives the files beside it the same mode.
+fn create_private(path: &Path) -> rusqlite::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let created = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path);
+    match created {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+            Err(rusqlite::Error::SqliteFailure(
+                code,
+                Some(format!("cannot create {}: {error}", path.display())),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn query_sqlite(

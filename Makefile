@@ -1,0 +1,44 @@
+# Gatekeeper: `make run` to try it, `make test` to check everything. Both install what a fresh Debian or Ubuntu lacks
+# when run as root; otherwise they list it and stop.
+
+CARGO ?= cargo
+ARGS ?=
+
+.PHONY: help run test build lint release soak bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: ## server and agent of this machine, in this terminal (ARGS='--listen 127.0.0.1:5001')
+	@.ci/prerequisites build
+	$(CARGO) build --locked --bins
+	@exec target/debug/gatekeeper dev $(ARGS)
+
+test: ## everything there is, on real databases, sockets and processes
+	@.ci/prerequisites test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) build --locked --bins
+	$(CARGO) test --locked --workspace -- $(ARGS)
+
+build: ## both programs, for debugging
+	$(CARGO) build --locked --bins
+
+lint: ## format and clippy only
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+release: ## both programs, optimised, in target/release
+	@.ci/prerequisites build
+	$(CARGO) build --locked --release --bins
+
+soak: ## the long runs: hundreds of kills instead of ten
+	@.ci/prerequisites test
+	$(CARGO) build --locked --bins
+	GATEKEEPER_SOAK=1 $(CARGO) test --locked -p it -- $(ARGS)
+
+bench: release ## how fast, as ratios, into docs/benchmarks.md
+	$(CARGO) run --locked --release -p bench -- $(ARGS)
+
+clean: ## forget everything built
+	$(CARGO) clean

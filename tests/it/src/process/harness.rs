@@ -1,0 +1,200 @@
+//! Starting the built programs, waiting for conditions, and keeping what a failed test leaves.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use gk_client::{Client, ServerAddress};
+use gk_model::query::{EventQuery, ReservationQuery};
+use gk_model::reservation::Reservation;
+use tempfile::TempDir;
+
+/// How long a condition may take to come true.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A throw-away directory that stays when its test fails, and says where.
+pub(crate) struct Place(Option<TempDir>);
+
+impl Place {
+    pub(crate) fn new() -> Place {
+        Place(Some(TempDir::with_prefix("gatekeeper-it-").unwrap()))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.as_ref().unwrap().path()
+    }
+
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let kept = self.0.take().unwrap().keep();
+            eprintln!("the test's directory is kept: {}", kept.display());
+        }
+    }
+}
+
+/// A built program of this workspace, made by the same build as this test.
+pub(crate) fn program(name: &str) -> Command {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests.parent().and_then(Path::parent).unwrap().join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: run `cargo build --bins` first, as `make test` does",
+        path.display()
+    );
+    let mut command = Command::new(path);
+    for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("GATEKEEPER_")) {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Waits until `condition` answers something.
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = condition() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// A process that is killed when its test ends.
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub(crate) fn start(command: &mut Command, log: PathBuf) -> Process {
+        let stderr = File::options().create(true).append(true).open(&log).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        Process { child, log }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Fails the test when it has ended by itself.
+    pub(crate) fn assert_running(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("ended by itself with {status}:\n{}", self.log());
+        }
+    }
+
+    /// SIGKILL, and gone when this returns.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit code.
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+        wait_for("the process to end", || self.child.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A server process on a data directory.
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) data: PathBuf,
+    /// Its TCP address, with the port the kernel chose.
+    pub(crate) address: String,
+}
+
+impl Server {
+    /// On a port that the kernel chooses.
+    pub(crate) fn start(data: &Path) -> Server {
+        Server::start_with(data, "127.0.0.1:0", |_| {})
+    }
+
+    /// On this address, with what else the command should have.
+    pub(crate) fn start_with(data: &Path, listen: &str, prepare: impl FnOnce(&mut Command)) -> Server {
+        let mut command = program("gatekeeper");
+        command.args(["server", "--log-format", "json", "--listen", listen, "--data"]).arg(data);
+        prepare(&mut command);
+        let log = data.with_extension("log");
+        let already = std::fs::metadata(&log).map_or(0, |metadata| metadata.len()) as usize;
+        let mut process = Process::start(&mut command, log);
+        let address = wait_for("the server to serve", || {
+            process.assert_running();
+            served_address(&process.log()[already..])
+        });
+        let server = Server { process, data: data.to_owned(), address };
+        wait_for("the server to answer", || server.admin().ready().ok());
+        server
+    }
+
+    /// The same again after a kill: same data, same address.
+    pub(crate) fn restart(&mut self) {
+        let (data, address) = (self.data.clone(), self.address.clone());
+        *self = Server::start_with(&data, &address, |_| {});
+    }
+
+    /// A client that is admin by its place at the Unix socket.
+    pub(crate) fn admin(&self) -> Client {
+        Client::new(ServerAddress::Unix(self.data.join("gatekeeper.sock")), None)
+    }
+
+    /// Every live reservation.
+    pub(crate) fn live(&self) -> Vec<Reservation> {
+        let query = ReservationQuery { limit: Some(1000), ..Default::default() };
+        let client = self.admin();
+        gk_client::all_pages(|cursor| client.list_reservations(&ReservationQuery { cursor, ..query.clone() }))
+            .collect::<Result<_, _>>()
+            .unwrap()
+    }
+
+    /// The number of every event, in the order of the log.
+    pub(crate) fn event_numbers(&self) -> Vec<u64> {
+        let query = EventQuery { limit: Some(1000), ..Default::default() };
+        let client = self.admin();
+        gk_client::all_pages(|cursor| client.list_events(&EventQuery { cursor, ..query.clone() }))
+            .map(|event| event.unwrap().seq)
+            .collect()
+    }
+}
+
+fn served_address(log: &str) -> Option<String> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let mut fields = lines.map(|line| line["fields"].clone());
+    let serving = fields.find(|fields| fields["message"] == "serving")?;
+    Some(serving["server.address"].as_str()?.to_owned())
+}
+
+/// `gkctl`, as somebody with this state directory types it against this server.
+pub(crate) fn gkctl(server: &Server, state: &Path, words: &[&str]) -> Output {
+    let socket = format!("unix:{}", server.data.join("gatekeeper.sock").display());
+    gkctl_at(&socket, state, words)
+}
+
+pub(crate) fn gkctl_at(server: &str, state: &Path, words: &[&str]) -> Output {
+    let mut command = program("gkctl");
+    command.args(words).env("GATEKEEPER_SERVER", server).env("GATEKEEPER_STATE", state);
+    command.env("GATEKEEPER_DATA", state.join("no-data")).output().unwrap()
+}
+
+/// Standard output of a command that must succeed.
+pub(crate) fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
