@@ -1,1 +1,52 @@
-//! To be written.
+//! The kernel view of a Linux machine: which sockets accept traffic, who holds them, and what the machine is.
+//!
+//! **Owns** everything that is asked of the kernel: sock_diag dumps over netlink, `/proc`, cgroups, and the facts that
+//! an instance tells of itself. It is the only crate that names netlink.
+//!
+//! **Promises** that a scan shows exactly what the kernel has, as far as it may be seen: every TCP socket in LISTEN, and
+//! every UDP server as `ephemeral` decides. What could not be read is left out and said to be left out
+//! ([`Scan::covered`]), never guessed. No text of a process reaches a caller unescaped, no byte of the kernel makes it
+//! panic, and without any privilege it shows everything but the processes of other accounts.
+//!
+//! **Refuses** to keep time (`now` is an argument), to talk to a container engine, and to see other network namespaces
+//! than the one it was made in.
+//!
+//! ```text
+//! Scanner ─ Tables ─ Netlink ─ parse      the sockets
+//!         ├ Owners ─ Process ─ sys        who holds them
+//!         ├ Cgroups ─ place               unit and container
+//!         └ Accounts                      names of accounts
+//! ```
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "Gatekeeper's agent reads the Linux kernel (netlink sock_diag, /proc, cgroups), which no other system has: build \
+     it on Linux, or build only the server and the client here"
+);
+
+mod accounts;
+mod cgroup;
+mod ephemeral;
+mod error;
+mod facts;
+mod machine_id;
+mod netlink;
+mod owners;
+mod parse;
+mod place;
+mod ports;
+mod privileges;
+mod process;
+mod scanner;
+mod sys;
+mod tables;
+#[cfg(test)]
+mod truth;
+mod virtualisation;
+
+pub use accounts::account_name;
+pub use error::ScanError;
+pub use facts::facts;
+pub use ports::{busy_ports, test_bind};
+pub use privileges::{Privileges, privileges};
+pub use scanner::{Scan, Scanner};

@@ -1,0 +1,342 @@
+//! Who holds which listening socket: the search through `/proc/*/fd`, done as seldom as possible.
+//!
+//! The kernel does not say who holds a socket. The answer lies in the links of every process's descriptors, at 3 to 4
+//! microseconds each, of the whole machine. So what was found is kept (by socket cookie) and only kept true:
+//!
+//! - A process that ended vanishes at once: a process descriptor of each known owner is polled, all in one call.
+//! - A process that is new is looked through at once, since it may have inherited sockets that are not new. Whether
+//!   there is one, the number given last (`/proc/loadavg`) tells for the price of one read.
+//! - A socket that is new is looked for in known owners whose number of descriptors changed, then in other processes
+//!   where it changed, newest first, then everywhere; until all are found. A socket without any visible owner is
+//!   looked for again after 1, 2, 4, … scans.
+//! - What a known owner holds is verified link by link, a slice at every scan, and completely at the scan after it was
+//!   found: a child between fork and exec holds what it is about to close, under its parent's name.
+//! - A slice of all other processes is looked at at every scan, and into when their number of descriptors changed:
+//!   descriptors also travel over Unix sockets, and process numbers are used again. Now and then one is looked into
+//!   although that number did not change.
+//!
+//! Not seen: descriptors of a thread that left its process's table (`unshare(CLONE_FILES)`).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound::{Excluded, Unbounded};
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::accounts::Accounts;
+use crate::parse::{Cookie, Inode};
+use crate::process::{Description, Pid};
+use crate::sys;
+
+/// How many known holdings are at least verified at each scan, about 1 µs each.
+const HOLDINGS_PER_SCAN: usize = 24;
+
+/// How many processes are at least looked at at each scan, about 2 µs each unless they must be looked into.
+const PROCESSES_PER_SCAN: usize = 4;
+
+/// After at most this many scans the slices have been everywhere.
+const SCANS_PER_TURN: usize = 64;
+
+/// How many scans pass until a process is looked into, or an owner asked for its name, without a reason.
+const SCANS_PER_LOOK: u64 = 8;
+
+/// At most this many process descriptors are kept open; further owners are checked by their start time.
+const MOST_DESCRIPTORS: usize = 256;
+
+/// The longest pause, in scans, before a socket without a visible owner is looked for again.
+const LONGEST_PAUSE: u64 = 256;
+
+/// What is known of the owners of all listening sockets.
+#[derive(Debug, Default)]
+pub(crate) struct Owners {
+    wanted: HashMap<Inode, Cookie>,
+    inodes: HashMap<Cookie, Inode>,
+    unfound: HashMap<Cookie, Search>,
+    processes: BTreeMap<Pid, Process>,
+    /// Which descriptor of the process is the socket.
+    holdings: BTreeMap<(Pid, Cookie), u32>,
+    /// Owners found since the last scan, to be verified completely at the next.
+    fresh: Vec<Pid>,
+    /// Every process at the last listing, lowest first, and the number given last before it.
+    pids: Vec<Pid>,
+    last_given: Option<Pid>,
+    descriptor_counts: HashMap<Pid, u64>,
+    next_holding: Option<(Pid, Cookie)>,
+    next_process: Option<Pid>,
+    scan: u64,
+    changed: bool,
+}
+
+#[derive(Debug)]
+struct Process {
+    description: Description,
+    descriptor: Option<OwnedFd>,
+}
+
+/// When a socket without an owner is to be looked for again.
+#[derive(Debug)]
+struct Search {
+    due_at_scan: u64,
+    pause: u64,
+}
+
+impl Owners {
+    /// A socket is there whose owners are wanted. One that no process ever held is not looked for.
+    pub(crate) fn appear(&mut self, cookie: Cookie, inode: Option<Inode>) {
+        if let Some(inode) = inode {
+            self.wanted.insert(inode, cookie);
+            self.inodes.insert(cookie, inode);
+            self.unfound.insert(cookie, Search { due_at_scan: self.scan, pause: 1 });
+        }
+    }
+
+    /// The socket is gone.
+    pub(crate) fn vanish(&mut self, cookie: Cookie) {
+        let inode = self.inodes.remove(&cookie);
+        if let Some(inode) = inode.filter(|inode| self.wanted.get(inode) == Some(&cookie)) {
+            self.wanted.remove(&inode);
+        }
+        self.unfound.remove(&cookie);
+        let holders: Vec<Pid> = self.processes.keys().copied().collect();
+        for pid in holders {
+            self.drop_holding(pid, cookie);
+        }
+    }
+
+    /// Brings everything up to date as the module says; whether any answer changed.
+    pub(crate) fn refresh(&mut self, accounts: &Accounts) -> bool {
+        self.bury_the_dead();
+        let fresh = std::mem::take(&mut self.fresh);
+        let mut visited = self.visit_new_processes(accounts);
+        self.verify_completely(&fresh, accounts);
+        self.verify_a_slice(accounts);
+        self.visit_a_slice(accounts);
+        self.search(&mut visited, accounts);
+        self.scan += 1;
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The owners of every socket, each lowest pid first.
+    pub(crate) fn by_socket(&self) -> HashMap<Cookie, Vec<&Description>> {
+        let mut owners: HashMap<Cookie, Vec<&Description>> = HashMap::new();
+        for (pid, cookie) in self.holdings.keys() {
+            let process = self.processes.get(pid);
+            owners.entry(*cookie).or_default().extend(process.map(|process| &process.description));
+        }
+        owners
+    }
+
+    /// Names accounts anew, after the password file changed.
+    pub(crate) fn rename_accounts(&mut self, accounts: &Accounts) {
+        for process in self.processes.values_mut() {
+            process.description.owner.account = accounts.name(process.description.uid);
+        }
+    }
+
+    fn bury_the_dead(&mut self) {
+        let watched: Vec<(Pid, _)> = self
+            .processes
+            .iter()
+            .filter_map(|(pid, process)| Some((*pid, process.descriptor.as_ref()?.as_fd())))
+            .collect();
+        let descriptors: Vec<_> = watched.iter().map(|(_, descriptor)| *descriptor).collect();
+        let ended = sys::have_ended(&descriptors);
+        let mut dead: Vec<Pid> =
+            watched.iter().zip(ended).filter(|(_, ended)| *ended).map(|((pid, _), _)| *pid).collect();
+        dead.extend(self.processes.iter().filter_map(|(pid, process)| {
+            let started = process.description.owner.started_ticks;
+            (process.descriptor.is_none() && pid.started_ticks() != Some(started)).then_some(*pid)
+        }));
+        for pid in dead {
+            self.bury(pid);
+        }
+    }
+
+    fn bury(&mut self, pid: Pid) {
+        for cookie in self.held_by(pid) {
+            self.drop_holding(pid, cookie);
+        }
+        self.processes.remove(&pid);
+        self.descriptor_counts.remove(&pid);
+    }
+
+    /// Looks into every process made since the last scan, on the first scan into all.
+    fn visit_new_processes(&mut self, accounts: &Accounts) -> HashSet<Pid> {
+        let last_given = Pid::last_given();
+        if last_given.is_some() && last_given == self.last_given {
+            return HashSet::new();
+        }
+        // Read before the listing: a process made in between is found again, not lost.
+        self.last_given = last_given;
+        let before = std::mem::replace(&mut self.pids, Pid::list());
+        let listed = &self.pids;
+        self.descriptor_counts.retain(|pid, _| listed.binary_search(pid).is_ok());
+        let new: Vec<Pid> =
+            self.pids.iter().rev().filter(|pid| before.binary_search(pid).is_err()).copied().collect();
+        for pid in &new {
+            self.visit(*pid, accounts);
+        }
+        new.into_iter().collect()
+    }
+
+    /// Looks through all descriptors of a process.
+    fn visit(&mut self, pid: Pid, accounts: &Accounts) {
+        let count = pid.open_descriptors();
+        let mut held = HashMap::new();
+        let read = pid.for_each_socket(|descriptor, inode| {
+            if let Some(cookie) = self.wanted.get(&inode) {
+                held.entry(*cookie).or_insert(descriptor);
+            }
+        });
+        self.descriptor_counts.insert(pid, count.filter(|_| read.is_ok()).unwrap_or(0));
+        for cookie in self.held_by(pid) {
+            if !held.contains_key(&cookie) {
+                self.drop_holding(pid, cookie);
+            }
+        }
+        if held.is_empty() || !self.meet(pid, accounts) {
+            self.processes.remove(&pid);
+            return;
+        }
+        for (cookie, descriptor) in held {
+            self.unfound.remove(&cookie);
+            self.changed |= self.holdings.insert((pid, cookie), descriptor).is_none();
+        }
+    }
+
+    /// Makes sure that an owner is known; false when it just ended.
+    fn meet(&mut self, pid: Pid, accounts: &Accounts) -> bool {
+        if self.processes.contains_key(&pid) {
+            return true;
+        }
+        let watched = self.processes.values().filter(|process| process.descriptor.is_some()).count();
+        let descriptor = (watched < MOST_DESCRIPTORS).then(|| sys::open_process(pid.0).ok()).flatten();
+        let Some(description) = pid.describe(accounts) else {
+            return false;
+        };
+        self.processes.insert(pid, Process { description, descriptor });
+        self.fresh.push(pid);
+        true
+    }
+
+    /// Verifies all that these processes hold, and who they are.
+    fn verify_completely(&mut self, pids: &[Pid], accounts: &Accounts) {
+        for pid in pids {
+            let held = self.held_by(*pid);
+            self.verify(*pid, &held, accounts);
+            self.describe_again(*pid, accounts);
+        }
+    }
+
+    /// Verifies the next few holdings in turn, and now and then who the process of the first is.
+    fn verify_a_slice(&mut self, accounts: &Accounts) {
+        let start = self.next_holding.map_or(Unbounded, Excluded);
+        let length = HOLDINGS_PER_SCAN.max(self.holdings.len().div_ceil(SCANS_PER_TURN));
+        let slice: Vec<(Pid, Cookie)> =
+            self.holdings.range((start, Unbounded)).map(|(key, _)| *key).take(length).collect();
+        self.next_holding = slice.last().copied().filter(|_| slice.len() == length);
+        for of_one in slice.chunk_by(|one, next| one.0 == next.0) {
+            let cookies: Vec<Cookie> = of_one.iter().map(|(_, cookie)| *cookie).collect();
+            self.verify(of_one[0].0, &cookies, accounts);
+        }
+        if let Some((pid, _)) = slice.first().filter(|_| self.scan.is_multiple_of(SCANS_PER_LOOK)) {
+            self.describe_again(*pid, accounts);
+        }
+    }
+
+    fn verify(&mut self, pid: Pid, cookies: &[Cookie], accounts: &Accounts) {
+        let descriptors: Vec<(u32, Inode)> = cookies
+            .iter()
+            .filter_map(|cookie| Some((*self.holdings.get(&(pid, *cookie))?, *self.inodes.get(cookie)?)))
+            .collect();
+        if pid.holds(&descriptors).contains(&false) {
+            // It may hold the socket by another descriptor.
+            self.visit(pid, accounts);
+        }
+    }
+
+    /// Reads again who an owner is: exec changes name and executable, and a process may change its account.
+    fn describe_again(&mut self, pid: Pid, accounts: &Accounts) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        match pid.describe(accounts) {
+            Some(now) if now.owner.started_ticks == process.description.owner.started_ticks => {
+                self.changed |= now != process.description;
+                process.description = now;
+            }
+            _ => self.bury(pid),
+        }
+    }
+
+    /// Looks at the next few processes in turn, and into those whose number of descriptors changed or is not told.
+    fn visit_a_slice(&mut self, accounts: &Accounts) {
+        let start = self.next_process.map_or(0, |next| self.pids.partition_point(|pid| *pid <= next));
+        let length = PROCESSES_PER_SCAN.max(self.pids.len().div_ceil(SCANS_PER_TURN));
+        let slice: Vec<Pid> = self.pids.iter().skip(start).take(length).copied().collect();
+        self.next_process = slice.last().copied().filter(|_| slice.len() == length);
+        let anyway = slice.first().copied().filter(|_| self.scan.is_multiple_of(SCANS_PER_LOOK));
+        for pid in slice {
+            if self.count_changed(pid) || anyway == Some(pid) {
+                self.visit(pid, accounts);
+            }
+        }
+    }
+
+    fn count_changed(&self, pid: Pid) -> bool {
+        pid.open_descriptors().is_none_or(|count| self.descriptor_counts.get(&pid) != Some(&count))
+    }
+
+    /// Looks for sockets without an owner, as far as they are due, where they most likely are first.
+    fn search(&mut self, visited: &mut HashSet<Pid>, accounts: &Accounts) {
+        if !self.any_due() {
+            return;
+        }
+        let known: Vec<Pid> = self.processes.keys().rev().copied().collect();
+        let others: Vec<Pid> = self.pids.iter().rev().copied().collect();
+        let mut unlikely = Vec::new();
+        for pid in known.into_iter().chain(others) {
+            if !self.any_due() {
+                return;
+            }
+            match visited.insert(pid) {
+                true if self.count_changed(pid) => self.visit(pid, accounts),
+                true => unlikely.push(pid),
+                false => {}
+            }
+        }
+        for pid in unlikely {
+            if !self.any_due() {
+                return;
+            }
+            self.visit(pid, accounts);
+        }
+        self.postpone();
+    }
+
+    fn any_due(&self) -> bool {
+        self.unfound.values().any(|search| search.due_at_scan <= self.scan)
+    }
+
+    /// Those looked for in vain are looked for again after twice the pause.
+    fn postpone(&mut self) {
+        let scan = self.scan;
+        for search in self.unfound.values_mut().filter(|search| search.due_at_scan <= scan) {
+            search.due_at_scan = scan + search.pause;
+            search.pause = (search.pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn held_by(&self, pid: Pid) -> Vec<Cookie> {
+        let all = (pid, Cookie(0))..=(pid, Cookie(u64::MAX));
+        self.holdings.range(all).map(|((_, cookie), _)| *cookie).collect()
+    }
+
+    /// Forgets that a process holds a socket, and looks for another owner when it was the last and the socket is there.
+    fn drop_holding(&mut self, pid: Pid, cookie: Cookie) {
+        if self.holdings.remove(&(pid, cookie)).is_none() {
+            return;
+        }
+        self.changed = true;
+        let held_elsewhere = self.processes.keys().any(|pid| self.holdings.contains_key(&(*pid, cookie)));
+        if !held_elsewhere && self.inodes.contains_key(&cookie) {
+            self.unfound.insert(cookie, Search { due_at_scan: self.scan, pause: 1 });
+        }
+    }
+}

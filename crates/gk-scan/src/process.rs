@@ -1,0 +1,153 @@
+//! One process, as `/proc/PID` tells of it. Formats: proc_pid_stat(5), proc_pid_status(5).
+
+use std::fs::{self, File};
+use std::io;
+
+use gk_model::listener::{Container, Owner};
+use gk_model::text::Observed;
+
+use crate::accounts::Accounts;
+use crate::cgroup::best_path;
+use crate::parse::{Inode, Uid};
+use crate::place::place;
+use crate::sys;
+
+/// The number of a process in our `/proc`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Pid(pub(crate) u32);
+
+/// What a process says of itself besides its descriptors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Description {
+    pub(crate) owner: Owner,
+    pub(crate) uid: Uid,
+    pub(crate) unit: Option<Observed>,
+    pub(crate) container: Option<Container>,
+}
+
+impl Pid {
+    /// Every process of our `/proc`, lowest first.
+    pub(crate) fn list() -> Vec<Pid> {
+        let mut pids = Vec::new();
+        if let Ok(directory) = File::open("/proc") {
+            sys::for_each_number(&directory, |number| pids.push(Pid(number)));
+        }
+        pids.sort_unstable();
+        pids
+    }
+
+    /// The number given last, in our pid namespace: as long as it stays, no process was made. Threads count too.
+    pub(crate) fn last_given() -> Option<Pid> {
+        let load = fs::read_to_string("/proc/loadavg").ok()?;
+        load.trim_end().rsplit(' ').next()?.parse().ok().map(Pid)
+    }
+
+    /// Reads who it is; `None` when it is gone.
+    pub(crate) fn describe(self, accounts: &Accounts) -> Option<Description> {
+        let stat = self.read("stat")?;
+        let (name, started_ticks) = name_and_start(&stat)?;
+        let uid = effective_uid(&self.read("status")?)?;
+        let exe = fs::read_link(format!("/proc/{}/exe", self.0)).ok();
+        let (unit, container) =
+            self.read("cgroup").as_deref().and_then(best_path).map(place).unwrap_or_default();
+        let owner = Owner {
+            pid: self.0,
+            started_ticks,
+            name: Observed::new(name),
+            exe: exe.map(|exe| Observed::new(&exe.to_string_lossy())),
+            account: accounts.name(uid),
+        };
+        Some(Description { owner, uid, unit, container })
+    }
+
+    /// When it started, in clock ticks since boot; `None` when it is gone or a zombie.
+    pub(crate) fn started_ticks(self) -> Option<u64> {
+        let stat = self.read("stat")?;
+        let zombie = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
+        (!zombie).then(|| name_and_start(&stat).map(|(_, started)| started)).flatten()
+    }
+
+    /// How many descriptors it holds; `None` when it is gone, not ours to see, or the kernel is older than 6.2 and
+    /// always says 0.
+    pub(crate) fn open_descriptors(self) -> Option<u64> {
+        let count = fs::metadata(format!("/proc/{}/fd", self.0)).ok()?.len();
+        (count > 0).then_some(count)
+    }
+
+    /// Names every socket that it holds, with the number of the descriptor.
+    ///
+    /// # Errors
+    /// When it is gone, or not ours to see.
+    pub(crate) fn for_each_socket(self, mut each: impl FnMut(u32, Inode)) -> io::Result<()> {
+        let directory = File::open(format!("/proc/{}/fd", self.0))?;
+        sys::for_each_number(&directory, |number| {
+            if let Some(inode) = sys::socket_behind(&directory, number) {
+                each(number, inode);
+            }
+        });
+        Ok(())
+    }
+
+    /// Which of these descriptors still are these sockets, in the same order; none when it is gone.
+    pub(crate) fn holds(self, descriptors: &[(u32, Inode)]) -> Vec<bool> {
+        let directory = File::open(format!("/proc/{}/fd", self.0)).ok();
+        let holds = |(number, inode): &(u32, Inode)| {
+            directory.as_ref().and_then(|directory| sys::socket_behind(directory, *number)) == Some(*inode)
+        };
+        descriptors.iter().map(holds).collect()
+    }
+
+    /// A file of its directory, with what is no UTF-8 replaced: a process may call itself anything.
+    fn read(self, file: &str) -> Option<String> {
+        let bytes = fs::read(format!("/proc/{}/{file}", self.0)).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// Fields 2 and 22 of `stat`. The name stands in parentheses and may hold any, so the last one ends it.
+fn name_and_start(stat: &str) -> Option<(&str, u64)> {
+    let (before, after) = stat.rsplit_once(')')?;
+    let (_, name) = before.split_once('(')?;
+    let started_ticks = after.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    Some((name, started_ticks))
+}
+
+/// `Uid:` holds the real, effective, saved and file system's account; what a process may do goes by the second.
+fn effective_uid(status: &str) -> Option<Uid> {
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    uids.split_ascii_whitespace().nth(1)?.parse().ok().map(Uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let numbers = (1..=40).map(|number| number.to_string()).collect::<Vec<_>>().join(" ");
+        for name in ["cat", "a) S 1 (b", "", ") R 9", "(sd-pam)", "two\nlines"] {
+            let stat = format!("812 ({name}) S {numbers}");
+            assert_eq!(name_and_start(&stat), Some((name, 19)), "{stat}");
+        }
+        for bad in ["", "1", "1 (a", "1 (a)", "1 (a) S 1 2 3"] {
+            assert_eq!(name_and_start(bad), None);
+        }
+    }
+
+    #[test]
+    fn the_effective_account_counts() {
+        assert_eq!(effective_uid("Name:\tUid: 7\nUid:\t1000\t33\t1000\t1000\n"), Some(Uid(33)));
+        assert_eq!(effective_uid("Gid:\t1\t2\n"), None);
+    }
+
+    #[test]
+    fn we_can_tell_of_ourselves() {
+        let me = Pid(std::process::id());
+        let description = me.describe(&Accounts::new("/nonexistent")).unwrap();
+        assert_eq!(Some(description.owner.started_ticks), me.started_ticks());
+        let exe = std::env::current_exe().unwrap();
+        assert_eq!(description.owner.exe.unwrap().as_str(), exe.to_str().unwrap());
+        assert!(Pid::list().contains(&me) && Pid::last_given().is_some());
+        assert!(Pid(u32::MAX).describe(&Accounts::new("/nonexistent")).is_none());
+    }
+}
