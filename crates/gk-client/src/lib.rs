@@ -1,1 +1,34 @@
-//! To be written.
+//! The typed client of a Gatekeeper server, and the files that say who this machine is.
+//!
+//! [`Client`] has one blocking method per route of the API, named by the same stem as the route's handler. It speaks
+//! HTTP over TCP or over the server's Unix socket, keeps one connection open, follows no redirect, asks no proxy, and
+//! reads no answer beyond a bound. It never repeats a request that could take effect twice: the one retry it makes by
+//! itself is of a repeatable request that met a connection the server had closed meanwhile.
+//!
+//! Next to it live the files that `gkctl` and the agent share: the [`identity`] of this machine, the agent's
+//! [`session`], and the [`lock`] that tells whether an agent runs.
+//!
+//! This is the only crate that names an HTTP client; its errors speak of servers and sockets instead.
+
+mod address;
+mod client;
+mod error;
+mod exchange;
+mod files;
+pub mod identity;
+pub mod lock;
+mod pages;
+mod routes;
+pub mod session;
+mod transport;
+
+#[cfg(test)]
+mod canned;
+#[cfg(test)]
+mod tests;
+
+pub use address::{AddressError, Authority, ServerAddress};
+pub use client::Client;
+pub use error::{ClientError, ProtocolFault};
+pub use pages::all_pages;
+pub use routes::Joined;

@@ -1,7 +1,7 @@
 //! What the machine runs in: `none`, a container engine or a hypervisor.
 //!
 //! A container inside of a virtual machine is a container: that is what an operator asks to find it. Names are those of
-//! the products. Sources: systemd's detect-virt (`src/basic/virt.c`) for the markers, checked by hand.
+//! the products. Sources: systemd's detect-virt (`src/basic/virt.c`) for the markers; written from memory of it, not compared line by line.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
 //! The workspace's integration tests: one binary, real databases, real sockets, real processes.
 
+mod house;
 mod process;
 mod store;

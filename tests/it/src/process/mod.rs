@@ -1,4 +1,7 @@
 //! Built programs as real processes: what only shows when something is killed, restarted or typed.
 
+mod agent;
+mod cli;
 mod crash;
 mod harness;
+mod server;

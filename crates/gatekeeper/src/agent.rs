@@ -1,0 +1,57 @@
+//! `gatekeeper agent`: watches this machine until told to stop.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use gk_agent::{AgentConfig, JoinBy, Stopper};
+use gk_model::paths;
+use gk_model::secret::Secret;
+
+use crate::args::{AgentArgs, env};
+use crate::server::{is_root, runtime, stop_requested};
+
+/// Runs the agent until SIGINT or SIGTERM; with `--once` until its report is delivered.
+pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
+    if args.explain {
+        println!("{}", gk_agent::explain());
+        return Ok(());
+    }
+    let config = config(args)?;
+    if args.once {
+        return Ok(gk_agent::once(config)?);
+    }
+    let (stopper, stop) = gk_agent::stop_channel();
+    let signals = runtime()?;
+    let requested = signals.block_on(async { stop_requested() })?;
+    signals.spawn(stop_when(requested, stopper));
+    Ok(gk_agent::run(config, stop)?)
+}
+
+async fn stop_when(requested: impl Future<Output = ()>, stopper: Stopper) {
+    requested.await;
+    stopper.stop();
+}
+
+fn config(args: &AgentArgs) -> anyhow::Result<AgentConfig> {
+    let join = match &args.join_token_file {
+        Some(file) => Some(JoinBy { token: read_token(file)?, name: args.name.clone() }),
+        None => None,
+    };
+    Ok(AgentConfig {
+        server: args.server.clone(),
+        join,
+        report_interval: args.report_interval,
+        insecure_http: args.insecure_http,
+        ..AgentConfig::new(state_dir(args.state.as_ref()), env!("CARGO_PKG_VERSION").into())
+    })
+}
+
+/// Where the agent's state is, unless told.
+pub(crate) fn state_dir(chosen: Option<&PathBuf>) -> PathBuf {
+    chosen.cloned().unwrap_or_else(|| paths::state_dir(is_root(), env))
+}
+
+fn read_token(file: &Path) -> anyhow::Result<Secret> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    text.parse().with_context(|| format!("{} holds no token", file.display()))
+}

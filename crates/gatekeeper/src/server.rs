@@ -1,0 +1,135 @@
+//! `gatekeeper server`: opens the store, binds, serves until told to stop.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use gk_model::paths::{self, SOCKET_FILE};
+use gk_model::text::Subject;
+use gk_model::time::Timestamp;
+use gk_server::{Config, Listeners};
+use gk_store::Store;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{ServerArgs, env};
+
+/// Runs the server until SIGINT or SIGTERM.
+pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
+    runtime()?.block_on(async {
+        let server = Server::start(args).await?;
+        server.serve(stop_requested()?).await
+    })
+}
+
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Whether this process acts for the whole machine.
+pub(crate) fn is_root() -> bool {
+    own_uid() == 0
+}
+
+fn own_uid() -> u32 {
+    // The owner of /proc/self is the effective uid of the process.
+    std::fs::metadata("/proc/self").map_or(u32::MAX, |metadata| metadata.uid())
+}
+
+/// Resolves when the process is asked to end. The handlers are in place when this returns, so no signal is missed.
+pub(crate) fn stop_requested() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// A server that is bound and whose store is open, not yet serving.
+pub(crate) struct Server {
+    /// Where it listens: the real port, also when port 0 was asked for.
+    pub(crate) address: SocketAddr,
+    /// Its Unix socket.
+    pub(crate) socket: PathBuf,
+    store: Store,
+    listeners: Listeners,
+}
+
+impl Server {
+    pub(crate) async fn start(args: &ServerArgs) -> anyhow::Result<Server> {
+        if !args.listen.ip().is_loopback() && !args.insecure_http {
+            bail!(
+                "refusing to serve plain HTTP on {}, which others can reach: listen on 127.0.0.1 behind a proxy that \
+                 speaks TLS, or say --insecure-http",
+                args.listen
+            );
+        }
+        let data = args.data.clone().unwrap_or_else(|| paths::data_dir(is_root(), env));
+        // The store first: its lock decides whose socket file lies in the directory.
+        let store = Store::open(&data, Timestamp::from_clock())?;
+        let tcp = TcpListener::bind(args.listen).await.map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => anyhow::anyhow!(
+                "{} is in use: another server may be running (`gkctl status` asks it); choose another port with \
+                 --listen 127.0.0.1:PORT",
+                args.listen
+            ),
+            _ => anyhow::Error::new(error).context(format!("cannot listen on {}", args.listen)),
+        })?;
+        let address = tcp.local_addr().context("cannot tell the address of the socket")?;
+        let socket =
+            std::path::absolute(data.join(SOCKET_FILE)).context("cannot tell the working directory")?;
+        let unix = bind_socket(&socket)?;
+        Ok(Server { address, socket, store, listeners: Listeners { tcp: Some(tcp), unix: Some(unix) } })
+    }
+
+    /// Serves until `stop`, then finishes what was accepted.
+    pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tracing::info!(
+            server.address = %self.address,
+            server.socket = %self.socket.display(),
+            server.version = env!("CARGO_PKG_VERSION"),
+            "serving"
+        );
+        let config = Config {
+            store: self.store,
+            clock: Arc::new(Timestamp::from_clock),
+            local_subjects: local_subjects(),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        let served = gk_server::run(config, self.listeners, stop).await;
+        // A socket file without a server only misleads; a missing one is no harm.
+        let _gone = std::fs::remove_file(&self.socket);
+        served.context("the server did not end well")
+    }
+}
+
+/// Binds the Unix socket in the data directory, in place of what a killed server left there.
+fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    UnixListener::bind(path).with_context(|| {
+        format!("cannot listen on {}: the path of a Unix socket has at most 107 bytes", path.display())
+    })
+}
+
+/// Who is admin at the Unix socket without a token: root, and the server's own account.
+fn local_subjects() -> HashMap<u32, Subject> {
+    [0, own_uid()].into_iter().map(|uid| (uid, local_subject(uid))).collect()
+}
+
+/// `local:ada`; by number when the account has no name, or one that no subject can have.
+fn local_subject(uid: u32) -> Subject {
+    let by_name = format!("local:{}", gk_scan::account_name(uid)).parse();
+    by_name.unwrap_or_else(|_| format!("local:{uid}").parse().expect("digits are allowed in a subject"))
+}

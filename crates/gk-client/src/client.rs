@@ -1,0 +1,74 @@
+//! The client itself: one server, one token, one kept connection.
+
+use std::time::Duration;
+
+use gk_model::secret::Secret;
+
+use crate::address::ServerAddress;
+use crate::error::ClientError;
+use crate::transport::{self, Dialled};
+
+/// How long a request may take altogether, connecting and reading included.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Talks to one server. Cheap to make (nothing is opened before the first request), safe to share between threads.
+#[derive(Clone, Debug)]
+pub struct Client {
+    server: ServerAddress,
+    token: Option<Secret>,
+    insecure_http: bool,
+    pub(crate) agent: ureq::Agent,
+    pub(crate) dialled: Dialled,
+    pub(crate) timeout: Duration,
+}
+
+impl Client {
+    /// A client of this server, which presents `token` with every request.
+    ///
+    /// Over the server's Unix socket the account of the process is authority enough, and the token is usually none.
+    pub fn new(server: ServerAddress, token: Option<Secret>) -> Client {
+        let (agent, dialled) = transport::agent(&server, TIMEOUT);
+        Client { server, token, insecure_http: false, agent, dialled, timeout: TIMEOUT }
+    }
+
+    /// Lets the token travel in clear over a network, which is otherwise refused.
+    #[must_use]
+    pub fn allow_insecure_http(self, allow: bool) -> Client {
+        Client { insecure_http: allow, ..self }
+    }
+
+    /// Gives up on every request after `timeout` instead of 30 seconds.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Client {
+        let (agent, dialled) = transport::agent(&self.server, timeout);
+        Client { agent, dialled, timeout, ..self }
+    }
+
+    /// The server it talks to.
+    pub fn server(&self) -> &ServerAddress {
+        &self.server
+    }
+
+    /// Whether it presents a token.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// What comes before every path. Over a Unix socket the host means nothing; `localhost` is one the server allows.
+    pub(crate) fn base(&self) -> Result<String, ClientError> {
+        match &self.server {
+            ServerAddress::Unix(_) => Ok("http://localhost".to_owned()),
+            ServerAddress::Http(authority) => Ok(format!("http://{authority}")),
+            ServerAddress::Https(_) => Err(ClientError::NoTls { server: self.server.clone() }),
+        }
+    }
+
+    /// The token, if it may be sent to this server.
+    pub(crate) fn token_to_send(&self) -> Result<Option<&Secret>, ClientError> {
+        let in_clear = matches!(self.server, ServerAddress::Http(_)) && !self.server.is_local();
+        if self.token.is_some() && in_clear && !self.insecure_http {
+            return Err(ClientError::InsecureHttp { server: self.server.clone() });
+        }
+        Ok(self.token.as_ref())
+    }
+}

@@ -1,0 +1,251 @@
+//! One request and its answer: headers, bounds, the one retry, and what every failure is called.
+
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use gk_model::problem::Problem;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::http::request::Builder;
+use ureq::http::{HeaderValue, Method, Request, Response};
+use ureq::{Body, Error, Timeout};
+
+use crate::client::Client;
+use crate::error::{ClientError, ProtocolFault};
+use crate::transport::CONNECT_TIMEOUT;
+
+/// How much of an answer is read, after decompression. The largest page of the API stays far below.
+pub(crate) const MOST_BYTES: u64 = 64 << 20;
+
+/// From this size a body is worth compressing.
+const COMPRESS_FROM_BYTES: usize = 1 << 10;
+
+/// How much of an unexpected body an error shows.
+const EXCERPT_CHARS: usize = 200;
+
+/// A request to be sent.
+pub(crate) struct Call {
+    method: Method,
+    /// Path and query.
+    target: String,
+    body: Option<Vec<u8>>,
+    compressed: bool,
+    repeatable: bool,
+}
+
+impl Call {
+    /// Reads: repeatable.
+    pub(crate) fn get(path: &str, query: &impl Serialize) -> Call {
+        Call { repeatable: true, ..Call::bare(Method::GET, with_query(path, query)) }
+    }
+
+    /// Deletes. Not repeatable: the second answer would say that there is nothing to delete.
+    pub(crate) fn delete(path: &str, query: &impl Serialize) -> Call {
+        Call::bare(Method::DELETE, with_query(path, query))
+    }
+
+    /// Sends a body that takes effect.
+    pub(crate) fn post(path: &str, body: &impl Serialize) -> Call {
+        Call { body: Some(json(body)), ..Call::bare(Method::POST, path.to_owned()) }
+    }
+
+    /// Changes some fields.
+    pub(crate) fn patch(path: &str, body: &impl Serialize) -> Call {
+        Call { body: Some(json(body)), ..Call::bare(Method::PATCH, path.to_owned()) }
+    }
+
+    /// Sends a body that the server can tell from its repetition; compressed when that is worth it.
+    pub(crate) fn post_repeatable(path: &str, body: &impl Serialize) -> Call {
+        let plain = json(body);
+        let compressed = plain.len() > COMPRESS_FROM_BYTES;
+        let body = Some(if compressed { gzip(&plain) } else { plain });
+        Call { body, compressed, repeatable: true, ..Call::bare(Method::POST, path.to_owned()) }
+    }
+
+    fn bare(method: Method, target: String) -> Call {
+        Call { method, target, body: None, compressed: false, repeatable: false }
+    }
+
+    /// Method and path, for errors.
+    fn name(&self) -> String {
+        let path = self.target.split('?').next().unwrap_or_default();
+        format!("{} {path}", self.method)
+    }
+}
+
+fn json(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).expect("wire types have string keys and no failing serializers")
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::fast());
+    let written = encoder.write_all(plain).and_then(|()| encoder.finish());
+    written.expect("writing to memory does not fail")
+}
+
+/// Appends the fields of a query that are set. The struct is the single list of them.
+fn with_query(path: &str, query: &impl Serialize) -> String {
+    let fields = serde_json::to_value(query).expect("queries serialize to an object");
+    let mut target = path.to_owned();
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        let text = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        target.push(if target.contains('?') { '&' } else { '?' });
+        target.push_str(name);
+        target.push('=');
+        push_encoded(&mut target, &text);
+    }
+    target
+}
+
+/// Percent-encodes everything but the unreserved characters of RFC 3986.
+fn push_encoded(target: &mut String, text: &str) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            target.push(char::from(byte));
+        } else {
+            target.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
+/// A successful answer.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    body: Vec<u8>,
+    request: String,
+}
+
+impl Client {
+    /// Sends a request and reads the value it is answered with.
+    pub(crate) fn fetch<T: DeserializeOwned>(&self, call: &Call) -> Result<T, ClientError> {
+        let answer = self.exchange(call)?;
+        self.value(&answer)
+    }
+
+    /// The value in an answer.
+    pub(crate) fn value<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, ClientError> {
+        serde_json::from_slice(&answer.body).map_err(|source| {
+            self.fault(ProtocolFault::Body {
+                request: answer.request.clone(),
+                excerpt: excerpt(&answer.body),
+                source,
+            })
+        })
+    }
+
+    /// Sends a request and reads its answer; anything but success is an error.
+    pub(crate) fn exchange(&self, call: &Call) -> Result<Answer, ClientError> {
+        let mut response = self.send(call)?;
+        let status = response.status();
+        let body = response
+            .body_mut()
+            .with_config()
+            .limit(MOST_BYTES)
+            .read_to_vec()
+            .map_err(|error| self.name_failure(call, error))?;
+        if status.is_success() {
+            return Ok(Answer { status: status.as_u16(), body, request: call.name() });
+        }
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => Err(ClientError::Refused(Box::new(problem))),
+            Err(_) => Err(self.fault(ProtocolFault::Status {
+                request: call.name(),
+                status: status.as_u16(),
+                excerpt: excerpt(&body),
+            })),
+        }
+    }
+
+    /// Sends a request, and once more when a kept connection turned out to be closed and repeating is harmless.
+    fn send(&self, call: &Call) -> Result<Response<Body>, ClientError> {
+        let opened_before = self.dialled.load(Ordering::Relaxed);
+        let failure = match self.send_once(call)? {
+            Ok(response) => return Ok(response),
+            Err(failure) => failure,
+        };
+        let was_kept = self.dialled.load(Ordering::Relaxed) == opened_before;
+        if call.repeatable && was_kept && is_closed(&failure) {
+            return self.send_once(call)?.map_err(|error| self.name_failure(call, error));
+        }
+        Err(self.name_failure(call, failure))
+    }
+
+    fn send_once(&self, call: &Call) -> Result<Result<Response<Body>, Error>, ClientError> {
+        let target = format!("{}{}", self.base()?, call.target);
+        let mut request =
+            Request::builder().method(&call.method).uri(target).header("accept", "application/json");
+        if let Some(token) = self.token_to_send()? {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
+                .expect("a secret is letters, digits and `_`");
+            value.set_sensitive(true);
+            request = request.header("authorization", value);
+        }
+        Ok(self.run(call, request))
+    }
+
+    fn run(&self, call: &Call, request: Builder) -> Result<Response<Body>, Error> {
+        let Some(body) = &call.body else {
+            return self.agent.run(request.body(())?);
+        };
+        let request = request.header("content-type", "application/json");
+        let request = if call.compressed { request.header("content-encoding", "gzip") } else { request };
+        self.agent.run(request.body(body.as_slice())?)
+    }
+
+    /// Translates a failure of the HTTP client.
+    fn name_failure(&self, call: &Call, error: Error) -> ClientError {
+        let broken = |what: String| self.fault(ProtocolFault::Http { request: call.name(), what });
+        match error {
+            Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => broken(error.to_string()),
+            Error::Io(error) => self.unreachable(error),
+            Error::Timeout(reason) => self.unreachable(self.time_is_over(reason)),
+            Error::HostNotFound => self.unreachable(io::Error::new(io::ErrorKind::NotFound, "no such host")),
+            Error::ConnectionFailed => self.unreachable(io::Error::other("the connection failed")),
+            Error::BodyExceedsLimit(limit_bytes) => {
+                self.fault(ProtocolFault::TooLarge { request: call.name(), limit_bytes })
+            }
+            other => broken(other.to_string()),
+        }
+    }
+
+    fn time_is_over(&self, reason: Timeout) -> io::Error {
+        let limit = match reason {
+            Timeout::Connect | Timeout::Resolve => CONNECT_TIMEOUT.min(self.timeout),
+            _ => self.timeout,
+        };
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        ClientError::Unreachable { server: self.server().clone(), source }
+    }
+
+    fn fault(&self, fault: ProtocolFault) -> ClientError {
+        ClientError::Protocol { server: self.server().clone(), fault: Box::new(fault) }
+    }
+}
+
+/// Whether the other side had closed the connection, rather than answered badly or late.
+fn is_closed(error: &Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error, Error::Io(error)
+        if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
+}
+
+/// The beginning of a body, fit for a terminal.
+fn excerpt(body: &[u8]) -> String {
+    let start = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_CHARS * 4)]);
+    let mut shown: String = start.chars().take(EXCERPT_CHARS).flat_map(char::escape_debug).collect();
+    if body.is_empty() {
+        shown.push_str("(empty)");
+    } else if start.chars().count() > EXCERPT_CHARS {
+        shown.push('…');
+    }
+    shown
+}

@@ -1,0 +1,132 @@
+//! One method per route of the API.
+
+use gk_model::contact::{Contact, ContactAnswer};
+use gk_model::history::{Event, Interval};
+use gk_model::id::{InstanceId, InstanceRef, ReservationId};
+use gk_model::instance::{Instance, InstancePatch, JoinRequest};
+use gk_model::paths;
+use gk_model::port_state::PortState;
+use gk_model::query::{EventQuery, HistoryQuery, InstanceQuery, Page, PortQuery, ReservationQuery};
+use gk_model::reservation::{Reservation, ReserveRequest};
+use serde::Serialize;
+
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::exchange::Call;
+
+/// The answer to a join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The instance as the server knows it now.
+    pub instance: Instance,
+    /// Whether it had joined before and only its facts are new.
+    pub refreshed: bool,
+}
+
+const CREATED: u16 = 201;
+
+#[derive(Serialize)]
+struct NoQuery {}
+
+#[derive(Serialize)]
+struct LeaveQuery {
+    release: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct ReleaseQuery {
+    force: Option<bool>,
+}
+
+/// A flag is written when it is set, and left out otherwise.
+fn flag(set: bool) -> Option<bool> {
+    set.then_some(true)
+}
+
+/// Every method fails with [`ClientError`] alone; what the server may refuse is in the API's description.
+impl Client {
+    /// Joins, or refreshes the facts of an instance that has joined.
+    pub fn join(&self, request: &JoinRequest) -> Result<Joined, ClientError> {
+        let answer = self.exchange(&Call::post(paths::INSTANCES, request))?;
+        Ok(Joined { instance: self.value(&answer)?, refreshed: answer.status != CREATED })
+    }
+
+    /// A page of instances.
+    pub fn list_instances(&self, query: &InstanceQuery) -> Result<Page<Instance>, ClientError> {
+        self.fetch(&Call::get(paths::INSTANCES, query))
+    }
+
+    /// One instance.
+    pub fn get_instance(&self, instance: &InstanceRef) -> Result<Instance, ClientError> {
+        self.fetch(&Call::get(&paths::instance(instance), &NoQuery {}))
+    }
+
+    /// Changes an instance.
+    pub fn update_instance(
+        &self,
+        instance: &InstanceRef,
+        patch: &InstancePatch,
+    ) -> Result<Instance, ClientError> {
+        self.fetch(&Call::patch(&paths::instance(instance), patch))
+    }
+
+    /// Takes an instance out; with `release`, its reservations too.
+    pub fn leave_instance(&self, instance: &InstanceRef, release: bool) -> Result<(), ClientError> {
+        let query = LeaveQuery { release: flag(release) };
+        self.exchange(&Call::delete(&paths::instance(instance), &query)).map(drop)
+    }
+
+    /// Sends a contact of an instance. Repeating one is harmless, by the rules of [`gk_model::contact`].
+    pub fn contact(&self, instance: InstanceId, contact: &Contact) -> Result<ContactAnswer, ClientError> {
+        self.fetch(&Call::post_repeatable(&paths::contact(&instance.into()), contact))
+    }
+
+    /// A page of the port states of one instance.
+    pub fn list_instance_ports(
+        &self,
+        instance: &InstanceRef,
+        query: &PortQuery,
+    ) -> Result<Page<PortState>, ClientError> {
+        self.fetch(&Call::get(&paths::instance_ports(instance), query))
+    }
+
+    /// A page of the port states of the fleet.
+    pub fn list_ports(&self, query: &PortQuery) -> Result<Page<PortState>, ClientError> {
+        self.fetch(&Call::get(paths::PORTS, query))
+    }
+
+    /// Reserves a port. Never repeated by itself: when the answer is lost, the reservation may exist.
+    pub fn reserve(&self, request: &ReserveRequest) -> Result<Reservation, ClientError> {
+        self.fetch(&Call::post(paths::RESERVATIONS, request))
+    }
+
+    /// A page of live reservations.
+    pub fn list_reservations(&self, query: &ReservationQuery) -> Result<Page<Reservation>, ClientError> {
+        self.fetch(&Call::get(paths::RESERVATIONS, query))
+    }
+
+    /// One reservation, live or released.
+    pub fn get_reservation(&self, id: ReservationId) -> Result<Reservation, ClientError> {
+        self.fetch(&Call::get(&paths::reservation(id), &NoQuery {}))
+    }
+
+    /// Releases a reservation; with `force`, also somebody else's. Answers it as it was released.
+    pub fn release(&self, id: ReservationId, force: bool) -> Result<Reservation, ClientError> {
+        self.fetch(&Call::delete(&paths::reservation(id), &ReleaseQuery { force: flag(force) }))
+    }
+
+    /// A page of intervals, newest first.
+    pub fn list_history(&self, query: &HistoryQuery) -> Result<Page<Interval>, ClientError> {
+        self.fetch(&Call::get(paths::HISTORY, query))
+    }
+
+    /// A page of events, oldest first.
+    pub fn list_events(&self, query: &EventQuery) -> Result<Page<Event>, ClientError> {
+        self.fetch(&Call::get(paths::EVENTS, query))
+    }
+
+    /// Whether the server is ready to serve.
+    pub fn ready(&self) -> Result<(), ClientError> {
+        self.exchange(&Call::get(paths::READY, &NoQuery {})).map(drop)
+    }
+}

@@ -1,0 +1,179 @@
+//! How bytes reach a server: TCP, or a Unix socket, under the same HTTP.
+//!
+//! The HTTP client resolves names and speaks TCP by itself; a Unix socket is given to it as a transport of our own.
+//! Every new connection is counted, so that the exchange can tell a failure on a kept connection (which the server
+//! may have closed long ago) from a failure on a fresh one.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport,
+};
+use ureq::{Agent, Error};
+
+use crate::address::ServerAddress;
+
+/// How long a connection may take to come about.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a kept connection is used again. A server that closes it earlier is noticed before the next request.
+const KEEP_FOR: Duration = Duration::from_mins(2);
+
+/// How many connections a client has opened so far.
+pub(crate) type Dialled = Arc<AtomicU64>;
+
+/// An HTTP client for one server that gives up on a request after `timeout`, and its count of connections.
+pub(crate) fn agent(server: &ServerAddress, timeout: Duration) -> (Agent, Dialled) {
+    let dialled = Dialled::default();
+    let socket = match server {
+        ServerAddress::Unix(path) => Some(path.clone()),
+        ServerAddress::Http(_) | ServerAddress::Https(_) => None,
+    };
+    let names = Names { needed: socket.is_none(), dns: DefaultResolver::default() };
+    let dialer = Dialer { socket, tcp: TcpConnector::default(), dialled: Arc::clone(&dialled) };
+    (Agent::with_parts(config(timeout), dialer, names), dialled)
+}
+
+/// A redirect is answered as it came and never followed, since the token would go along. No proxy of the environment
+/// is asked, for the same reason: nobody chose it for this server.
+fn config(timeout: Duration) -> Config {
+    Agent::config_builder()
+        .proxy(None)
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .user_agent(concat!("gatekeeper-client/", env!("CARGO_PKG_VERSION")))
+        .max_idle_connections(1)
+        .max_idle_connections_per_host(1)
+        .max_idle_age(KEEP_FOR)
+        .timeout_resolve(Some(CONNECT_TIMEOUT.min(timeout)))
+        .timeout_connect(Some(CONNECT_TIMEOUT.min(timeout)))
+        .timeout_global(Some(timeout))
+        .build()
+}
+
+/// Resolves host names, except where there is nothing to resolve.
+#[derive(Debug)]
+struct Names {
+    needed: bool,
+    dns: DefaultResolver,
+}
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        if self.needed {
+            return self.dns.resolve(uri, config, timeout);
+        }
+        // The trait promises at least one address; the dialer never looks at it.
+        let mut addresses = self.empty();
+        addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        Ok(addresses)
+    }
+}
+
+/// Opens connections, and counts them.
+#[derive(Debug)]
+struct Dialer {
+    socket: Option<PathBuf>,
+    tcp: TcpConnector,
+    dialled: Dialled,
+}
+
+impl Connector for Dialer {
+    type Out = Box<dyn Transport>;
+
+    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Self::Out>, Error> {
+        self.dialled.fetch_add(1, Ordering::Relaxed);
+        let Some(socket) = &self.socket else {
+            let stream = Connector::<()>::connect(&self.tcp, details, None)?;
+            return Ok(stream.map(|stream| Box::new(stream) as Box<dyn Transport>));
+        };
+        let buffers =
+            LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
+        let stream = connect_unix(socket, details.timeout)?;
+        Ok(Some(Box::new(UnixTransport { stream, buffers })))
+    }
+}
+
+/// Connects on a thread of its own, because `connect` on a Unix socket blocks without limit while the server's
+/// backlog is full, and the standard library cannot set its timeout.
+fn connect_unix(socket: &Path, timeout: NextTimeout) -> Result<UnixStream, Error> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let socket = socket.to_owned();
+    std::thread::spawn(move || sender.send(UnixStream::connect(socket)).ok());
+    let limit = timeout.not_zero().map_or(CONNECT_TIMEOUT, |limit| *limit);
+    match receiver.recv_timeout(limit) {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err(Error::Timeout(timeout.reason)),
+    }
+}
+
+/// A connection over a Unix socket.
+struct UnixTransport {
+    stream: UnixStream,
+    buffers: LazyBuffers,
+}
+
+impl Transport for UnixTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let timeout = timeout.for_write();
+        self.stream.set_write_timeout(timeout.not_zero().map(|limit| *limit))?;
+        let output = &self.buffers.output()[..amount];
+        self.stream.write_all(output).map_err(|error| time_is_over(error, timeout))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let timeout = timeout.for_read();
+        self.stream.set_read_timeout(timeout.not_zero().map(|limit| *limit))?;
+        let amount = loop {
+            match self.stream.read(self.buffers.input_append_buf()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read.map_err(|error| time_is_over(error, timeout))?,
+            }
+        };
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        let mut probe = [0];
+        let would_block = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        let quiet =
+            self.stream.set_nonblocking(true).is_ok() && self.stream.read(&mut probe).is_err_and(would_block);
+        // Bytes that nobody asked for are as bad as a closed connection: the next answer would be misread.
+        quiet && self.stream.set_nonblocking(false).is_ok()
+    }
+}
+
+impl fmt::Debug for UnixTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnixTransport").finish_non_exhaustive()
+    }
+}
+
+/// Linux says `EAGAIN` when the time set for a socket is over.
+fn time_is_over(error: io::Error, timeout: NextTimeout) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
+        _ => Error::Io(error),
+    }
+}

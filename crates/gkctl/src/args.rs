@@ -1,0 +1,421 @@
+//! What can be typed. The texts here are the manual that people read first, so each verb says in one sentence what it
+//! does and shows one command that works.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use gk_client::ServerAddress;
+use gk_model::history::{EventKind, IntervalKind};
+use gk_model::id::InstanceRef;
+use gk_model::instance::Presence;
+use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::port_state::State;
+use gk_model::text::{InstanceName, Note, PoolName, PortName, ServiceName, Subject};
+use gk_model::time::{Timestamp, TimestampError};
+
+const FIRST_COMMANDS: &str = "\
+The first five commands:
+  gkctl instance join        bring this machine in
+  gkctl port reserve         get a free port, printed as a number
+  gkctl port list            who may use which port here, and who does
+  gkctl port release 8000    give a port back
+  gkctl status               is everything running?
+
+Exit codes: 0 ok, 1 error, 2 usage, 3 conflict or exhausted, 4 not found, 5 not allowed,
+6 server unreachable.";
+
+/// Who may use this port, and who is using it?
+#[derive(Debug, Parser)]
+#[command(name = "gkctl", version, after_help = FIRST_COMMANDS, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// Another instance than this machine, by name or id.
+    #[arg(long, global = true, value_name = "INSTANCE")]
+    pub(crate) instance: Option<InstanceRef>,
+    /// The server: http://HOST:PORT, https://HOST:PORT or unix:PATH [env: GATEKEEPER_SERVER]
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub(crate) server: Option<ServerAddress>,
+    /// A file that holds a token, or `-` for stdin [env: GATEKEEPER_TOKEN holds the token itself]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// How to print: table, json, csv or name.
+    // The values explain themselves; listing them would turn every help into the long form.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "table",
+        hide_possible_values = true
+    )]
+    pub(crate) output: Format,
+    /// Send tokens in clear over a network.
+    #[arg(long, global = true)]
+    pub(crate) insecure_http: bool,
+    /// Where the identity of this machine is kept [env: GATEKEEPER_STATE]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people, as wide as the terminal.
+    #[default]
+    Table,
+    /// Everything there is, for programs.
+    Json,
+    /// The table with exact times, for spreadsheets (RFC 4180).
+    Csv,
+    /// Only what names each item, one to a line.
+    Name,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Tell whether server, agent and this machine are in order.
+    #[command(after_help = "Example: gkctl status")]
+    Status,
+    /// Machines that have joined.
+    #[command(subcommand)]
+    Instance(InstanceVerb),
+    /// Ports: who may use them, and who does.
+    #[command(subcommand)]
+    Port(PortVerb),
+    /// List what happened in the fleet, oldest first.
+    #[command(after_help = "Example: gkctl events --since 2h --kind reserved")]
+    Events(EventFilters),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum InstanceVerb {
+    /// Bring this machine in, or refresh what is known of it.
+    #[command(after_help = "Example: gkctl instance join --name web-1")]
+    Join(Join),
+    /// List the machines that have joined.
+    #[command(after_help = "Example: gkctl instance list --presence offline")]
+    List(InstanceFilters),
+    /// Show everything that is known of a machine.
+    #[command(after_help = "Example: gkctl instance show web-1")]
+    Show(OneInstance),
+    /// Take a machine out; its history stays.
+    #[command(after_help = "Example: gkctl instance leave --release")]
+    Leave(Leave),
+    /// Give a machine another name.
+    #[command(
+        after_help = "Example: gkctl instance rename web-1 web-2",
+        override_usage = "gkctl instance rename [OPTIONS] [INSTANCE] <NEW-NAME>"
+    )]
+    Rename(Rename),
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct Join {
+    /// The name to join under; the host name when left out.
+    #[arg(long)]
+    pub(crate) name: Option<InstanceName>,
+    /// Take over this instance's id, because its credential was lost.
+    #[arg(long, value_name = "INSTANCE")]
+    pub(crate) replace: Option<InstanceRef>,
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct InstanceFilters {
+    /// Only the one with this name.
+    #[arg(long)]
+    pub(crate) name: Option<InstanceName>,
+    /// Only those that are online, offline, or have left.
+    #[arg(long)]
+    pub(crate) presence: Option<Presence>,
+    /// Only those with this text in their name.
+    #[arg(short = 'q', long, value_name = "TEXT")]
+    pub(crate) search: Option<String>,
+    /// At most so many.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<NonZeroU32>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct OneInstance {
+    /// Its name or id; this machine when left out.
+    #[arg(value_name = "INSTANCE")]
+    pub(crate) which: Option<InstanceRef>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Leave {
+    /// Its name or id; this machine when left out.
+    #[arg(value_name = "INSTANCE")]
+    pub(crate) which: Option<InstanceRef>,
+    /// Release its reservations too.
+    #[arg(long)]
+    pub(crate) release: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rename {
+    /// The instance (this machine when left out), then its new name.
+    // One list, because a required value cannot follow an optional one.
+    #[arg(value_name = "NAMES", num_args = 1..=2, required = true)]
+    pub(crate) names: Vec<InstanceRef>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PortVerb {
+    /// Reserve a port and print its number.
+    #[command(after_help = "Example: PORT=$(gkctl port reserve --service billing-api)")]
+    Reserve(Reserve),
+    /// Give a reserved port back.
+    #[command(after_help = "Example: gkctl port release 8080")]
+    Release(Release),
+    /// List ports that are reserved or in use.
+    #[command(after_help = "Example: gkctl port list --state unreserved")]
+    List(PortFilters),
+    /// Show who may use a port, and who does.
+    #[command(after_help = "Example: gkctl port show 8080")]
+    Show(OnePort),
+    /// List who held or listened on ports, newest first.
+    #[command(after_help = "Example: gkctl port history --port 8080 --since 7d")]
+    History(HistoryFilters),
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct Reserve {
+    /// This very port; left out, the next free one of the pool.
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) port: Option<Port>,
+    /// tcp or udp.
+    #[arg(long, default_value = "tcp")]
+    pub(crate) protocol: Protocol,
+    /// What it is for.
+    #[arg(long)]
+    pub(crate) service: Option<ServiceName>,
+    /// Which of the service's ports it is.
+    #[arg(long)]
+    pub(crate) name: Option<PortName>,
+    /// The pool to draw from.
+    #[arg(long, conflicts_with = "port")]
+    pub(crate) pool: Option<PoolName>,
+    /// A remark.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) note: Option<Note>,
+    /// Whoever listens on the port now is the rightful one.
+    #[arg(long, requires = "port")]
+    pub(crate) adopt: bool,
+}
+
+#[derive(Debug, Default, ClapArgs)]
+#[command(group = ArgGroup::new("which").required(true).args(["number", "port"]))]
+pub(crate) struct Release {
+    /// The port.
+    #[arg(value_name = "PORT", allow_negative_numbers = true)]
+    pub(crate) number: Option<Port>,
+    /// The port, as an option.
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) port: Option<Port>,
+    /// tcp or udp; only needed when both are reserved.
+    #[arg(long)]
+    pub(crate) protocol: Option<Protocol>,
+    /// Release it although somebody else reserved it.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct PortFilters {
+    /// Of the whole fleet.
+    #[arg(short = 'A', long)]
+    pub(crate) all_instances: bool,
+    /// Only this port or range; up to 256 ports also show the free ones.
+    #[arg(long, value_name = "RANGE", allow_negative_numbers = true)]
+    pub(crate) port: Option<PortRange>,
+    /// Only tcp or udp.
+    #[arg(long)]
+    pub(crate) protocol: Option<Protocol>,
+    /// Only this state: free, reserved, in_use, conflict or unreserved.
+    #[arg(long)]
+    pub(crate) state: Option<State>,
+    /// Only ports reserved for this service.
+    #[arg(long)]
+    pub(crate) service: Option<ServiceName>,
+    /// Only ports reserved by this subject.
+    #[arg(long, value_name = "SUBJECT")]
+    pub(crate) holder: Option<Subject>,
+    /// Only ports listened on by a process with this text in its name.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) process: Option<String>,
+    /// Only ports listened on by this systemd unit.
+    #[arg(long)]
+    pub(crate) unit: Option<String>,
+    /// Only ports listened on by this container, by name or beginning of its id.
+    #[arg(long)]
+    pub(crate) container: Option<String>,
+    /// Only ports with this text in service, note, process, unit or container.
+    #[arg(short = 'q', long, value_name = "TEXT")]
+    pub(crate) search: Option<String>,
+    /// At most so many.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<NonZeroU32>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct OnePort {
+    /// The port.
+    #[arg(value_name = "PORT", allow_negative_numbers = true)]
+    pub(crate) number: Port,
+    /// Only tcp or udp.
+    #[arg(long)]
+    pub(crate) protocol: Option<Protocol>,
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct HistoryFilters {
+    /// Of the whole fleet.
+    #[arg(short = 'A', long)]
+    pub(crate) all_instances: bool,
+    /// Only this port or range.
+    #[arg(long, value_name = "RANGE", allow_negative_numbers = true)]
+    pub(crate) port: Option<PortRange>,
+    /// Only tcp or udp.
+    #[arg(long)]
+    pub(crate) protocol: Option<Protocol>,
+    /// Only held, or only listened.
+    #[arg(long)]
+    pub(crate) kind: Option<IntervalKind>,
+    /// Only what lasted beyond this time: 2026-11-22, 2026-11-22T20:04:05Z, 30m, 2h, 7d.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) since: Option<Timestamp>,
+    /// Only what began before this time.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) until: Option<Timestamp>,
+    /// Only what lasted at this time.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) at: Option<Timestamp>,
+    /// At most so many.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<NonZeroU32>,
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct EventFilters {
+    /// Only what this subject did.
+    #[arg(long, value_name = "SUBJECT")]
+    pub(crate) actor: Option<Subject>,
+    /// Only what touches this port or range.
+    #[arg(long, value_name = "RANGE", allow_negative_numbers = true)]
+    pub(crate) port: Option<PortRange>,
+    /// Only this kind, such as joined, reserved, released, opened or closed.
+    #[arg(long)]
+    pub(crate) kind: Option<EventKind>,
+    /// Only what happened since: 2026-11-22, 2026-11-22T20:04:05Z, 30m, 2h, 7d.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) since: Option<Timestamp>,
+    /// At most so many.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<NonZeroU32>,
+}
+
+/// An age counts back from the moment it was typed.
+fn time(text: &str) -> Result<Timestamp, TimestampError> {
+    Timestamp::parse_from_people(text, Timestamp::from_clock())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_an_example() {
+        fn check(command: &clap::Command) {
+            for verb in command.get_subcommands().filter(|verb| !verb.has_subcommands()) {
+                let example = verb.get_after_help().unwrap_or_default().to_string();
+                assert!(example.starts_with("Example: "), "{} has no example", verb.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Args::command());
+    }
+
+    #[test]
+    fn the_commands_of_the_contract_are_understood() {
+        for line in [
+            "gkctl instance join",
+            "gkctl instance join --name web-1 --replace web-0",
+            "gkctl instance list",
+            "gkctl instance show",
+            "gkctl instance leave web-1 --release",
+            "gkctl instance rename web-2",
+            "gkctl instance rename web-1 web-2",
+            "gkctl port reserve",
+            "gkctl port reserve --port 8080 --protocol udp --service s --name http --note n --adopt",
+            "gkctl port release --port 8080",
+            "gkctl port release 8080 --protocol tcp --force",
+            "gkctl port list -A -o json",
+            "gkctl port show 8080 --instance web-1",
+            "gkctl port history --port 8000:8009 --since 2h --limit 5",
+            "gkctl events --actor local:root --kind reserved",
+            "gkctl --server unix:/run/gk.sock status",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused_with_what_would_be_one() {
+        for bad in ["0", "65536", "-1", "abc", "99999999999"] {
+            for line in [
+                format!("gkctl port release {bad}"),
+                format!("gkctl port reserve --port {bad}"),
+                format!("gkctl port list --port {bad}"),
+            ] {
+                let error = parse(&line).expect_err(&line);
+                assert_eq!((error.kind(), error.exit_code()), (ErrorKind::ValueValidation, 2), "{line}");
+                let wanted = format!("`{bad}` is not a port: a port is a number from 1 to 65535");
+                assert!(error.to_string().contains(&wanted), "{error}");
+            }
+        }
+        let error = parse("gkctl port list --port 8000-7000").unwrap_err().to_string();
+        assert!(error.contains("write the lower port first, as in 7000-8000"), "{error}");
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for line in [
+            "gkctl",
+            "gkctl port release",
+            "gkctl port release 80 --port 80",
+            "gkctl port reserve --adopt",
+            "gkctl port reserve --pool p --port 80",
+            "gkctl instance rename",
+            "gkctl instance rename a b c",
+            "gkctl port list --limit 0",
+            "gkctl port list -o yaml",
+            "gkctl port history --since yesterday",
+            "gkctl status --server web-1:5000",
+        ] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
+        }
+    }
+}

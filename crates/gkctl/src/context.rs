@@ -1,0 +1,121 @@
+//! What every verb is given: the options, the moment, this machine, and ways to the server and to the terminal.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use gk_client::identity::load_credential;
+use gk_client::{Client, ClientError, all_pages};
+use gk_model::id::InstanceRef;
+use gk_model::query::{MAX_LIMIT, Page};
+use gk_model::secret::Secret;
+use gk_model::time::Timestamp;
+
+use crate::args::{Format, Global};
+use crate::connect::{self, Connection};
+use crate::error::{Exit, Failure};
+use crate::machine;
+use crate::this_machine::ThisMachine;
+
+/// What a verb works with.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) global: &'a Global,
+    pub(crate) now: Timestamp,
+    pub(crate) machine: ThisMachine,
+    is_root: bool,
+}
+
+impl<'a> Context<'a> {
+    /// Finds out which machine this is; opens no connection.
+    pub(crate) fn new(global: &'a Global, now: Timestamp) -> Result<Context<'a>> {
+        let is_root = machine::is_root();
+        let machine = ThisMachine::find(global.state_dir.as_deref(), is_root, env)?;
+        Ok(Context { global, now, machine, is_root })
+    }
+
+    /// How to print.
+    pub(crate) fn format(&self) -> Format {
+        self.global.output
+    }
+
+    /// The server, and how it was found.
+    pub(crate) fn connect(&self) -> Result<Connection> {
+        connect::connect(self.global, &self.machine, self.is_root, env)
+    }
+
+    /// A client of the server.
+    pub(crate) fn client(&self) -> Result<Client> {
+        Ok(self.connect()?.client)
+    }
+
+    /// A client that speaks as this machine.
+    pub(crate) fn client_as_instance(&self, credential: Secret) -> Result<Client> {
+        connect::as_instance(self.global, &self.machine, credential)
+    }
+
+    /// This machine's credential, when it has joined and this account may read it.
+    pub(crate) fn credential(&self) -> io::Result<Option<Secret>> {
+        load_credential(&self.machine.state_dir)
+    }
+
+    /// The instance that is meant: the one named by an argument, else by `--instance`, else this machine.
+    pub(crate) fn instance(&self, named: Option<&InstanceRef>) -> Result<InstanceRef, Failure> {
+        let named = named.or(self.global.instance.as_ref()).cloned();
+        let this = || self.machine.identity.as_ref().map(|identity| identity.id.into());
+        named.or_else(this).ok_or_else(not_joined)
+    }
+
+    /// The instance whose ports are meant; none for the whole fleet.
+    pub(crate) fn instance_or_all(&self, all: bool) -> Result<Option<InstanceRef>, Failure> {
+        match (all, &self.global.instance) {
+            (true, Some(_)) => {
+                Err(Failure::new(Exit::Usage, "--instance and --all-instances contradict each other"))
+            }
+            (true, None) => Ok(None),
+            (false, _) => self.instance(None).map(Some),
+        }
+    }
+}
+
+fn not_joined() -> Failure {
+    Failure::new(Exit::Error, "this machine has not joined, so there is no instance to speak of")
+        .hint("bring it in with `gkctl instance join`, or name another one with --instance NAME")
+}
+
+fn env(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+/// Something for people, on stderr. Nobody is left to tell when it is closed.
+pub(crate) fn note(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// All items of a list, or the first `limit`; `fetch` gets the cursor and how many items the page may have.
+pub(crate) fn collect<T>(
+    limit: Option<NonZeroU32>,
+    mut fetch: impl FnMut(Option<String>, Option<u32>) -> Result<Page<T>, ClientError>,
+) -> Result<Vec<T>, ClientError> {
+    let wanted = limit.map_or(usize::MAX, |limit| usize::try_from(limit.get()).unwrap_or(usize::MAX));
+    let page_size = limit.map_or(MAX_LIMIT, |limit| limit.get().min(MAX_LIMIT));
+    all_pages(|cursor| fetch(cursor, Some(page_size))).take(wanted).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_cuts_across_pages_and_asks_for_no_more() {
+        let fetch = |cursor: Option<String>, size: Option<u32>| {
+            assert_eq!(size, Some(3));
+            let start: u32 = cursor.map_or(0, |cursor| cursor.parse().unwrap());
+            assert!(start < 4, "a page too many");
+            Ok(Page { items: vec![start, start + 1], next: Some((start + 2).to_string()) })
+        };
+        assert_eq!(collect(NonZeroU32::new(3), fetch).unwrap(), [0, 1, 2]);
+    }
+}

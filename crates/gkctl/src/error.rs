@@ -1,0 +1,309 @@
+//! What a failure says and how the process ends: the only place where errors become exit codes and lines of text.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Error;
+use gk_client::ClientError;
+use gk_client::session::OpenError;
+use gk_model::problem::{Code, Holder, Problem};
+use gk_model::time::Timestamp;
+
+use crate::output::age;
+
+/// Exit codes, as promised in the manual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Error = 1,
+    Usage = 2,
+    Conflict = 3,
+    NotFound = 4,
+    NotAllowed = 5,
+    Unreachable = 6,
+}
+
+/// A failure that `gkctl` found itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Failure {
+        Failure { exit, message: message.into(), hint: None }
+    }
+
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Failure {
+        Failure { hint: Some(hint.into()), ..self }
+    }
+}
+
+/// Stdout did not take what was printed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot print the result")]
+pub(crate) struct OutputError(#[from] pub(crate) io::Error);
+
+/// Prints the failure and answers how to end.
+pub(crate) fn report(error: &Error) -> ExitCode {
+    if is_enough(error) {
+        return ExitCode::SUCCESS;
+    }
+    // Nobody is left to tell when stderr is closed.
+    let _ = io::stderr().write_all(describe(error, Timestamp::from_clock()).as_bytes());
+    ExitCode::from(exit_of(error) as u8)
+}
+
+/// Whether the reader of stdout has seen enough (`gkctl port list | head`), which is no failure.
+fn is_enough(error: &Error) -> bool {
+    let output = error.downcast_ref::<OutputError>();
+    output.is_some_and(|OutputError(source)| source.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The server's word on what went wrong, wherever it is in the chain.
+fn client_error(error: &Error) -> Option<&ClientError> {
+    error.chain().find_map(|cause| {
+        cause.downcast_ref::<ClientError>().or_else(|| match cause.downcast_ref::<OpenError>() {
+            Some(OpenError::Client(client)) => Some(client),
+            _ => None,
+        })
+    })
+}
+
+fn failure(error: &Error) -> Option<&Failure> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}
+
+fn exit_of(error: &Error) -> Exit {
+    if let Some(failure) = failure(error) {
+        return failure.exit;
+    }
+    match client_error(error) {
+        Some(ClientError::Refused(problem)) => exit_of_code(problem.code),
+        Some(ClientError::Unreachable { .. }) => Exit::Unreachable,
+        Some(ClientError::InsecureHttp { .. }) => Exit::NotAllowed,
+        Some(ClientError::Protocol { .. } | ClientError::NoTls { .. }) | None => Exit::Error,
+    }
+}
+
+fn exit_of_code(code: Code) -> Exit {
+    match code {
+        Code::PortReserved
+        | Code::PortInUse
+        | Code::SeveralOwners
+        | Code::NothingToAdopt
+        | Code::PoolExhausted
+        | Code::NameTaken
+        | Code::AlreadyJoined
+        | Code::ReservationsLive
+        | Code::IdentitySuperseded
+        | Code::VersionMismatch => Exit::Conflict,
+        Code::NoSuchInstance | Code::NoSuchReservation | Code::NoSuchPool | Code::AlreadyReleased => {
+            Exit::NotFound
+        }
+        Code::Unauthenticated | Code::Forbidden | Code::NotTheHolder => Exit::NotAllowed,
+        // The server is there, but what it needs is not; for a script that is the same as being away.
+        Code::Unavailable => Exit::Unreachable,
+        Code::Malformed
+        | Code::NoSuchRoute
+        | Code::MethodNotAllowed
+        | Code::TooLarge
+        | Code::UnsupportedMediaType
+        | Code::Impossible
+        | Code::Internal => Exit::Error,
+    }
+}
+
+/// The lines for stderr: what went wrong with its whole chain of reasons, who stands in the way, what to do.
+fn describe(error: &Error, now: Timestamp) -> String {
+    let mut lines = vec![format!("error: {}", chain(error))];
+    match client_error(error) {
+        Some(ClientError::Refused(problem)) => lines.extend(describe_problem(problem, now)),
+        Some(ClientError::Unreachable { source, .. }) => lines.push(where_to_look(source.kind()).to_owned()),
+        _ => {}
+    }
+    lines
+        .extend(failure(error).and_then(|failure| failure.hint.as_ref()).map(|hint| format!("hint: {hint}")));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn where_to_look(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::PermissionDenied => {
+            "hint: this account may not use that socket; name the server's address with --server, and give a token with \
+             --token-file FILE or GATEKEEPER_TOKEN"
+        }
+        _ => "hint: start a server with `gatekeeper dev`, or name one with --server or GATEKEEPER_SERVER",
+    }
+}
+
+/// Every reason once: some errors show their source as themselves.
+fn chain(error: &Error) -> String {
+    let mut reasons: Vec<String> = error.chain().map(ToString::to_string).collect();
+    reasons.dedup();
+    reasons.join(": ")
+}
+
+fn describe_problem(problem: &Problem, now: Timestamp) -> Vec<String> {
+    let mut lines = Vec::new();
+    lines.extend(problem.holder.as_ref().and_then(|holder| describe_holder(holder, now)));
+    if !problem.alternatives.is_empty() {
+        let free: Vec<String> = problem.alternatives.iter().map(ToString::to_string).collect();
+        lines.push(format!("free instead: {}", free.join(", ")));
+    }
+    let hint = problem.hint.clone().or_else(|| own_hint(problem));
+    lines.extend(hint.map(|hint| format!("hint: {hint}")));
+    lines.extend(command_that_works(problem).map(|command| format!("hint: {command}")));
+    if problem.code == Code::Internal {
+        lines.extend(problem.request_id.as_ref().map(|id| format!("request: {id}")));
+    }
+    lines
+}
+
+/// Whoever reserved the port, or else whoever listens there; both when both are known.
+fn describe_holder(holder: &Holder, now: Timestamp) -> Option<String> {
+    let reserved = match (&holder.service, &holder.subject) {
+        (Some(service), Some(subject)) => Some(format!("{service} ({subject})")),
+        (Some(service), None) => Some(service.to_string()),
+        (None, subject) => subject.as_ref().map(ToString::to_string),
+    };
+    let since = holder.since.map(|since| format!(" since {since} ({})", age::ago_in_words(since, now)));
+    let since = since.unwrap_or_default();
+    match (reserved, &holder.listener) {
+        (Some(who), Some(listener)) => Some(format!("held by {who}{since}; {listener} listens there")),
+        (Some(who), None) => Some(format!("held by {who}{since}")),
+        (None, listener) => listener.as_ref().map(|listener| format!("held by {listener}{since}")),
+    }
+}
+
+/// Where the server gives no hint, what this program knows to help.
+fn own_hint(problem: &Problem) -> Option<String> {
+    let hint = match problem.code {
+        Code::Unauthenticated => {
+            "give a token with --token-file FILE or GATEKEEPER_TOKEN, or run gkctl as the account that runs the server"
+        }
+        Code::NotTheHolder => "an operator may release it with --force",
+        Code::PortInUse => "if that process is the rightful one, add --adopt",
+        Code::NameTaken => "choose another name with --name",
+        Code::ReservationsLive => "release them too with --release",
+        Code::AlreadyJoined => "if its credential is lost, take its place with --replace INSTANCE",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// For a port that is taken: the command that gets another one, unless the server has told it.
+fn command_that_works(problem: &Problem) -> Option<String> {
+    let taken = matches!(problem.code, Code::PortReserved | Code::PortInUse);
+    let told = problem.hint.as_ref().is_some_and(|hint| hint.contains("gkctl port reserve"));
+    let port = problem.alternatives.first().filter(|_| taken && !told)?;
+    Some(format!("gkctl port reserve --port {port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(code: Code) -> Problem {
+        Problem {
+            kind: format!("/docs#{code}"),
+            title: "Conflict".to_owned(),
+            status: 409,
+            code,
+            detail: "8080/tcp on web-1 is reserved".to_owned(),
+            field: None,
+            holder: None,
+            alternatives: Vec::new(),
+            hint: None,
+            request_id: None,
+        }
+    }
+
+    fn refused(problem: Problem) -> Error {
+        ClientError::Refused(Box::new(problem)).into()
+    }
+
+    #[test]
+    fn every_failure_has_the_exit_code_of_the_manual() {
+        let table = [
+            (Code::PortReserved, 3),
+            (Code::PoolExhausted, 3),
+            (Code::ReservationsLive, 3),
+            (Code::NoSuchInstance, 4),
+            (Code::AlreadyReleased, 4),
+            (Code::Unauthenticated, 5),
+            (Code::NotTheHolder, 5),
+            (Code::Unavailable, 6),
+            (Code::Internal, 1),
+        ];
+        for (code, exit) in table {
+            assert_eq!(exit_of(&refused(problem(code))) as i32, exit, "{code}");
+        }
+        let server: gk_client::ServerAddress = "http://127.0.0.1:5000".parse().unwrap();
+        let source = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let away = Error::from(ClientError::Unreachable { server: server.clone(), source });
+        assert_eq!(exit_of(&away), Exit::Unreachable);
+        assert_eq!(exit_of(&away.context("while joining")), Exit::Unreachable);
+        let opening = OpenError::Client(ClientError::Refused(Box::new(problem(Code::IdentitySuperseded))));
+        assert_eq!(exit_of(&Error::from(opening).context("the first report failed")), Exit::Conflict);
+        assert_eq!(exit_of(&ClientError::NoTls { server }.into()), Exit::Error);
+        assert_eq!(exit_of(&Failure::new(Exit::Usage, "both").into()), Exit::Usage);
+    }
+
+    #[test]
+    fn a_closed_pipe_is_silent_and_only_that_of_stdout() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_enough(&OutputError(broken()).into()));
+        assert!(!is_enough(&OutputError(io::Error::from(io::ErrorKind::StorageFull)).into()));
+        let server = "unix:/x".parse().unwrap();
+        let lost = Error::from(ClientError::Unreachable { server, source: broken() });
+        assert!(!is_enough(&lost));
+    }
+
+    #[test]
+    fn a_conflict_says_who_what_else_and_how() {
+        let now = Timestamp::from_micros(1_700_000_000_000_000);
+        let holder = Holder {
+            subject: Some("local:root".parse().unwrap()),
+            service: Some("billing-api".parse().unwrap()),
+            since: Some(now.minus(std::time::Duration::from_hours(3))),
+            listener: Some("nginx (pid 812)".to_owned()),
+        };
+        let alternatives = ["8003", "8004", "8005"].map(|port| port.parse().unwrap()).to_vec();
+        let refusal = Problem { holder: Some(holder), alternatives, ..problem(Code::PortReserved) };
+        assert_eq!(
+            describe(&refused(refusal), now),
+            "error: 8080/tcp on web-1 is reserved\n\
+             held by billing-api (local:root) since 2023-11-14T19:13:20.000000Z (3 h ago); \
+             nginx (pid 812) listens there\n\
+             free instead: 8003, 8004, 8005\n\
+             hint: gkctl port reserve --port 8003\n"
+        );
+    }
+
+    #[test]
+    fn the_whole_chain_is_told_once() {
+        let server = "http://127.0.0.1:5000".parse().unwrap();
+        let source = io::Error::other("Connection refused");
+        let error = Error::from(OpenError::Client(ClientError::Unreachable { server, source }));
+        let text = describe(&error, Timestamp::from_micros(0));
+        assert!(
+            text.starts_with(
+                "error: cannot reach the server at http://127.0.0.1:5000: Connection refused\nhint: "
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_servers_hint_is_preferred_to_ours() {
+        let now = Timestamp::from_micros(0);
+        let ours = describe(&refused(problem(Code::NotTheHolder)), now);
+        assert!(ours.contains("hint: an operator may release it with --force\n"), "{ours}");
+        let told = Problem { hint: Some("ask ada".to_owned()), ..problem(Code::NotTheHolder) };
+        assert!(describe(&refused(told), now).ends_with("\nhint: ask ada\n"));
+    }
+}

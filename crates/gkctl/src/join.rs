@@ -1,0 +1,191 @@
+//! `gkctl instance join`: brings this machine in, or refreshes what is known of it.
+//!
+//! The credential is made here and never travels at a join; the server gets its hash. The state directory is tried
+//! before the server hears anything, so that a machine does not join without being able to remember it. Nothing is
+//! started; when no agent runs, this program sends one full report in its place, holding the agent's lock meanwhile.
+
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use gk_client::identity::{generate_secret, prepare_state_dir, save_identity};
+use gk_client::lock::AgentLock;
+use gk_client::session::{FullReport, SavedSession, open_session, save_session};
+use gk_client::{Client, ClientError, Joined, ServerAddress};
+use gk_model::id::InstanceId;
+use gk_model::identity::Identity;
+use gk_model::instance::{Instance, JoinRequest};
+use gk_model::paths::IDENTITY_FILE;
+use gk_model::problem::Code;
+use gk_model::secret::{Secret, SecretKind};
+
+use crate::args::{Format, Join};
+use crate::connect::{Connection, How};
+use crate::context::{Context, note};
+use crate::error::{Exit, Failure};
+use crate::machine;
+use crate::output::{print, print_json};
+use crate::status::describe_agent;
+
+/// What a join came to.
+struct Outcome {
+    instance: Instance,
+    headline: String,
+    /// Speaks as the instance.
+    client: Client,
+}
+
+/// Joins or refreshes, reports when no agent does, and tells how things stand.
+pub(crate) fn join(context: &Context, wanted: &Join) -> Result<()> {
+    let refreshed = match (&context.machine.identity, &wanted.replace) {
+        (Some(identity), None) => refresh(context, wanted, identity)?,
+        _ => None,
+    };
+    let (outcome, state_dir) = match refreshed {
+        Some(outcome) => (outcome, &context.machine.state_dir),
+        None => (join_anew(context, wanted)?, &context.machine.own_dir),
+    };
+    let Outcome { instance, headline, client } = outcome;
+    tell(context, &headline)?;
+    if context.format() == Format::Json {
+        print_json(&instance)?;
+    }
+    let running = report(context, &client, instance.id, state_dir)?;
+    tell(context, &format!("agent: {}", describe_agent(Some(running))))?;
+    if context.format() == Format::Name {
+        print(&format!("{}\n", instance.name))?;
+    }
+    Ok(())
+}
+
+/// The story goes to stdout for people, and out of the way of whoever reads stdout with a program.
+fn tell(context: &Context, line: &str) -> Result<()> {
+    match context.format() {
+        Format::Table => Ok(print(&format!("{line}\n"))?),
+        Format::Json | Format::Csv | Format::Name => {
+            note(line);
+            Ok(())
+        }
+    }
+}
+
+/// Sends the facts again with the credential of this machine; none when the server does not know it any more, as after
+/// it was taken out by somebody else, or when the server began from nothing.
+fn refresh(context: &Context, wanted: &Join, identity: &Identity) -> Result<Option<Outcome>> {
+    refuse_another_server(context, identity)?;
+    let credential = own_credential(context, identity)?;
+    let client = context.client_as_instance(credential.clone())?;
+    match client.join(&request(wanted, &credential)) {
+        Ok(Joined { instance, .. }) => {
+            let identity = Identity { name: instance.name.clone(), ..identity.clone() };
+            save_identity(&context.machine.state_dir, &identity, &credential)?;
+            let headline = format!("already joined as {}; facts refreshed", instance.name);
+            Ok(Some(Outcome { instance, headline, client }))
+        }
+        Err(ClientError::Refused(problem)) if is_unknown(problem.code) => {
+            note(format_args!("the server does not know {} any more; joining anew", identity.name));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_unknown(code: Code) -> bool {
+    matches!(code, Code::Unauthenticated | Code::NoSuchInstance)
+}
+
+/// A credential that was made for one server is not shown to another, and a machine is not moved by accident.
+fn refuse_another_server(context: &Context, identity: &Identity) -> Result<()> {
+    let Connection { client, how } = context.connect()?;
+    let socket = identity.socket.clone().map(ServerAddress::Unix);
+    let is_same = client.server().to_string() == identity.server || socket.as_ref() == Some(client.server());
+    if is_same || !matches!(how, How::Option | How::Environment) {
+        return Ok(());
+    }
+    let file = context.machine.state_dir.join(IDENTITY_FILE);
+    let message = format!("this machine has joined {} as {}", identity.server, identity.name);
+    Err(Failure::new(Exit::Conflict, message)
+        .hint(format!(
+            "take it out there first with `gkctl instance leave`; if that server is gone, remove {}",
+            file.display()
+        ))
+        .into())
+}
+
+fn own_credential(context: &Context, identity: &Identity) -> Result<Secret> {
+    let place = context.machine.state_dir.display();
+    match context.credential() {
+        Ok(Some(credential)) => Ok(credential),
+        Ok(None) => Err(Failure::new(
+            Exit::Error,
+            format!("already joined as {}, but the credential in {place} is gone", identity.name),
+        )
+        .hint(format!("take its place with: gkctl instance join --replace {}", identity.name))
+        .into()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(Failure::new(
+            Exit::NotAllowed,
+            format!(
+                "already joined as {}, and only the owner of {place} may refresh its facts",
+                identity.name
+            ),
+        )
+        .hint("join as that account, as in: sudo gkctl instance join")
+        .into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn request(wanted: &Join, credential: &Secret) -> JoinRequest {
+    JoinRequest {
+        name: wanted.name.clone(),
+        credential_hash: credential.hash(),
+        facts: machine::facts(),
+        replace: wanted.replace.clone(),
+    }
+}
+
+fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
+    let client = context.client()?;
+    let state_dir = &context.machine.own_dir;
+    prepare_state_dir(state_dir).context("cannot keep the identity of this machine")?;
+    let credential = generate_secret(SecretKind::Instance);
+    let Joined { instance, refreshed } = client.join(&request(wanted, &credential))?;
+    let identity = identity(&instance, client.server());
+    save_identity(state_dir, &identity, &credential)
+        .and_then(|()| save_session(state_dir, SavedSession::default()))
+        .context("joined, but the identity of this machine was not kept")?;
+    let client = Client::new(client.server().clone(), Some(credential))
+        .allow_insecure_http(context.global.insecure_http);
+    // The server refreshes what it knew when the identity of a lost instance is taken over.
+    let place = if refreshed { ", in place of its lost identity" } else { "" };
+    let headline = format!("joined as {}{place}", instance.name);
+    Ok(Outcome { instance, headline, client })
+}
+
+fn identity(instance: &Instance, server: &ServerAddress) -> Identity {
+    let socket = match server {
+        ServerAddress::Unix(path) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+        ServerAddress::Http(_) | ServerAddress::Https(_) => None,
+    };
+    let server =
+        socket.clone().map_or_else(|| server.to_string(), |path| ServerAddress::Unix(path).to_string());
+    Identity { id: instance.id, name: instance.name.clone(), server, socket }
+}
+
+/// Reports in the agent's place unless one runs; answers whether one does.
+fn report(context: &Context, client: &Client, id: InstanceId, state_dir: &Path) -> Result<bool> {
+    let Some(_lock) = AgentLock::acquire(state_dir)? else { return Ok(true) };
+    let report = machine::full_report(context.now)?;
+    let told = format!("reported {}", count(&report));
+    open_session(client, id, state_dir, report, machine::VERSION.into(), context.now)
+        .context("joined, but the first report failed")?;
+    tell(context, &told)?;
+    Ok(false)
+}
+
+fn count(report: &FullReport) -> String {
+    match report.listeners.len() {
+        1 => "1 listener".to_owned(),
+        count => format!("{count} listeners"),
+    }
+}

@@ -1,0 +1,206 @@
+//! `gkctl port reserve`: a port that is free for the server *and* can be bound on this machine.
+//!
+//! For this machine the request carries what is taken here just now, and the answer is tried out by binding it. When
+//! that fails, the number is given back and another one asked for. The server cannot know what happened on this
+//! machine since the agent last spoke; this closes the gap. For another instance the server decides alone.
+
+use anyhow::Result;
+use gk_client::{Client, ClientError};
+use gk_model::id::{InstanceRef, ReservationId};
+use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::reservation::{Reservation, ReserveRequest};
+
+use crate::args::{Format, Reserve};
+use crate::context::{Context, note};
+use crate::error::{Exit, Failure};
+use crate::machine;
+use crate::output::{print, print_json};
+
+/// How often a number that cannot be bound is given back for another one.
+const MOST_TRIES: usize = 3;
+
+/// Reserves a port and prints its number, and nothing else, on stdout.
+pub(crate) fn reserve(context: &Context, wanted: &Reserve) -> Result<()> {
+    let instance = context.instance(None)?;
+    let here = context.machine.is(&instance);
+    let client = context.client()?;
+    let request = request(instance, wanted);
+    let reservation = match (here, wanted.adopt, wanted.port) {
+        (false, _, _) | (true, true, _) => client.reserve(&request)?,
+        (true, false, Some(_)) => reserve_this_very_port(&client, &request)?,
+        (true, false, None) => reserve_bindable(&client, request)?,
+    };
+    note(told(&reservation, here));
+    match context.format() {
+        Format::Json => Ok(print_json(&reservation)?),
+        Format::Table | Format::Csv | Format::Name => Ok(print(&format!("{}\n", reservation.ports()))?),
+    }
+}
+
+fn request(instance: InstanceRef, wanted: &Reserve) -> ReserveRequest {
+    ReserveRequest {
+        protocol: wanted.protocol,
+        port: wanted.port,
+        pool: wanted.pool.clone(),
+        service: wanted.service.clone(),
+        name: wanted.name.clone(),
+        note: wanted.note.clone(),
+        adopt: wanted.adopt,
+        ..ReserveRequest::next_free(instance)
+    }
+}
+
+/// There is no other number to ask for, so one that cannot be bound is given back and refused.
+fn reserve_this_very_port(client: &Client, request: &ReserveRequest) -> Result<Reservation> {
+    let reservation = client.reserve(request)?;
+    let (port, protocol) = (reservation.first_port, reservation.protocol);
+    let Err(error) = machine::test_bind(protocol, port) else { return Ok(reservation) };
+    client.release(reservation.id, false)?;
+    let message = format!("{port}/{protocol} cannot be bound on this machine, so it was given back: {error}");
+    Err(Failure::new(Exit::Conflict, message)
+        .hint("if the process that uses it is the rightful one, add --adopt")
+        .into())
+}
+
+fn reserve_bindable(client: &Client, mut request: ReserveRequest) -> Result<Reservation> {
+    let busy = busy_ports(request.protocol);
+    let ask = |busy| {
+        request.busy = busy;
+        client.reserve(&request)
+    };
+    let give_back = |id| client.release(id, false).map(drop);
+    first_bindable(busy, ask, give_back, |protocol, port| machine::test_bind(protocol, port).is_ok())
+}
+
+/// The loop of rule 3: ask, try, and give back what cannot be bound.
+fn first_bindable(
+    mut busy: Vec<Port>,
+    mut ask: impl FnMut(Vec<PortRange>) -> Result<Reservation, ClientError>,
+    mut give_back: impl FnMut(ReservationId) -> Result<(), ClientError>,
+    can_bind: impl Fn(Protocol, Port) -> bool,
+) -> Result<Reservation> {
+    let mut tried = Vec::new();
+    while tried.len() < MOST_TRIES {
+        let reservation = ask(machine::compact(busy.clone()))?;
+        let port = reservation.first_port;
+        if can_bind(reservation.protocol, port) {
+            return Ok(reservation);
+        }
+        give_back(reservation.id)?;
+        busy.push(port);
+        tried.push(port);
+    }
+    Err(nothing_bindable(&tried).into())
+}
+
+/// Without a list of its own, the request relies on the agent's newest report and on the test that follows.
+fn busy_ports(protocol: Protocol) -> Vec<Port> {
+    machine::busy_ports(protocol).unwrap_or_else(|error| {
+        note(format_args!("note: {error:#}; going by what the server knows"));
+        Vec::new()
+    })
+}
+
+fn nothing_bindable(tried: &[Port]) -> Failure {
+    let tried: Vec<String> = tried.iter().map(ToString::to_string).collect();
+    let message = format!(
+        "the ports offered cannot be bound on this machine: {}; they were given back",
+        tried.join(", ")
+    );
+    Failure::new(Exit::Conflict, message)
+        .hint("see who uses them with `gkctl port list`, or try another --pool")
+}
+
+/// What was reserved, and the command that gives it back.
+fn told(reservation: &Reservation, here: bool) -> String {
+    let Reservation { instance, protocol, pool, .. } = reservation;
+    let ports = reservation.ports();
+    let from = pool.as_ref().map(|pool| format!(" from pool {pool}")).unwrap_or_default();
+    let protocol_option = match protocol {
+        Protocol::Tcp => "",
+        Protocol::Udp => " --protocol udp",
+    };
+    let instance_option = if here { String::new() } else { format!(" --instance {}", instance.name) };
+    format!(
+        "reserved {ports}/{protocol} on {}{from}; release with: gkctl port release {ports}{protocol_option}{instance_option}",
+        instance.name
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use gk_model::id::{InstanceId, ReservationId};
+    use gk_model::instance::InstanceLink;
+    use gk_model::reservation::Scope;
+    use gk_model::time::Timestamp;
+
+    use super::*;
+
+    fn reservation(protocol: Protocol, pool: Option<&str>) -> Reservation {
+        let at = Timestamp::from_micros(0);
+        let port = Port::new(8000).unwrap();
+        Reservation {
+            id: ReservationId::generate(at),
+            instance: InstanceLink { id: InstanceId::generate(at), name: "web-1".parse().unwrap() },
+            scope: Scope::Instance,
+            protocol,
+            first_port: port,
+            last_port: port,
+            name: None,
+            service: None,
+            holder: "local:root".parse().unwrap(),
+            note: None,
+            pool: pool.map(|pool| pool.parse().unwrap()),
+            created_at: at,
+            released_at: None,
+            released_by: None,
+            version: 1,
+        }
+    }
+
+    /// A server that offers the lowest port from 8000 that is not busy, and a machine that can bind from `bindable` on.
+    fn offered(busy: &[u16], bindable: u16) -> (Result<Reservation>, Vec<String>, usize) {
+        let busy = busy.iter().filter_map(|number| Port::new(*number)).collect();
+        let (mut asked, mut given_back) = (Vec::new(), 0);
+        let ask = |busy: Vec<PortRange>| {
+            asked.push(busy.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+            let free = |port: &Port| !busy.iter().any(|range| range.contains(*port));
+            let port = (8000..).filter_map(Port::new).find(free).unwrap();
+            Ok(Reservation { first_port: port, last_port: port, ..reservation(Protocol::Tcp, None) })
+        };
+        let give_back = |_| {
+            given_back += 1;
+            Ok(())
+        };
+        let found = first_bindable(busy, ask, give_back, |_, port| port.get() >= bindable);
+        (found, asked, given_back)
+    }
+
+    #[test]
+    fn what_cannot_be_bound_is_given_back_and_not_offered_again() {
+        let (found, asked, given_back) = offered(&[8000], 8003);
+        assert_eq!(found.unwrap().first_port.get(), 8003);
+        assert_eq!((asked, given_back), (vec!["8000".into(), "8000-8001".into(), "8000-8002".into()], 2));
+    }
+
+    #[test]
+    fn after_three_numbers_it_gives_up_and_holds_none() {
+        let (found, asked, given_back) = offered(&[], 9000);
+        let error = found.unwrap_err();
+        assert!(error.to_string().contains("8000, 8001, 8002"), "{error}");
+        assert_eq!(error.downcast_ref::<Failure>().unwrap().exit, Exit::Conflict);
+        assert_eq!((asked.len(), given_back), (3, 3));
+    }
+
+    #[test]
+    fn the_answer_tells_how_to_give_it_back() {
+        assert_eq!(
+            told(&reservation(Protocol::Tcp, Some("default")), true),
+            "reserved 8000/tcp on web-1 from pool default; release with: gkctl port release 8000"
+        );
+        assert_eq!(
+            told(&reservation(Protocol::Udp, None), false),
+            "reserved 8000/udp on web-1; release with: gkctl port release 8000 --protocol udp --instance web-1"
+        );
+    }
+}

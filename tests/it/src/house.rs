@@ -1,0 +1,105 @@
+//! The house rules that a compiler does not check: arrows between rooms, who may name what, sizes, prose.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// Which room may depend on which; `ARCHITECTURE.md` draws it.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("gk-model", &[]),
+    ("gk-store", &["gk-model"]),
+    ("gk-client", &["gk-model"]),
+    ("gk-scan", &["gk-model"]),
+    ("gk-agent", &["gk-client", "gk-scan", "gk-model"]),
+    ("gk-server", &["gk-store", "gk-model"]),
+    ("gkctl", &["gk-client", "gk-scan", "gk-model"]),
+    ("gatekeeper", &["gk-agent", "gk-client", "gk-model", "gk-scan", "gk-server", "gk-store"]),
+];
+
+/// Libraries that only one room may name.
+const KEPT_IN: &[(&str, &str)] =
+    &[("rusqlite", "gk-store"), ("tokio-postgres", "gk-store"), ("ureq", "gk-client"), ("axum", "gk-server")];
+
+const LONGEST_FILE: usize = 500;
+const LONGEST_MAIN: usize = 60;
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The names below `[dependencies]` of a crate.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let section = manifest.split("\n[").find_map(|part| part.strip_prefix("dependencies]")).unwrap_or("");
+    let names = section.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
+    names.filter(|name| !name.is_empty() && !name.starts_with('#')).map(str::to_owned).collect()
+}
+
+fn manifests() -> BTreeMap<String, BTreeSet<String>> {
+    let crates = std::fs::read_dir(Path::new(ROOT).join("crates")).unwrap();
+    let named = crates.map(|entry| {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        (name, dependencies(&read(&path.join("Cargo.toml"))))
+    });
+    named.collect()
+}
+
+fn sources() -> Vec<PathBuf> {
+    let mut waiting = vec![Path::new(ROOT).join("crates"), Path::new(ROOT).join("tests")];
+    let mut found = Vec::new();
+    while let Some(directory) = waiting.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(found.len() > 50, "the sources were not found");
+    found
+}
+
+#[test]
+fn arrows_between_rooms_are_those_of_the_plan() {
+    let manifests = manifests();
+    let rooms: BTreeSet<&str> = ARROWS.iter().map(|(room, _)| *room).collect();
+    assert_eq!(manifests.keys().map(String::as_str).collect::<BTreeSet<_>>(), rooms, "a room without a rule");
+    for (room, allowed) in ARROWS {
+        let arrows = manifests[*room].iter().filter(|name| rooms.contains(name.as_str()));
+        for arrow in arrows {
+            assert!(allowed.contains(&arrow.as_str()), "{room} may not depend on {arrow}");
+        }
+    }
+    for (library, owner) in KEPT_IN {
+        for (room, named) in &manifests {
+            assert!(
+                room == owner || !named.contains(*library),
+                "{room} names {library}, which only {owner} may"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_module_says_what_it_owns() {
+    for path in sources() {
+        assert!(read(&path).starts_with("//! "), "{} begins without prose", path.display());
+    }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    for path in sources() {
+        let text = read(&path);
+        let lines = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(&text).lines().count();
+        let most = if path.ends_with("src/main.rs") && !path.starts_with(Path::new(ROOT).join("tests")) {
+            LONGEST_MAIN
+        } else {
+            LONGEST_FILE
+        };
+        assert!(lines <= most, "{} has {lines} lines, at most {most}", path.display());
+    }
+}

@@ -1,0 +1,157 @@
+//! The agent as a process: whatever happens to the server, both mean the same set in the end.
+
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use gk_client::Client;
+use gk_model::history::EventKind;
+use gk_model::port::Protocol;
+use gk_model::query::{EventQuery, PortQuery};
+
+use super::harness::{Place, Process, Server, gkctl, program, stdout, wait_for};
+
+/// A server, and this machine joined to it as `here`.
+struct Joined {
+    server: Server,
+    state: PathBuf,
+    place: Place,
+}
+
+impl Joined {
+    fn new() -> Joined {
+        let place = Place::new();
+        let server = Server::start(&place.join("data"));
+        let state = place.join("state");
+        let joined = gkctl(&server, &state, &["instance", "join", "--name", "here"]);
+        assert!(stdout(&joined).contains("here") || !joined.stderr.is_empty());
+        Joined { server, state, place }
+    }
+
+    fn agent(&self) -> Process {
+        start_agent(&self.state, self.place.join("agent.log"))
+    }
+
+    fn wait_shown(&self, protocol: Protocol, port: u16, shown: bool) {
+        wait_for(&format!("{port}/{protocol} to be shown: {shown}"), || {
+            (is_shown(&self.server.admin(), protocol, port) == shown).then_some(())
+        });
+    }
+
+    fn kinds(&self, port: u16) -> Vec<EventKind> {
+        let query = EventQuery { port: Some(port.to_string().parse().unwrap()), ..Default::default() };
+        self.server.admin().list_events(&query).unwrap().items.iter().map(|event| event.kind).collect()
+    }
+}
+
+fn start_agent(state: &Path, log: PathBuf) -> Process {
+    Process::start(program("gatekeeper").arg("agent").env("GATEKEEPER_STATE", state), log)
+}
+
+fn is_shown(admin: &Client, protocol: Protocol, port: u16) -> bool {
+    let query = PortQuery { port: Some(port.to_string().parse().unwrap()), ..Default::default() };
+    let states = admin.list_ports(&query).unwrap().items;
+    states.iter().any(|state| state.protocol == protocol && !state.listeners.is_empty())
+}
+
+fn listen() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+#[test]
+fn a_new_listener_shows_and_a_closed_one_goes() {
+    let here = Joined::new();
+    let _agent = here.agent();
+    let (listener, port) = listen();
+    here.wait_shown(Protocol::Tcp, port, true);
+    let listed = stdout(&gkctl(&here.server, &here.state, &["port", "list"]));
+    let line = listed.lines().find(|line| line.starts_with(&format!("{port}/tcp"))).expect("gkctl lists it");
+    assert!(line.contains("unreserved") && line.contains(&format!("pid {}", std::process::id())), "{line}");
+    drop(listener);
+    here.wait_shown(Protocol::Tcp, port, false);
+    assert_eq!(here.kinds(port), [EventKind::Opened, EventKind::Closed]);
+}
+
+#[test]
+fn the_agent_starts_before_the_server_and_outlives_it() {
+    let mut here = Joined::new();
+    here.server.process.kill();
+    let mut agent = here.agent();
+    let (early, early_port) = listen();
+    here.server.restart();
+    here.wait_shown(Protocol::Tcp, early_port, true);
+
+    // Restarted under it.
+    here.server.process.kill();
+    here.server.restart();
+    let (_between, between_port) = listen();
+    here.wait_shown(Protocol::Tcp, between_port, true);
+
+    // Away while things change.
+    here.server.process.kill();
+    let (_late, late_port) = listen();
+    drop(early);
+    here.server.restart();
+    here.wait_shown(Protocol::Tcp, late_port, true);
+    here.wait_shown(Protocol::Tcp, early_port, false);
+    assert!(is_shown(&here.server.admin(), Protocol::Tcp, between_port));
+    agent.assert_running();
+    assert_eq!(here.kinds(early_port), [EventKind::Opened, EventKind::Closed], "each told once");
+    assert_eq!(agent.terminate(), Some(0), "{}", agent.log());
+}
+
+#[test]
+fn a_reservation_without_a_listener_survives_any_number_of_reports() {
+    let here = Joined::new();
+    let port = stdout(&gkctl(&here.server, &here.state, &["port", "reserve", "--service", "quiet"]));
+    let before = here.server.live();
+    assert_eq!(before.len(), 1);
+    for _ in 0..5 {
+        let mut once = program("gatekeeper");
+        let told = once.args(["agent", "--once"]).env("GATEKEEPER_STATE", &here.state).output().unwrap();
+        stdout(&told);
+        assert_eq!(here.server.live(), before, "reservation of {port}");
+    }
+}
+
+#[test]
+fn an_agent_tells_udp_servers_from_clients() {
+    let here = Joined::new();
+    // A server's port lies outside the range the kernel picks from.
+    let server = (20_000..30_000).find_map(|port| UdpSocket::bind(("127.0.0.1", port)).ok()).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(server.local_addr().unwrap()).unwrap();
+    let _agent = here.agent();
+    here.wait_shown(Protocol::Udp, server.local_addr().unwrap().port(), true);
+    assert!(!is_shown(&here.server.admin(), Protocol::Udp, client.local_addr().unwrap().port()));
+}
+
+#[test]
+fn a_clone_ends_the_older_session_and_says_so() {
+    let here = Joined::new();
+    let mut first = here.agent();
+    wait_for("the first contact", || first.log().contains("in contact").then_some(()));
+    let copy = here.place.join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for file in ["instance.json", "credential", "session.json"] {
+        std::fs::copy(here.state.join(file), copy.join(file)).unwrap();
+    }
+    let mut clone = start_agent(&copy, here.place.join("clone.log"));
+    wait_for("the clone to be in contact", || clone.log().contains("in contact").then_some(()));
+    let (_listener, port) = listen();
+    here.wait_shown(Protocol::Tcp, port, true);
+    wait_for("the first agent to be refused", || first.log().contains("something else has gone on with this identity").then_some(()));
+    clone.assert_running();
+}
+
+#[test]
+fn one_agent_per_state_directory() {
+    let here = Joined::new();
+    let first = here.agent();
+    wait_for("the first contact", || first.log().contains("in contact").then_some(()));
+    let second = program("gatekeeper").arg("agent").env("GATEKEEPER_STATE", &here.state).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let error = String::from_utf8(second.stderr).unwrap();
+    assert!(error.contains("another agent runs") && error.contains(here.state.to_str().unwrap()), "{error}");
+}

@@ -1,0 +1,108 @@
+//! The server as a process: starting, refusing to start, stopping, and sixteen callers at once.
+
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Output;
+
+use gk_model::facts::Facts;
+use gk_model::instance::JoinRequest;
+use gk_model::reservation::ReserveRequest;
+use gk_model::secret::{Secret, SecretKind};
+
+use super::harness::{Place, Server, program};
+
+/// A server that must not come up, and what it says.
+fn refused(data: &Path, listen: &str) -> String {
+    let output =
+        program("gatekeeper").args(["server", "--listen", listen, "--data"]).arg(data).output().unwrap();
+    error_of(&output)
+}
+
+fn error_of(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    let error =
+        text.lines().find(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("no error in {text}"));
+    assert!(!text.contains("panicked"), "{text}");
+    error.to_owned()
+}
+
+#[test]
+fn sixteen_callers_get_eight_hundred_different_ports() {
+    let place = Place::new();
+    let server = Server::start(&place.join("data"));
+    let request = JoinRequest {
+        name: Some("web-1".parse().unwrap()),
+        credential_hash: Secret::from_random(SecretKind::Instance, &[1; 32]).hash(),
+        facts: Facts::default(),
+        replace: None,
+    };
+    let instance = server.admin().join(&request).unwrap().instance.id;
+    let got: Vec<Vec<u16>> = std::thread::scope(|scope| {
+        let caller = || {
+            let client = server.admin();
+            let reserve = |_| client.reserve(&ReserveRequest::next_free(instance)).unwrap().first_port.get();
+            (0..50).map(reserve).collect()
+        };
+        let callers: Vec<_> = (0..16).map(|_| scope.spawn(caller)).collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    });
+    let all: Vec<u16> = got.into_iter().flatten().collect();
+    assert_eq!(all.len(), 800);
+    assert_eq!(all.into_iter().collect::<BTreeSet<u16>>(), (8000..8800).collect());
+}
+
+#[test]
+fn a_taken_port_is_named_with_the_way_out() {
+    let place = Place::new();
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = holder.local_addr().unwrap().to_string();
+    let error = refused(&place.join("data"), &address);
+    assert!(error.contains(&address) && error.contains("in use") && error.contains("--listen"), "{error}");
+}
+
+#[test]
+fn one_server_per_data_directory() {
+    let place = Place::new();
+    let server = Server::start(&place.join("data"));
+    let error = refused(&server.data, "127.0.0.1:0");
+    assert!(error.contains("another server is using"), "{error}");
+    assert!(server.admin().ready().is_ok(), "and the first one is not disturbed");
+}
+
+#[test]
+fn a_public_address_needs_tls_or_a_word() {
+    let place = Place::new();
+    let error = refused(&place.join("data"), "0.0.0.0:0");
+    assert!(error.contains("plain HTTP") && error.contains("--insecure-http"), "{error}");
+}
+
+#[test]
+fn a_foreign_database_and_a_read_only_directory_are_refused() {
+    let place = Place::new();
+    let data = place.join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::set_permissions(&data, PermissionsExt::from_mode(0o700)).unwrap();
+    std::fs::write(data.join("gatekeeper.db"), "dear diary, ".repeat(1000)).unwrap();
+    let error = refused(&data, "127.0.0.1:0");
+    assert!(error.contains("not a Gatekeeper database"), "{error}");
+
+    // Root may write anywhere, so the read-only directory needs a file system that says no: /proc does.
+    let error = refused(Path::new("/proc/gatekeeper"), "127.0.0.1:0");
+    assert!(error.contains("cannot use the data directory /proc/gatekeeper"), "{error}");
+}
+
+#[test]
+fn what_it_writes_is_its_own_and_a_clean_stop_is_clean() {
+    let place = Place::new();
+    let mut server = Server::start(&place.join("data"));
+    assert_eq!(std::fs::metadata(&server.data).unwrap().mode() & 0o777, 0o700);
+    for file in ["gatekeeper.db", "gatekeeper.db-wal", "gatekeeper.lock"] {
+        assert_eq!(std::fs::metadata(server.data.join(file)).unwrap().mode() & 0o077, 0, "{file}");
+    }
+    assert_eq!(server.process.terminate(), Some(0), "{}", server.process.log());
+    assert!(!server.data.join("gatekeeper.sock").exists(), "no socket without a server");
+    server.restart();
+}
