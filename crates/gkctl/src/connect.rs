@@ -148,7 +148,8 @@ fn read_token(file: &Path) -> Result<Secret> {
 fn choose(known: Known, connectable: impl Fn(&Path) -> bool) -> Result<Choice, Failure> {
     let Known { chosen, token, identity_socket, data_socket, identity_server, credential } = known;
     if let Some((server, how)) = chosen {
-        let is_own = identity_server.as_ref() == Some(&server);
+        // At a socket the account itself is the authority, and more than the instance's.
+        let is_own = identity_server.as_ref() == Some(&server) && !matches!(server, ServerAddress::Unix(_));
         let token = token.or_else(|| credential.filter(|_| is_own));
         return Ok(Choice { server, token, how });
     }
