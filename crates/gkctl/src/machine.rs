@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Context as _, Result};
 use gk_client::session::FullReport;
 use gk_model::facts::Facts;
+use gk_model::listener::Listener;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::time::Timestamp;
 
@@ -31,6 +32,13 @@ pub(crate) fn busy_ports(protocol: Protocol) -> Result<Vec<Port>> {
 /// Binds the port and lets it go again.
 pub(crate) fn test_bind(protocol: Protocol, port: Port) -> io::Result<()> {
     gk_scan::test_bind(protocol, port)
+}
+
+/// Who listens on a port of this machine now, as far as the kernel tells.
+pub(crate) fn find_listener(protocol: Protocol, port: Port, now: Timestamp) -> Option<Listener> {
+    let scan = gk_scan::Scanner::new().and_then(|mut scanner| scanner.scan(now)).ok()?;
+    let on_it = |listener: &Listener| (listener.key.protocol, listener.key.port) == (protocol, port);
+    scan.listeners.into_iter().find(on_it)
 }
 
 /// Everything this account may see, as an agent would report it.

@@ -27,7 +27,7 @@ pub(crate) fn reserve(context: &Context, wanted: &Reserve) -> Result<()> {
     let request = request(instance, wanted);
     let reservation = match (here, wanted.adopt, wanted.port) {
         (false, _, _) | (true, true, _) => client.reserve(&request)?,
-        (true, false, Some(_)) => reserve_this_very_port(&client, &request)?,
+        (true, false, Some(_)) => reserve_this_very_port(context, &client, &request)?,
         (true, false, None) => reserve_bindable(&client, request)?,
     };
     note(told(&reservation, here));
@@ -50,15 +50,20 @@ fn request(instance: InstanceRef, wanted: &Reserve) -> ReserveRequest {
     }
 }
 
-/// There is no other number to ask for, so one that cannot be bound is given back and refused.
-fn reserve_this_very_port(client: &Client, request: &ReserveRequest) -> Result<Reservation> {
+/// There is no other number to ask for. A listener that the server has not heard of yet is refused as the server would
+/// refuse it; whatever else holds the port (a connection that is closing, a client) goes away by itself.
+fn reserve_this_very_port(
+    context: &Context,
+    client: &Client,
+    request: &ReserveRequest,
+) -> Result<Reservation> {
     let reservation = client.reserve(request)?;
     let (port, protocol) = (reservation.first_port, reservation.protocol);
-    let Err(error) = machine::test_bind(protocol, port) else { return Ok(reservation) };
+    let Some(listener) = machine::find_listener(protocol, port, context.now) else { return Ok(reservation) };
     client.release(reservation.id, false)?;
-    let message = format!("{port}/{protocol} cannot be bound on this machine, so it was given back: {error}");
+    let message = format!("{port}/{protocol} is in use by {}, so it was given back", listener.describe());
     Err(Failure::new(Exit::Conflict, message)
-        .hint("if the process that uses it is the rightful one, add --adopt")
+        .hint("if that process is the rightful one, add --adopt once `gkctl port list` shows it")
         .into())
 }
 

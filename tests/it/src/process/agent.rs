@@ -141,7 +141,9 @@ fn a_clone_ends_the_older_session_and_says_so() {
     wait_for("the clone to be in contact", || clone.log().contains("in contact").then_some(()));
     let (_listener, port) = listen();
     here.wait_shown(Protocol::Tcp, port, true);
-    wait_for("the first agent to be refused", || first.log().contains("something else has gone on with this identity").then_some(()));
+    wait_for("the first agent to be refused", || {
+        first.log().contains("something else has gone on with this identity").then_some(())
+    });
     clone.assert_running();
 }
 

@@ -127,6 +127,18 @@ fn a_pick_avoids_what_this_machine_uses_right_now() {
 }
 
 #[test]
+fn a_number_that_somebody_listens_on_here_is_given_back() {
+    let desk = Desk::joined();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().port().to_string();
+    // No agent runs, so the server does not know it.
+    desk.fails(&["port", "reserve", "--port", &taken], 3, &["in use by", "given back", "--adopt"]);
+    assert_eq!(desk.server.live(), []);
+    drop(listener);
+    assert_eq!(desk.ok(&["port", "reserve", "--port", &taken]).trim(), taken);
+}
+
+#[test]
 fn a_server_that_is_away_and_a_token_that_is_wrong() {
     let mut desk = Desk::joined();
     let gone = gkctl_at("http://127.0.0.1:1", &desk.state, &["instance", "list"]);
