@@ -84,7 +84,25 @@ fn excerpt(text: &str) -> String {
 
 impl<'de> Deserialize<'de> for Port {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Port, D::Error> {
-        Port::try_from(i64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+        struct Number;
+
+        impl serde::de::Visitor<'_> for Number {
+            type Value = Port;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port, which is a number from 1 to 65535")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Port, E> {
+                Port::try_from(number).map_err(E::custom)
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Port, E> {
+                self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
+            }
+        }
+
+        deserializer.deserialize_i64(Number)
     }
 }
 
