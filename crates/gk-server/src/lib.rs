@@ -1,1 +1,39 @@
-//! To be written.
+//! Gatekeeper's HTTP API: who may ask what, and how answers and refusals look.
+//!
+//! Owns everything about HTTP: routes, authentication, the shape of errors, connections and their limits, and the
+//! OpenAPI document. It holds no rule of the domain (those are in `gk-model`) and no state (that is in `gk-store`).
+//!
+//! Promises:
+//! - No route is reachable without a decision about who may use it: see `routes.rs`.
+//! - Every refusal, whoever made it, is an RFC 9457 problem with a stable code and a request id: see `error.rs`.
+//! - A handler never sees an invalid value: see `extract`.
+//! - No token is ever logged or echoed.
+
+mod access;
+mod app;
+mod auth;
+mod contacts;
+mod document;
+mod drain;
+mod error;
+mod events;
+mod extract;
+mod health;
+mod hint;
+mod history;
+mod instances;
+mod jobs;
+mod pages;
+mod ports;
+mod request;
+mod reservations;
+mod routes;
+mod serve;
+
+#[cfg(test)]
+mod tests;
+
+pub use app::{Clock, Config};
+pub use auth::Peer;
+pub use routes::router;
+pub use serve::{Listeners, ServeError, run};

@@ -1,0 +1,61 @@
+//! What every handler can reach: the store, the clock, and who is trusted at the Unix socket.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use gk_model::text::Subject;
+use gk_model::time::Timestamp;
+use gk_store::Store;
+
+/// Tells the time. A value, so that tests can set it; the binary passes `Timestamp::from_clock`.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// What the server is made from.
+#[derive(Clone)]
+pub struct Config {
+    /// The open store. [`run`](crate::run) closes it at the end.
+    pub store: Store,
+    /// The clock that requests are stamped with.
+    pub clock: Clock,
+    /// The accounts, by uid, that are admitted as admin at the Unix socket without a token, and the subject each one
+    /// stands for: root and the server's own account.
+    pub local_subjects: HashMap<u32, Subject>,
+    /// The version of this Gatekeeper, shown by `/healthz`.
+    pub version: &'static str,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { store: _, clock: _, local_subjects, version } = self;
+        f.debug_struct("Config")
+            .field("local_subjects", local_subjects)
+            .field("version", version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The state of every route. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) store: Store,
+    clock: Clock,
+    local_subjects: Arc<HashMap<u32, Subject>>,
+    pub(crate) version: &'static str,
+}
+
+impl App {
+    pub(crate) fn new(config: Config) -> App {
+        let Config { store, clock, local_subjects, version } = config;
+        App { store, clock, local_subjects: Arc::new(local_subjects), version }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// The subject that an account of this machine stands for, if it is admitted without a token.
+    pub(crate) fn local_subject(&self, uid: u32) -> Option<&Subject> {
+        self.local_subjects.get(&uid)
+    }
+}

@@ -1,0 +1,67 @@
+//! Hearing a client out: what a refusal left unread of a request's body is read and dropped before the answer goes.
+//!
+//! A refusal is often decided by the head alone: who calls, which route, what type. Answering then would close the
+//! connection with bytes still in it, the kernel would answer those with a reset, and the client, still writing, would
+//! see "broken pipe" instead of the reason.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use hyper::body::{Body as _, Frame, SizeHint};
+
+/// How much is read for the sake of politeness. Whoever sends more learns of it by the reset.
+const MOST_BYTES: usize = 9 << 20;
+
+/// The layer. Its time counts towards the request's.
+pub(crate) async fn hear_out(request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let (head, body) = request.into_parts();
+    let body = Shared(Arc::new(Mutex::new(body)));
+    let response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
+    drop_rest(body).await;
+    response
+}
+
+async fn drop_rest(mut body: Shared) {
+    let mut read = 0;
+    while read < MOST_BYTES {
+        match poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+            Some(Ok(frame)) => read += frame.data_ref().map_or(0, Bytes::len),
+            // At the end, or the client went away: either way nobody is writing any more.
+            Some(Err(_)) | None => return,
+        }
+    }
+}
+
+/// A body that the handler and the layer hold at once; the layer reads when the handler is done.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Body>>);
+
+impl hyper::body::Body for Shared {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Pin::new(&mut *body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).size_hint()
+    }
+}

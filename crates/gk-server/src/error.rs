@@ -1,0 +1,315 @@
+//! What went wrong, as the caller sees it and as the log tells it.
+//!
+//! [`ApiError`] is the only place where words become status codes, and the only place that logs the source of a
+//! failure, once. What the caller reads never holds internals of the server; what the log reads holds the whole chain.
+
+use std::any::Any;
+
+use axum::Json;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use gk_model::access::{Authority, Permission};
+use gk_model::problem::{Code, Problem};
+use gk_store::{Refusal, StoreError};
+
+use crate::document::permission_words;
+use crate::hint;
+use crate::request::RequestId;
+
+/// The media type of every refusal.
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+
+/// Why a request was not done. `Display` is the sentence for the caller; the source is for the log alone.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("{what}")]
+    Malformed { field: Option<String>, what: String },
+    #[error("{what}")]
+    Impossible { field: &'static str, what: &'static str },
+    #[error("{0}")]
+    Unauthenticated(&'static str),
+    #[error("this needs {}, and {} does not have it", permission_words(*permission), authority_words(*authority))]
+    NotPermitted { permission: Permission, authority: Authority },
+    #[error("only an operator, or the instance itself, may do that")]
+    NeedsOperator,
+    #[error("only an operator may take over an instance's id with `replace`")]
+    NeedsOperatorToReplace,
+    #[error("this credential acts for its own instance only")]
+    NotThisInstance,
+    #[error("there is no such route")]
+    NoSuchRoute,
+    #[error("the route exists, and does not take this method")]
+    MethodNotAllowed,
+    #[error("the body is larger than this route takes: 1 MiB, and for contacts 8 MiB after decompression")]
+    TooLarge,
+    #[error("{0}")]
+    UnsupportedMediaType(&'static str),
+    #[error("the request took too long; it is unknown whether it was done")]
+    TimedOut,
+    #[error("a fault in the server; its log tells more under this request id")]
+    Panicked(#[source] Panic),
+    #[error(transparent)]
+    Refused(Box<Refusal>),
+    #[error("{}", outward(.0))]
+    Failed(#[source] StoreError),
+}
+
+/// What a handler said when it panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("panicked: {0}")]
+pub(crate) struct Panic(String);
+
+impl ApiError {
+    pub(crate) fn malformed(field: Option<String>, what: String) -> ApiError {
+        ApiError::Malformed { field, what }
+    }
+
+    /// For the panic-catching layer.
+    pub(crate) fn from_panic(payload: &(dyn Any + Send)) -> ApiError {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        ApiError::Panicked(Panic(text.unwrap_or_else(|| "without words".to_owned())))
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            ApiError::Malformed { .. } => Code::Malformed,
+            ApiError::Impossible { .. } => Code::Impossible,
+            ApiError::Unauthenticated(_) => Code::Unauthenticated,
+            ApiError::NotPermitted { .. }
+            | ApiError::NeedsOperator
+            | ApiError::NeedsOperatorToReplace
+            | ApiError::NotThisInstance => Code::Forbidden,
+            ApiError::NoSuchRoute => Code::NoSuchRoute,
+            ApiError::MethodNotAllowed => Code::MethodNotAllowed,
+            ApiError::TooLarge => Code::TooLarge,
+            ApiError::UnsupportedMediaType(_) => Code::UnsupportedMediaType,
+            ApiError::TimedOut => Code::Unavailable,
+            ApiError::Panicked(_) => Code::Internal,
+            ApiError::Refused(refusal) => hint::code(refusal),
+            ApiError::Failed(error) => failure_code(error),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        const TOKEN: &str = "run gkctl on the server's machine as the server's own account or as root, or put a \
+                             token into GATEKEEPER_TOKEN";
+        match self {
+            ApiError::Unauthenticated(_) => Some(TOKEN.to_owned()),
+            ApiError::NoSuchRoute | ApiError::MethodNotAllowed => {
+                Some("GET /openapi.json lists every route".to_owned())
+            }
+            // No role helps where only an instance's own credential does.
+            ApiError::NotPermitted { permission, .. } if permission.least_role().is_none() => None,
+            ApiError::NotPermitted { .. } | ApiError::NeedsOperator | ApiError::NeedsOperatorToReplace => {
+                Some("use a token with that role, in GATEKEEPER_TOKEN".to_owned())
+            }
+            ApiError::Refused(refusal) => hint::hint(refusal),
+            _ => None,
+        }
+    }
+
+    fn problem(&self) -> Problem {
+        let code = self.code();
+        let status = status(code);
+        let mut problem = Problem {
+            kind: format!("/docs#{code}"),
+            title: status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: status.as_u16(),
+            code,
+            detail: self.to_string(),
+            field: None,
+            holder: None,
+            alternatives: Vec::new(),
+            hint: self.hint(),
+            request_id: None,
+        };
+        match self {
+            ApiError::Malformed { field, .. } => problem.field.clone_from(field),
+            ApiError::Impossible { field, .. } => problem.field = Some((*field).to_owned()),
+            ApiError::Refused(refusal) => {
+                problem.field = hint::field(refusal).map(str::to_owned);
+                problem.holder = hint::holder(refusal);
+                problem.alternatives = hint::alternatives(refusal);
+            }
+            _ => {}
+        }
+        problem
+    }
+
+    /// The header that goes with the status, where there is one.
+    fn header(&self) -> Option<(HeaderName, HeaderValue)> {
+        let again_in = |seconds: u16| Some((RETRY_AFTER, HeaderValue::from(seconds)));
+        match self {
+            ApiError::Unauthenticated(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            ApiError::TimedOut => again_in(5),
+            ApiError::Failed(StoreError::QueueFull) => again_in(1),
+            ApiError::Failed(StoreError::DiskFull) => again_in(30),
+            ApiError::Failed(error) if failure_code(error) == Code::Unavailable => again_in(5),
+            _ => None,
+        }
+    }
+
+    fn log(&self) {
+        let code = self.code();
+        match status(code) {
+            StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(error = chain(self), "a request failed"),
+            StatusCode::SERVICE_UNAVAILABLE => tracing::warn!(error = chain(self), "a request was put off"),
+            _ => tracing::debug!(problem.code = %code, error = chain(self), "a request was refused"),
+        }
+    }
+}
+
+impl From<gk_store::Error> for ApiError {
+    fn from(error: gk_store::Error) -> ApiError {
+        match error {
+            gk_store::Error::Refused(refusal) => ApiError::Refused(refusal),
+            gk_store::Error::Failed(error) => ApiError::Failed(error),
+        }
+    }
+}
+
+/// Logs, and leaves the problem in the extensions of an empty answer: the body is written by [`finish`], because only
+/// the outermost layer knows the request id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.log();
+        let mut response = status(self.code()).into_response();
+        if let Some((name, value)) = self.header() {
+            response.headers_mut().insert(name, value);
+        }
+        response.extensions_mut().insert(Box::new(self.problem()));
+        response
+    }
+}
+
+/// Writes the body of an answer that carries a problem.
+pub(crate) fn finish(mut response: Response, request_id: &RequestId) -> Response {
+    let Some(mut problem) = response.extensions_mut().remove::<Box<Problem>>() else { return response };
+    problem.request_id = Some(request_id.to_string());
+    let (mut head, body) = Json(problem).into_response().into_parts();
+    head.status = response.status();
+    // What the layers below added, such as `Allow`, stays.
+    head.headers.extend(std::mem::take(response.headers_mut()));
+    // It would be that of the empty body.
+    head.headers.remove(CONTENT_LENGTH);
+    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+    Response::from_parts(head, body)
+}
+
+/// An error and everything below it, for a log.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Every code has one status, so that clients may look at either.
+fn status(code: Code) -> StatusCode {
+    match code {
+        Code::Malformed => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::Forbidden | Code::NotTheHolder => StatusCode::FORBIDDEN,
+        Code::NoSuchRoute | Code::NoSuchInstance | Code::NoSuchReservation | Code::NoSuchPool => {
+            StatusCode::NOT_FOUND
+        }
+        Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Code::PortReserved
+        | Code::PortInUse
+        | Code::SeveralOwners
+        | Code::NothingToAdopt
+        | Code::PoolExhausted
+        | Code::AlreadyReleased
+        | Code::NameTaken
+        | Code::AlreadyJoined
+        | Code::ReservationsLive
+        | Code::IdentitySuperseded => StatusCode::CONFLICT,
+        Code::VersionMismatch => StatusCode::PRECONDITION_FAILED,
+        Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Code::Impossible => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Worth another try, or a fault that stays.
+fn failure_code(error: &StoreError) -> Code {
+    match error {
+        StoreError::Closed
+        | StoreError::QueueFull
+        | StoreError::DiskFull
+        | StoreError::Unknown(_)
+        | StoreError::Database(_) => Code::Unavailable,
+        StoreError::Corrupt(_)
+        | StoreError::NotOurs(_)
+        | StoreError::Newer { .. }
+        | StoreError::Panicked(_) => Code::Internal,
+    }
+}
+
+/// What the caller is told of a failure: whether it may have happened, and nothing of the inside.
+fn outward(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Closed => "the server is shutting down; nothing was changed",
+        StoreError::QueueFull => "too many changes are waiting; nothing was changed",
+        StoreError::DiskFull => "the server's disk is full; nothing was changed",
+        StoreError::Database(_) => "the server's database is away; nothing was changed",
+        StoreError::Unknown(_) => "it is unknown whether this happened: look before you repeat it",
+        StoreError::Corrupt(_)
+        | StoreError::NotOurs(_)
+        | StoreError::Newer { .. }
+        | StoreError::Panicked(_) => {
+            "a fault in the server; nothing was changed, and its log tells more under this request id"
+        }
+    }
+}
+
+fn authority_words(authority: Authority) -> String {
+    match authority {
+        Authority::Role(role) => format!("the role {role}"),
+        Authority::Instance(_) => "an instance's credential".to_owned(),
+        Authority::Join => "a join token".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_a_refusal_or_a_failure() {
+        for code in Code::ALL {
+            assert!(status(*code).is_client_error() || status(*code).is_server_error(), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_failure_tells_the_log_what_it_hides_from_the_caller() {
+        let error = ApiError::Failed(StoreError::Corrupt("page 7 of /var/lib/secret".to_owned()));
+        assert!(!error.problem().detail.contains("page 7"));
+        assert!(chain(&error).ends_with("the database is damaged: page 7 of /var/lib/secret"));
+        let panic = ApiError::from_panic(&"index out of bounds");
+        assert!(!panic.problem().detail.contains("index"));
+        assert!(chain(&panic).ends_with("panicked: index out of bounds"));
+    }
+
+    #[test]
+    fn what_may_be_tried_again_says_when() {
+        let again = [StoreError::Closed, StoreError::QueueFull, StoreError::DiskFull];
+        let unsure = [StoreError::Unknown(String::new()), StoreError::Database(String::new())];
+        for error in again.into_iter().chain(unsure) {
+            let response = ApiError::Failed(error).into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert!(response.headers().contains_key(RETRY_AFTER));
+        }
+        let stays = ApiError::Failed(StoreError::Panicked(String::new())).into_response();
+        assert_eq!(stays.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!stays.headers().contains_key(RETRY_AFTER));
+    }
+}

@@ -1,0 +1,251 @@
+//! Refusals help: who stands in the way, what is free instead, and the command that would work.
+//!
+//! Hints are in the words of `gkctl`, complete enough to be pasted: they name the instance, because "this machine" of
+//! whoever pastes them may be another one.
+
+use gk_model::instance::InstanceLink;
+use gk_model::listener::Listener;
+use gk_model::port::{Port, Protocol};
+use gk_model::problem::{Code, Holder};
+use gk_model::reservation::{Reservation, Scope};
+use gk_store::Refusal;
+
+/// The stable word for a refusal.
+pub(crate) fn code(refusal: &Refusal) -> Code {
+    match refusal {
+        // An instance that has left is found by its id in history only; for everything else it is not there.
+        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => Code::NoSuchInstance,
+        Refusal::NoSuchReservation(_) => Code::NoSuchReservation,
+        Refusal::NoSuchPool(_) => Code::NoSuchPool,
+        Refusal::PortReserved { .. } => Code::PortReserved,
+        Refusal::PortInUse { .. } => Code::PortInUse,
+        Refusal::SeveralOwners { .. } => Code::SeveralOwners,
+        Refusal::NothingToAdopt { .. } => Code::NothingToAdopt,
+        Refusal::PoolExhausted { .. } => Code::PoolExhausted,
+        Refusal::AlreadyReleased(_) => Code::AlreadyReleased,
+        Refusal::NotTheHolder(_) => Code::NotTheHolder,
+        Refusal::NameTaken(_) => Code::NameTaken,
+        Refusal::AlreadyJoined(_) => Code::AlreadyJoined,
+        Refusal::ReservationsLive { .. } => Code::ReservationsLive,
+        Refusal::IdentitySuperseded { .. } => Code::IdentitySuperseded,
+        Refusal::OpensWithoutReport(_) => Code::Impossible,
+        Refusal::VersionMismatch { .. } => Code::VersionMismatch,
+        Refusal::BadCursor => Code::Malformed,
+    }
+}
+
+/// What to do next.
+pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
+    let hint = match refusal {
+        Refusal::NoSuchInstance(_) => "gkctl instance list".to_owned(),
+        Refusal::InstanceLeft(_) => "to bring it back, run on that machine: gkctl instance join".to_owned(),
+        Refusal::NoSuchReservation(_) => "gkctl port list --state reserved".to_owned(),
+        Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default".to_owned(),
+        Refusal::PortReserved { protocol, holder, alternatives, .. } => {
+            // A fleet-wide holder may be held for another instance than the one that was asked for.
+            let instance = (holder.scope == Scope::Instance).then_some(&holder.instance);
+            reserve(*protocol, instance, alternatives.first().copied())
+        }
+        Refusal::PortInUse { port, protocol, instance, .. } => {
+            let adopt = reserve(*protocol, Some(instance), Some(*port));
+            format!("if that process is the rightful one: {adopt} --adopt")
+        }
+        Refusal::SeveralOwners { protocol, .. } => {
+            format!("stop all but one of them, or take another port: {}", reserve(*protocol, None, None))
+        }
+        Refusal::NothingToAdopt { port, protocol, instance } => {
+            reserve(*protocol, Some(instance), Some(*port))
+        }
+        Refusal::PoolExhausted { instance, .. } => {
+            format!("to see who holds its ports: gkctl port list --instance {}", instance.name)
+        }
+        Refusal::AlreadyReleased(gone) => format!(
+            "to see when and by whom: gkctl port history --port {} --instance {}",
+            gone.ports(),
+            gone.instance.name
+        ),
+        Refusal::NotTheHolder(held) => format!("an operator may: {} --force", release(held)),
+        Refusal::NameTaken(name) => format!("gkctl instance join --name {name}-2"),
+        Refusal::AlreadyJoined(joined) => {
+            format!(
+                "if its credential was lost, an operator may: gkctl instance join --replace {}",
+                joined.name
+            )
+        }
+        Refusal::ReservationsLive { instance, .. } => {
+            format!("gkctl instance leave {} --release", instance.name)
+        }
+        Refusal::IdentitySuperseded { .. } => {
+            "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
+                .to_owned()
+        }
+        Refusal::OpensWithoutReport(_) => "send a full report".to_owned(),
+        Refusal::VersionMismatch { .. } => {
+            "read it again, and repeat the change with its new ETag".to_owned()
+        }
+        Refusal::BadCursor => "start again without `cursor`".to_owned(),
+    };
+    Some(hint)
+}
+
+/// The field of the request that it is about.
+pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
+    match refusal {
+        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => Some("instance"),
+        Refusal::NoSuchPool(_) | Refusal::PoolExhausted { .. } => Some("pool"),
+        Refusal::PortReserved { .. } | Refusal::PortInUse { .. } => Some("port"),
+        Refusal::SeveralOwners { .. } | Refusal::NothingToAdopt { .. } => Some("adopt"),
+        Refusal::NameTaken(_) => Some("name"),
+        Refusal::IdentitySuperseded { .. } => Some("session"),
+        Refusal::OpensWithoutReport(_) => Some("kind"),
+        Refusal::VersionMismatch { .. } => Some("If-Match"),
+        Refusal::BadCursor => Some("cursor"),
+        Refusal::NoSuchReservation(_)
+        | Refusal::AlreadyReleased(_)
+        | Refusal::NotTheHolder(_)
+        | Refusal::AlreadyJoined(_)
+        | Refusal::ReservationsLive { .. } => None,
+    }
+}
+
+/// Who stands in the way.
+pub(crate) fn holder(refusal: &Refusal) -> Option<Holder> {
+    match refusal {
+        Refusal::PortReserved { holder, listeners, .. } => Some(holds(holder, listeners)),
+        Refusal::NotTheHolder(held) => Some(holds(held, &[])),
+        Refusal::PortInUse { listeners, .. } => Some(Holder {
+            subject: None,
+            service: None,
+            since: listeners.iter().map(|listener| listener.first_seen_at).min(),
+            listener: words(listeners),
+        }),
+        _ => None,
+    }
+}
+
+/// Ports that are free instead.
+pub(crate) fn alternatives(refusal: &Refusal) -> Vec<Port> {
+    match refusal {
+        Refusal::PortReserved { alternatives, .. } | Refusal::PortInUse { alternatives, .. } => {
+            alternatives.clone()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn holds(reservation: &Reservation, listeners: &[Listener]) -> Holder {
+    Holder {
+        subject: Some(reservation.holder.clone()),
+        service: reservation.service.clone(),
+        since: Some(reservation.created_at),
+        listener: words(listeners),
+    }
+}
+
+fn words(listeners: &[Listener]) -> Option<String> {
+    let words: Vec<String> = listeners.iter().map(Listener::describe).collect();
+    (!words.is_empty()).then(|| words.join(" and "))
+}
+
+/// `gkctl port reserve …`; without a port, the next free one.
+fn reserve(protocol: Protocol, instance: Option<&InstanceLink>, port: Option<Port>) -> String {
+    let port = port.map(|port| format!(" --port {port}")).unwrap_or_default();
+    let instance = instance.map(|instance| format!(" --instance {}", instance.name)).unwrap_or_default();
+    format!("gkctl port reserve{port}{}{instance}", protocol_option(protocol))
+}
+
+fn release(held: &Reservation) -> String {
+    let (ports, protocol) = (held.ports(), protocol_option(held.protocol));
+    format!("gkctl port release --port {ports}{protocol} --instance {}", held.instance.name)
+}
+
+/// TCP is what `gkctl` means unless told.
+fn protocol_option(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "",
+        Protocol::Udp => " --protocol udp",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gk_model::id::{InstanceId, ReservationId};
+    use gk_model::time::Timestamp;
+
+    use super::*;
+
+    fn link() -> InstanceLink {
+        InstanceLink { id: InstanceId::generate(Timestamp::from_micros(0)), name: "web-1".parse().unwrap() }
+    }
+
+    fn reservation(protocol: Protocol, scope: Scope) -> Box<Reservation> {
+        let now = Timestamp::from_micros(0);
+        Box::new(Reservation {
+            id: ReservationId::generate(now),
+            instance: link(),
+            scope,
+            protocol,
+            first_port: Port::new(8080).unwrap(),
+            last_port: Port::new(8080).unwrap(),
+            name: None,
+            service: Some("billing".parse().unwrap()),
+            holder: "ada".parse().unwrap(),
+            note: None,
+            pool: None,
+            created_at: now,
+            released_at: None,
+            released_by: None,
+            version: 1,
+        })
+    }
+
+    fn reserved(protocol: Protocol, scope: Scope) -> Refusal {
+        Refusal::PortReserved {
+            port: Port::new(8080).unwrap(),
+            protocol,
+            holder: reservation(protocol, scope),
+            listeners: Vec::new(),
+            alternatives: vec![Port::new(8003).unwrap()],
+        }
+    }
+
+    #[test]
+    fn hints_are_commands_that_work() {
+        let port = Port::new(8080).unwrap();
+        let in_use = Refusal::PortInUse {
+            port,
+            protocol: Protocol::Tcp,
+            instance: link(),
+            listeners: Vec::new(),
+            alternatives: Vec::new(),
+        };
+        let table = [
+            (reserved(Protocol::Tcp, Scope::Instance), "gkctl port reserve --port 8003 --instance web-1"),
+            (reserved(Protocol::Udp, Scope::Fleet), "gkctl port reserve --port 8003 --protocol udp"),
+            (
+                in_use,
+                "if that process is the rightful one: gkctl port reserve --port 8080 --instance web-1 --adopt",
+            ),
+            (
+                Refusal::NotTheHolder(reservation(Protocol::Udp, Scope::Instance)),
+                "an operator may: gkctl port release --port 8080 --protocol udp --instance web-1 --force",
+            ),
+            (Refusal::NameTaken("web-1".parse().unwrap()), "gkctl instance join --name web-1-2"),
+            (
+                Refusal::ReservationsLive { instance: link(), count: 2 },
+                "gkctl instance leave web-1 --release",
+            ),
+        ];
+        for (refusal, expected) in table {
+            assert_eq!(hint(&refusal).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_conflict_names_its_holder() {
+        let holder = holder(&reserved(Protocol::Tcp, Scope::Instance)).unwrap();
+        assert_eq!(holder.subject.unwrap().as_str(), "ada");
+        assert_eq!(holder.service.unwrap().as_str(), "billing");
+        assert_eq!(holder.listener, None);
+    }
+}

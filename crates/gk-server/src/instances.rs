@@ -1,0 +1,108 @@
+//! Instances: join, list, show, rename, leave.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use gk_model::id::InstanceRef;
+use gk_model::instance::{Instance, InstancePatch, JoinRequest};
+use gk_model::query::{InstanceQuery, Page};
+use gk_store::Refusal;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::access::may_manage;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::ApiError;
+use crate::extract::{IfMatch, Json, Path, Query, Tagged};
+
+/// Instances, by name.
+#[utoipa::path(get, path = "/v1/instances", params(InstanceQuery),
+    responses((status = 200, body = Page<Instance>)))]
+pub(crate) async fn list_instances(
+    State(app): State<App>,
+    Query(query): Query<InstanceQuery>,
+) -> Result<Json<Page<Instance>>, ApiError> {
+    let now = app.now();
+    Ok(Json(app.store.read(move |reader| reader.list_instances(&query, now)).await?))
+}
+
+/// Joins, or refreshes the facts of an instance that has joined (200).
+///
+/// Unknown fields are ignored, because agents may be newer than the server.
+#[utoipa::path(post, path = "/v1/instances",
+    request_body = JoinRequest, responses((status = 201, body = Instance), (status = 200, body = Instance)))]
+pub(crate) async fn join(
+    State(app): State<App>,
+    Caller(actor): Caller,
+    Json(request): Json<JoinRequest>,
+) -> Result<(StatusCode, Tagged<Instance>), ApiError> {
+    if request.replace.is_some() && !actor.is_operator() {
+        return Err(ApiError::NeedsOperatorToReplace);
+    }
+    let now = app.now();
+    let (instance, is_new) = app.store.write(move |tx| tx.join(&actor, &request, now)).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, instance.into()))
+}
+
+/// One instance, by id (also one that has left) or by name.
+#[utoipa::path(get, path = "/v1/instances/{instance}", params(("instance" = InstanceRef, Path)),
+    responses((status = 200, body = Instance)))]
+pub(crate) async fn get_instance(
+    State(app): State<App>,
+    Path(instance): Path<InstanceRef>,
+) -> Result<Tagged<Instance>, ApiError> {
+    let now = app.now();
+    Ok(app.store.read(move |reader| reader.get_instance(&instance, now)).await?.into())
+}
+
+/// Renames an instance. For operators and for the instance itself.
+#[utoipa::path(patch, path = "/v1/instances/{instance}", params(("instance" = InstanceRef, Path), IfMatch),
+    request_body = InstancePatch, responses((status = 200, body = Instance)))]
+pub(crate) async fn update_instance(
+    State(app): State<App>,
+    Caller(actor): Caller,
+    Path(instance): Path<InstanceRef>,
+    IfMatch(version): IfMatch,
+    Json(patch): Json<InstancePatch>,
+) -> Result<Tagged<Instance>, ApiError> {
+    let instance = may_manage(&app, &actor, instance).await?;
+    let nothing = ApiError::Impossible { field: "name", what: "there is nothing to change: give `name`" };
+    let name = patch.name.ok_or(nothing)?;
+    let now = app.now();
+    let rename = app.store.write(move |tx| tx.rename_instance(&actor, &instance, &name, version, now));
+    Ok(rename.await?.into())
+}
+
+/// How to leave.
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct LeaveQuery {
+    /// Release what the instance holds; without it, an instance that holds reservations does not leave.
+    #[serde(default)]
+    release: bool,
+}
+
+/// Makes an instance leave. Its history stays. For operators and for the instance itself.
+#[utoipa::path(delete, path = "/v1/instances/{instance}", params(("instance" = InstanceRef, Path), LeaveQuery, IfMatch),
+    responses((status = 204)))]
+pub(crate) async fn leave_instance(
+    State(app): State<App>,
+    Caller(actor): Caller,
+    Path(instance): Path<InstanceRef>,
+    Query(LeaveQuery { release }): Query<LeaveQuery>,
+    IfMatch(version): IfMatch,
+) -> Result<StatusCode, ApiError> {
+    let instance = may_manage(&app, &actor, instance).await?;
+    let now = app.now();
+    let leave = app.store.write(move |tx| {
+        let current = tx.get_instance(&instance, now)?.version;
+        match version {
+            Some(seen) if seen != current => Err(Refusal::VersionMismatch { current }.into()),
+            _ => tx.leave(&actor, &instance, release, now),
+        }
+    });
+    leave.await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,101 @@
+//! Around every request: its id, its span in the log, its time limit, and the body of its refusal.
+//!
+//! This is the outermost layer: whatever answers below (handlers, fallbacks, a caught panic), the answer
+//! gets an `x-request-id`, and a refusal its body, here.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use axum::extract::{ConnectInfo, Request};
+use axum::http::header::X_CONTENT_TYPE_OPTIONS;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::auth::Peer;
+use crate::error::{ApiError, finish};
+
+/// How long an answer may take, the reading of the body included.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What ties an answer to the lines of the log about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RequestId(String);
+
+impl RequestId {
+    const MOST_CHARS: usize = 64;
+
+    /// The caller's own id when it is short and printable, so that it can follow a request through several systems;
+    /// else a new one.
+    fn of(headers: &HeaderMap) -> RequestId {
+        let given = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok());
+        let is_sane = |id: &&str| {
+            (1..=RequestId::MOST_CHARS).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        match given.filter(is_sane) {
+            Some(id) => RequestId(id.to_owned()),
+            None => RequestId(Uuid::now_v7().to_string()),
+        }
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The layer.
+pub(crate) async fn observe(request: Request, next: Next) -> Response {
+    let id = RequestId::of(request.headers());
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    // Of the highest level, so that a log that shows only errors still shows which request they belong to. Without the
+    // query, which may hold what people search for.
+    let span = tracing::error_span!(
+        "request",
+        request.id = %id,
+        http.method = %request.method(),
+        http.path = request.uri().path(),
+        http.peer = peer.map(|ConnectInfo(peer)| tracing::field::display(peer)),
+        actor.subject = tracing::field::Empty, // known when `auth::guard` has let it in
+    );
+    answer(request, next, &id).instrument(span).await
+}
+
+async fn answer(request: Request, next: Next, id: &RequestId) -> Response {
+    let started = Instant::now();
+    let response = match tokio::time::timeout(TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::TimedOut.into_response(),
+    };
+    let mut response = finish(response, id);
+    let headers = response.headers_mut();
+    headers.insert(X_REQUEST_ID, HeaderValue::from_str(&id.0).expect("visible ASCII is header text"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    tracing::debug!(http.status = response.status().as_u16(), http.duration_us = duration_us, "answered");
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sane_id_is_kept_and_any_other_replaced() {
+        let of = |text: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_REQUEST_ID, HeaderValue::from_bytes(text).unwrap());
+            RequestId::of(&headers).0
+        };
+        assert_eq!(of(b"req-42/a"), "req-42/a");
+        assert_eq!(of(&[b'x'; 64]).len(), 64);
+        for bad in [&b""[..], b"two words", &[b'x'; 65], &[0xff, 0xfe]] {
+            assert!(Uuid::try_parse(&of(bad)).is_ok(), "{bad:?} was kept");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Reservations: reserve, list, show, release.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use gk_model::id::ReservationId;
+use gk_model::paths;
+use gk_model::query::{Page, ReservationQuery};
+use gk_model::reservation::{Reservation, ReserveRequest};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::access::may_act_on;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::ApiError;
+use crate::extract::{IfMatch, Json, Path, Query, Tagged};
+
+/// Live reservations.
+#[utoipa::path(get, path = "/v1/reservations", params(ReservationQuery),
+    responses((status = 200, body = Page<Reservation>)))]
+pub(crate) async fn list_reservations(
+    State(app): State<App>,
+    Query(query): Query<ReservationQuery>,
+) -> Result<Json<Page<Reservation>>, ApiError> {
+    Ok(Json(app.store.read(move |reader| reader.list_reservations(&query)).await?))
+}
+
+/// Reserves the next free port of a pool, or one by number.
+#[utoipa::path(post, path = "/v1/reservations",
+    request_body = ReserveRequest, responses((status = 201, body = Reservation)))]
+pub(crate) async fn reserve(
+    State(app): State<App>,
+    Caller(actor): Caller,
+    Json(request): Json<ReserveRequest>,
+) -> Result<Response, ApiError> {
+    check(&request)?;
+    let instance = may_act_on(&app, &actor, request.instance).await?;
+    let request = ReserveRequest { instance, ..request };
+    let now = app.now();
+    let made = app.store.write(move |tx| tx.reserve(&actor, &request, now)).await?;
+    let location = [(LOCATION, paths::reservation(made.id))];
+    Ok((StatusCode::CREATED, location, Tagged::from(made)).into_response())
+}
+
+/// Refuses what contradicts itself, rather than following one half of it.
+fn check(request: &ReserveRequest) -> Result<(), ApiError> {
+    let impossible = |field, what| Err(ApiError::Impossible { field, what });
+    match request.port {
+        Some(_) if request.pool.is_some() => impossible(
+            "pool",
+            "a port asked for by number is not drawn from a pool: leave out `port` or `pool`",
+        ),
+        None if request.adopt => impossible("adopt", "adopting needs the number of the port: give `port`"),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// One reservation, live or released.
+#[utoipa::path(get, path = "/v1/reservations/{id}", params(("id" = ReservationId, Path)),
+    responses((status = 200, body = Reservation)))]
+pub(crate) async fn get_reservation(
+    State(app): State<App>,
+    Path(id): Path<ReservationId>,
+) -> Result<Tagged<Reservation>, ApiError> {
+    Ok(app.store.read(move |reader| reader.get_reservation(id)).await?.into())
+}
+
+/// How to release.
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ReleaseQuery {
+    /// Release it though somebody else holds it. For operators; history records who did.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Releases a reservation and answers it as it is then. For its holder.
+#[utoipa::path(delete, path = "/v1/reservations/{id}", params(("id" = ReservationId, Path), ReleaseQuery, IfMatch),
+    responses((status = 200, body = Reservation)))]
+pub(crate) async fn release(
+    State(app): State<App>,
+    Caller(actor): Caller,
+    Path(id): Path<ReservationId>,
+    Query(ReleaseQuery { force }): Query<ReleaseQuery>,
+    IfMatch(version): IfMatch,
+) -> Result<Tagged<Reservation>, ApiError> {
+    let now = app.now();
+    Ok(app.store.write(move |tx| tx.release(&actor, id, force, version, now)).await?.into())
+}

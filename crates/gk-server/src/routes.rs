@@ -1,0 +1,111 @@
+//! Every route, and who may use it.
+//!
+//! **A route cannot exist without that decision.** Routes are added by [`Routes::guarded`], which demands a permission,
+//! or by [`Routes::open`], which is for what everybody may see. What holds this up:
+//!
+//! - axum's and utoipa's own registration functions are disallowed by `clippy.toml` everywhere but in this file;
+//! - a handler that needs to know who is calling takes a [`Caller`](crate::auth::Caller), which can be extracted from
+//!   [`Guarded`] state only, so that it does not compile as an open route;
+//! - the same function that puts up the door writes the permission into the OpenAPI document; one test compares the
+//!   document with a table, another calls every route of it with every authority.
+
+use std::any::Any;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::IntoResponse as _;
+use gk_model::access::Permission;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt as _};
+use utoipa_axum::routes;
+
+use crate::app::{App, Config};
+use crate::auth::{Guarded, guard};
+use crate::document;
+use crate::drain::hear_out;
+use crate::error::ApiError;
+use crate::pages::Document;
+use crate::request::observe;
+use crate::{contacts, events, health, history, instances, pages, ports, reservations};
+
+/// The most a person's or program's request may hold.
+const BODY_BYTES: usize = 1 << 20;
+
+/// The whole API as a service, and its OpenAPI document.
+///
+/// The service expects a `ConnectInfo<Peer>` in the extensions of each request, as [`run`](crate::run) puts it there;
+/// a request without one counts as a stranger's.
+pub fn router(config: Config) -> (Router, OpenApi) {
+    let (router, document) = all(Routes::new(App::new(config))).finish();
+    let router = router
+        .fallback(async || ApiError::NoSuchRoute)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(Document::new(&document).layer())
+        .layer(DefaultBodyLimit::max(BODY_BYTES));
+    (guarded_against_faults(router), document)
+}
+
+/// Whatever happens inside, the caller gets an answer in time, and a refusal has the shape of a problem.
+pub(crate) fn guarded_against_faults(router: Router) -> Router {
+    let caught = |payload: Box<dyn Any + Send>| ApiError::from_panic(payload.as_ref()).into_response();
+    router.layer(CatchPanicLayer::custom(caught)).layer(from_fn(hear_out)).layer(from_fn(observe))
+}
+
+fn all(routes: Routes) -> Routes {
+    use Permission::{Contact, Join, Read, Reserve};
+    routes
+        .guarded(Read, routes!(instances::list_instances))
+        .guarded(Join, routes!(instances::join))
+        .guarded(Read, routes!(instances::get_instance))
+        // Operators, and the instance itself: the handlers decide between these and other people's.
+        .guarded(Reserve, routes!(instances::update_instance, instances::leave_instance))
+        .guarded(Contact, contacts::routes())
+        .guarded(Read, routes!(ports::list_instance_ports))
+        .guarded(Read, routes!(ports::list_ports))
+        .guarded(Read, routes!(reservations::list_reservations))
+        .guarded(Reserve, routes!(reservations::reserve))
+        .guarded(Read, routes!(reservations::get_reservation))
+        .guarded(Reserve, routes!(reservations::release))
+        .guarded(Read, routes!(history::list_history))
+        .guarded(Read, routes!(events::list_events))
+        .open(routes!(health::health))
+        .open(routes!(health::ready))
+        .open(routes!(pages::openapi))
+        .open(routes!(pages::index))
+}
+
+/// The routes so far.
+struct Routes {
+    app: App,
+    router: OpenApiRouter,
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that registers routes")]
+impl Routes {
+    fn new(app: App) -> Routes {
+        Routes { app, router: OpenApiRouter::with_openapi(document::empty()) }
+    }
+
+    /// Adds routes for whoever has `permission`. Methods that do not exist are answered 405 without asking who calls.
+    fn guarded(self, permission: Permission, mut routes: UtoipaMethodRouter<Guarded>) -> Routes {
+        document::demand(&mut routes.1, permission);
+        let door = from_fn_with_state((self.app.clone(), permission), guard);
+        let routes = routes.map(|methods| methods.route_layer(door)).with_state(Guarded(self.app.clone()));
+        Routes { router: self.router.routes(routes), ..self }
+    }
+
+    /// Adds routes for everybody.
+    fn open(self, mut routes: UtoipaMethodRouter<App>) -> Routes {
+        document::demand_nothing(&mut routes.1);
+        let routes = routes.with_state(self.app.clone());
+        Routes { router: self.router.routes(routes), ..self }
+    }
+
+    fn finish(self) -> (Router, OpenApi) {
+        let (router, mut document) = self.router.split_for_parts();
+        document::complete(&mut document);
+        (router, document)
+    }
+}

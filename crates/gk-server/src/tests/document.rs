@@ -1,0 +1,105 @@
+//! The OpenAPI document: complete, consistent, and the same as the snapshot in the repository.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use axum::http::Method;
+use gk_model::id::{InstanceId, InstanceRef, ReservationId};
+use gk_model::paths;
+use gk_model::time::Timestamp;
+use serde_json::Value;
+
+use super::Api;
+
+fn document() -> Value {
+    serde_json::to_value(Api::new().document).unwrap()
+}
+
+fn references(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(Value::String(reference)) = fields.get("$ref") {
+                found.insert(reference.clone());
+            }
+            fields.values().for_each(|value| references(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn every_reference_resolves_and_every_schema_is_used() {
+    let document = document();
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    for reference in &found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+    }
+    for schema in document["components"]["schemas"].as_object().unwrap().keys() {
+        let reference = format!("#/components/schemas/{schema}");
+        assert!(found.contains(&reference), "{schema} is not used");
+    }
+}
+
+#[tokio::test]
+async fn every_operation_has_its_own_name_a_tag_and_a_description() {
+    let document = document();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    let mut names = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap();
+            assert!(names.insert(name.to_owned()), "{name} twice");
+            assert!(operation["tags"][0].as_str().is_some_and(|tag| !tag.is_empty()), "{method} {path}");
+            assert!(operation["summary"].is_string(), "{method} {path}");
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                assert_ne!(response["description"], "", "{method} {path} {status}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_paths_of_the_model_are_routes() {
+    let document = document();
+    let id = ReservationId::generate(Timestamp::from_micros(0));
+    let instance = InstanceRef::Id(InstanceId::generate(Timestamp::from_micros(0)));
+    let concrete = [
+        paths::INSTANCES.to_owned(),
+        paths::PORTS.to_owned(),
+        paths::RESERVATIONS.to_owned(),
+        paths::HISTORY.to_owned(),
+        paths::EVENTS.to_owned(),
+        paths::READY.to_owned(),
+        paths::instance(&instance),
+        paths::contact(&instance),
+        paths::instance_ports(&instance),
+        paths::reservation(id),
+    ];
+    for path in concrete {
+        let template = path.replace(&instance.to_string(), "{instance}").replace(&id.to_string(), "{id}");
+        assert!(document["paths"].get(&template).is_some(), "{template} is no route");
+    }
+}
+
+#[tokio::test]
+async fn the_snapshot_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
+    let now = serde_json::to_string_pretty(&document()).unwrap() + "\n";
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &now).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == now, "docs/openapi.json is out of date: UPDATE=1 cargo test -p gk-server");
+}
+
+#[tokio::test]
+async fn the_served_document_is_the_generated_one() {
+    let api = Api::new();
+    let served = api.local(Method::GET, "/openapi.json", Value::Null).await;
+    assert_eq!(served.header("content-type"), "application/json");
+    assert_eq!(served.body, serde_json::to_value(&api.document).unwrap());
+}
