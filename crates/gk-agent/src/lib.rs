@@ -1,1 +1,140 @@
-//! To be written.
+//! The agent: watches the listeners of this machine and keeps the server's view of them equal to the kernel's.
+//!
+//! ```text
+//!  kernel ──scan──▶ View ──step──▶ Journal ──plan──▶ contact ──send──▶ server
+//!                                     ▲                                  │
+//!                                     └── SyncState ◀─────answer─────────┘
+//! ```
+//!
+//! **Owns** when to scan, what to tell and when, and the talk of contacts as [`gk_model::contact`] states it. Only
+//! `run`, `send` and `join` do I/O; what to do next is decided by a pure function (`plan`) of a pure state (`state`,
+//! whose module states the rule that keeps both sides equal).
+//!
+//! **Promises** that observation goes on whatever the server does: contacts travel on a thread of their own, and what
+//! happens meanwhile is delivered later, in order, with the times at which it happened. A contact that is delivered
+//! twice changes nothing, one that is lost is sent again. There is one agent per state directory.
+//!
+//! **Refuses** to go on with an identity that somebody else has taken over, and to run where no machine has joined.
+
+mod backoff;
+mod failure;
+#[cfg(test)]
+mod fake_server;
+mod join;
+mod journal;
+mod plan;
+mod run;
+#[cfg(test)]
+mod samples;
+mod send;
+#[cfg(test)]
+mod simulation;
+mod state;
+mod stop;
+mod view;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gk_client::{AddressError, ClientError, ServerAddress};
+use gk_model::secret::Secret;
+use gk_model::text::{InstanceName, Observed};
+use gk_scan::ScanError;
+
+pub use failure::Ending;
+pub use run::{once, run};
+pub use stop::{StopSignal, Stopper, stop_channel};
+
+/// How an agent is to run.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Where identity, credential, session and lock are.
+    pub state_dir: PathBuf,
+    /// The server, when it is another address than the identity names; needed to join.
+    pub server: Option<ServerAddress>,
+    /// How to join if this machine has not.
+    pub join: Option<JoinBy>,
+    /// The longest time between two full reports; see [`AgentConfig::REPORT_INTERVALS`]. Each agent takes up to a
+    /// tenth less, so that a fleet that started together does not report together.
+    pub report_interval: Duration,
+    /// Lets the credential travel in clear over a network.
+    pub insecure_http: bool,
+    /// The version of the program, as it tells the server.
+    pub version: Observed,
+}
+
+/// What an agent needs to join by itself.
+#[derive(Clone, Debug)]
+pub struct JoinBy {
+    /// The join token.
+    pub token: Secret,
+    /// The name to join under; the host name when left out.
+    pub name: Option<InstanceName>,
+}
+
+impl AgentConfig {
+    /// The report intervals that make sense: more often floods the server, less often and it cannot tell in time that
+    /// a part is no longer covered. Others are brought into this range.
+    pub const REPORT_INTERVALS: std::ops::RangeInclusive<Duration> =
+        Duration::from_secs(5)..=Duration::from_secs(300);
+
+    /// An agent of this state directory that does everything as usual.
+    pub fn new(state_dir: PathBuf, version: Observed) -> AgentConfig {
+        AgentConfig {
+            state_dir,
+            server: None,
+            join: None,
+            report_interval: *AgentConfig::REPORT_INTERVALS.end(),
+            insecure_http: false,
+            version,
+        }
+    }
+}
+
+/// Why an agent could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Another agent holds the lock.
+    #[error("another agent runs with the state directory {}", .0.display())]
+    AlreadyRuns(PathBuf),
+    /// No identity, and no join token.
+    #[error("this machine has not joined: run `gkctl instance join`")]
+    NotJoined,
+    /// A join token, and no server to show it to.
+    #[error("a join token needs to be told which server to join: name it with --server")]
+    NoServer,
+    /// A file of the state directory cannot be used.
+    #[error("cannot use the agent's state directory")]
+    State(#[from] io::Error),
+    /// The identity names a server that is none.
+    #[error("the identity of this machine names no usable server: run `gkctl instance join` again")]
+    Address(#[from] AddressError),
+    /// The kernel's tables cannot be read at all.
+    #[error("cannot see the listeners of this machine")]
+    Scan(#[from] ScanError),
+    /// The server did not let this machine join.
+    #[error("cannot join")]
+    Join(#[source] ClientError),
+    /// The report of [`once`] did not get through, or the server's address can never work.
+    #[error("cannot deliver what was seen")]
+    Deliver(#[source] ClientError),
+    /// The server ended it.
+    #[error(transparent)]
+    Ended(#[from] Ending),
+}
+
+/// What the agent may see on this machine and what not, in a few lines for people.
+pub fn explain() -> String {
+    let privileges = gk_scan::privileges();
+    let ways_out = if privileges.sees_other_accounts() {
+        ""
+    } else {
+        "\nTo see them all, run as root, or give the agent CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH."
+    };
+    format!(
+        "Every TCP and UDP listener of this network namespace is seen, with account, systemd unit and container.\n\
+         {privileges}{ways_out}\n\
+         Listeners of other network namespaces are not seen."
+    )
+}

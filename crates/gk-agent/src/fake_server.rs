@@ -1,0 +1,150 @@
+//! The model server behind a real socket, for the agent as a whole.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use flate2::read::GzDecoder;
+use gk_client::ServerAddress;
+use gk_model::contact::Contact;
+use gk_model::id::InstanceId;
+use gk_model::instance::{Instance, JoinRequest, Presence};
+use gk_model::problem::Code;
+use gk_model::time::Timestamp;
+
+use crate::failure::Failure;
+use crate::samples::{at, problem};
+use crate::simulation::Server;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the server knows.
+#[derive(Default)]
+pub(crate) struct Known {
+    pub(crate) model: Server,
+    pub(crate) joins: Vec<JoinRequest>,
+    pub(crate) contacts: usize,
+    /// Takes contacts and never answers.
+    pub(crate) hangs: bool,
+}
+
+pub(crate) struct FakeServer {
+    pub(crate) address: ServerAddress,
+    known: Arc<(Mutex<Known>, Condvar)>,
+}
+
+impl FakeServer {
+    pub(crate) fn start() -> FakeServer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let known = Arc::new((Mutex::new(Known::default()), Condvar::new()));
+        let shared = Arc::clone(&known);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || serve(&stream.unwrap(), &shared));
+            }
+        });
+        FakeServer { address, known }
+    }
+
+    /// Waits until the server knows what is expected, and returns what `look` finds there.
+    pub(crate) fn wait<T>(&self, mut look: impl FnMut(&mut Known) -> Option<T>) -> T {
+        let (mutex, changed) = &*self.known;
+        let mut found = None;
+        let knows = |known: &mut Known| {
+            found = look(known);
+            found.is_none()
+        };
+        let (_known, timeout) = changed.wait_timeout_while(mutex.lock().unwrap(), PATIENCE, knows).unwrap();
+        assert!(!timeout.timed_out(), "waited in vain");
+        found.unwrap()
+    }
+}
+
+fn serve(stream: &TcpStream, known: &(Mutex<Known>, Condvar)) {
+    let mut reader = BufReader::new(stream);
+    while let Some((path, body)) = read_request(&mut reader) {
+        let mut guard = known.0.lock().unwrap();
+        let answer =
+            if path.ends_with("/contact") { contact(&mut guard, &body) } else { join(&mut guard, &body) };
+        known.1.notify_all();
+        let hangs = guard.hangs;
+        drop(guard);
+        if !hangs {
+            let mut writer = stream;
+            writer.write_all(answer.as_bytes()).unwrap();
+        }
+    }
+}
+
+fn contact(known: &mut Known, body: &[u8]) -> String {
+    let contact: Contact = serde_json::from_slice(body).unwrap();
+    known.contacts += 1;
+    if known.hangs {
+        return String::new();
+    }
+    match known.model.contact(&contact, Timestamp::from_clock()) {
+        Ok(answer) => response("200 OK", &serde_json::to_string(&answer).unwrap()),
+        Err(Failure::Ended(_)) => refusal(409, Code::IdentitySuperseded),
+        Err(_) => refusal(503, Code::Unavailable),
+    }
+}
+
+fn join(known: &mut Known, body: &[u8]) -> String {
+    let request: JoinRequest = serde_json::from_slice(body).unwrap();
+    let instance = Instance {
+        id: InstanceId::generate(at(0)),
+        name: "web-1".parse().unwrap(),
+        presence: Presence::Online,
+        facts: request.facts.clone(),
+        joined_at: at(0),
+        left_at: None,
+        last_contact_at: None,
+        observed_at: None,
+        version: 1,
+    };
+    known.joins.push(request);
+    response("201 Created", &serde_json::to_string(&instance).unwrap())
+}
+
+fn refusal(status: u16, code: Code) -> String {
+    let problem = serde_json::to_string(&problem(status, code)).unwrap();
+    response(&format!("{status} No"), &problem).replace("application/json", "application/problem+json")
+}
+
+fn response(status: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+}
+
+/// Path and body of the next request.
+fn read_request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
+    let (mut path, mut length, mut is_gzip) = (None, 0, false);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        match line.split_once(": ") {
+            Some(("content-length", digits)) => length = digits.parse().unwrap(),
+            Some(("content-encoding", encoding)) => is_gzip = encoding == "gzip",
+            Some(_) => {}
+            None => path = line.split(' ').nth(1).map(str::to_owned),
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    if is_gzip {
+        let mut plain = Vec::new();
+        GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+        body = plain;
+    }
+    Some((path?, body))
+}

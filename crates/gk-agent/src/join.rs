@@ -1,0 +1,82 @@
+//! Who this agent is: the lock of the state directory, the identity in it, or a join that makes one.
+
+use gk_client::identity::{
+    generate_secret, load_credential, load_identity, prepare_state_dir, save_identity,
+};
+use gk_client::lock::AgentLock;
+use gk_client::{Client, ServerAddress};
+use gk_model::identity::Identity;
+use gk_model::instance::{Instance, JoinRequest};
+use gk_model::secret::{Secret, SecretKind};
+
+use crate::{AgentConfig, AgentError, JoinBy};
+
+/// An agent's place: nobody else works in it as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Home {
+    _lock: AgentLock,
+    pub(crate) identity: Identity,
+    pub(crate) credential: Secret,
+}
+
+impl Home {
+    /// Locks the state directory and finds out who this machine is, joining if it is to and has not.
+    pub(crate) fn enter(config: &AgentConfig) -> Result<Home, AgentError> {
+        let dir = &config.state_dir;
+        let lock = AgentLock::acquire(dir)?.ok_or_else(|| AgentError::AlreadyRuns(dir.clone()))?;
+        let (identity, credential) = match (load_identity(dir)?, load_credential(dir)?, &config.join) {
+            (Some(identity), Some(credential), _) => (identity, credential),
+            (_, _, Some(by)) => join(config, by)?,
+            _ => return Err(AgentError::NotJoined),
+        };
+        Ok(Home { _lock: lock, identity, credential })
+    }
+
+    /// A client of the server, with this machine's credential.
+    pub(crate) fn client(&self, config: &AgentConfig) -> Result<Client, AgentError> {
+        let server = match &config.server {
+            Some(server) => server.clone(),
+            None => self.identity.server.parse()?,
+        };
+        Ok(Client::new(server, Some(self.credential.clone())).allow_insecure_http(config.insecure_http))
+    }
+
+    /// What tells the server the newest facts.
+    pub(crate) fn facts_request(&self, config: &AgentConfig) -> JoinRequest {
+        request(config, &self.credential, None)
+    }
+
+    /// Takes over the name that the server knows this machine by, if somebody renamed it.
+    pub(crate) fn learn_name(&mut self, config: &AgentConfig, instance: &Instance) -> std::io::Result<()> {
+        if self.identity.name == instance.name {
+            return Ok(());
+        }
+        let renamed = Identity { name: instance.name.clone(), ..self.identity.clone() };
+        save_identity(&config.state_dir, &renamed, &self.credential)?;
+        self.identity = renamed;
+        Ok(())
+    }
+}
+
+fn request(config: &AgentConfig, credential: &Secret, by: Option<&JoinBy>) -> JoinRequest {
+    JoinRequest {
+        name: by.and_then(|by| by.name.clone()),
+        credential_hash: credential.hash(),
+        facts: gk_scan::facts(config.version.as_str()),
+        replace: None,
+    }
+}
+
+fn join(config: &AgentConfig, by: &JoinBy) -> Result<(Identity, Secret), AgentError> {
+    let server: &ServerAddress = config.server.as_ref().ok_or(AgentError::NoServer)?;
+    prepare_state_dir(&config.state_dir)?;
+    let credential = generate_secret(SecretKind::Instance);
+    let client =
+        Client::new(server.clone(), Some(by.token.clone())).allow_insecure_http(config.insecure_http);
+    let joined = client.join(&request(config, &credential, Some(by))).map_err(AgentError::Join)?;
+    let Instance { id, name, .. } = joined.instance;
+    let identity = Identity { id, name, server: server.to_string(), socket: None };
+    save_identity(&config.state_dir, &identity, &credential)?;
+    tracing::info!(instance.id = %id, instance.name = %identity.name, "joined");
+    Ok((identity, credential))
+}

@@ -1,0 +1,470 @@
+//! The loop: scan, plan, send; and the edges of it, clocks and logs.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use gk_client::session::{SavedSession, begin_opening, load_session, save_session};
+use gk_client::{Client, ClientError, Joined};
+use gk_model::contact::{ContactAnswer, ContactBody};
+use gk_model::facts::Facts;
+use gk_model::instance::{HEARTBEAT_EVERY, JoinRequest};
+use gk_model::time::Timestamp;
+use gk_scan::Scanner;
+
+use crate::backoff::Backoff;
+use crate::failure::{Failure, Verdict};
+use crate::join::Home;
+use crate::plan::{Action, plan};
+use crate::send::{Job, Mailer, Outcome};
+use crate::state::{Flight, Habits, SyncState};
+use crate::stop::{Event, StopSignal};
+use crate::view::Snapshot;
+use crate::{AgentConfig, AgentError};
+
+/// How long from one scan to the next: half of the second within which a change is promised to be told.
+const SCAN_EVERY: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether the facts are still the same.
+const FACTS_EVERY: Duration = Duration::from_secs(300);
+
+/// How long an agent that is to end tries to deliver what just changed.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How many contacts a single run makes at most: the report, and two that the server may ask for.
+const MOST_CONTACTS_ONCE: usize = 3;
+
+/// Runs until it is stopped.
+///
+/// # Errors
+/// When it cannot start, and when the server ends it. An unreachable server is no error: the agent waits for it.
+pub fn run(config: AgentConfig, stop: StopSignal) -> Result<(), AgentError> {
+    let mut agent = Agent::start(config)?;
+    let mailer = Mailer::start(agent.client.clone(), agent.home.identity.id, stop.sender)?;
+    tracing::info!(
+        instance.id = %agent.home.identity.id,
+        instance.name = %agent.home.identity.name,
+        server.address = %agent.client.server(),
+        "agent started; {}",
+        gk_scan::privileges(),
+    );
+    agent.work(&mailer, &stop.inbox)?;
+    agent.take_leave(&mailer, &stop.inbox);
+    tracing::info!("agent stopped");
+    Ok(())
+}
+
+/// Scans once, delivers one full report, and returns.
+///
+/// # Errors
+/// When it cannot start, or the report is not delivered.
+pub fn once(config: AgentConfig) -> Result<(), AgentError> {
+    let mut agent = Agent::start(config)?;
+    let snapshot = agent.look(true)?;
+    agent.state.observe(snapshot, Timestamp::from_clock());
+    for _ in 0..MOST_CONTACTS_ONCE {
+        let action = plan(&agent.state, agent.elapsed());
+        let Some(flight) = agent.compose(action) else { break };
+        match agent.client.contact(agent.home.identity.id, &flight.contact) {
+            Ok(answer) => agent.answered(flight, &answer),
+            Err(error) => return Err(undelivered(error)),
+        }
+    }
+    let request = agent.home.facts_request(&agent.config);
+    let told = agent.client.join(&request);
+    agent.facts_told(request, told);
+    Ok(())
+}
+
+fn undelivered(error: ClientError) -> AgentError {
+    match Failure::of(&error) {
+        Failure::Ended(ending) => ending.into(),
+        _ => AgentError::Deliver(error),
+    }
+}
+
+struct Agent {
+    config: AgentConfig,
+    home: Home,
+    client: Client,
+    scanner: Scanner,
+    state: SyncState,
+    saved: SavedSession,
+    started: Instant,
+    occupied_at: Option<Duration>,
+    facts: Option<Facts>,
+    facts_at: Duration,
+    /// What the log last said of the talk with the server, so that it says everything once.
+    trouble: Option<Failure>,
+    is_blind: bool,
+}
+
+impl Agent {
+    fn start(config: AgentConfig) -> Result<Agent, AgentError> {
+        let home = Home::enter(&config)?;
+        let client = home.client(&config)?;
+        let scanner = Scanner::new()?;
+        let repeats = load_session(&config.state_dir)?.opening.is_some();
+        let (session, nonce) = begin_opening(&config.state_dir)?;
+        let saved = SavedSession { session, opening: Some(nonce) };
+        let (least, most) = AgentConfig::REPORT_INTERVALS.into_inner();
+        let interval = config.report_interval.clamp(least, most);
+        let report_every = Backoff::new(nonce.as_u64_pair().1).between(interval.mul_f64(0.9), interval);
+        let habits = Habits { report_every, version: config.version.clone() };
+        Ok(Agent {
+            state: SyncState::new(saved, repeats, habits),
+            saved,
+            config,
+            home,
+            client,
+            scanner,
+            started: Instant::now(),
+            occupied_at: None,
+            facts: None,
+            facts_at: Duration::ZERO,
+            trouble: None,
+            is_blind: false,
+        })
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn work(&mut self, mailer: &Mailer, inbox: &Receiver<Event>) -> Result<(), AgentError> {
+        let mut scan_at = Duration::ZERO;
+        loop {
+            if scan_at <= self.elapsed() {
+                mailer.assert_alive();
+                self.observe();
+                scan_at = self.elapsed() + SCAN_EVERY;
+            }
+            let until = self.send_next(mailer).min(scan_at);
+            match inbox.recv_timeout(until.saturating_sub(self.elapsed())) {
+                Ok(Event::Sent(outcome)) => self.take_back(outcome)?,
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Tells what just changed, if it can be told at once. Whatever is left is in the next run's opening report.
+    fn take_leave(&mut self, mailer: &Mailer, inbox: &Receiver<Event>) {
+        self.observe();
+        let end = self.elapsed() + FAREWELL;
+        loop {
+            let action = plan(&self.state, self.elapsed());
+            if matches!(action, Action::Again | Action::Delta { .. }) {
+                self.send(action, mailer);
+            }
+            if !self.state.is_sending {
+                return;
+            }
+            match inbox.recv_timeout(end.saturating_sub(self.elapsed())) {
+                Ok(Event::Sent(outcome)) => {
+                    if let Err(error) = self.take_back(outcome) {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "the last contact failed");
+                        return;
+                    }
+                }
+                Ok(Event::Stop) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Scans. An agent that sees nothing goes on and says so: its next report covers nothing.
+    fn observe(&mut self) {
+        let is_due = self.occupied_at.is_none_or(|at| at + HEARTBEAT_EVERY <= self.elapsed());
+        let snapshot = match self.look(is_due) {
+            Ok(snapshot) => {
+                if std::mem::take(&mut self.is_blind) {
+                    tracing::info!("listeners are seen again");
+                }
+                snapshot
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_blind, true) {
+                    tracing::error!(error = &error as &dyn std::error::Error, "listeners are not seen");
+                }
+                Snapshot::default()
+            }
+        };
+        self.state.observe(snapshot, Timestamp::from_clock());
+    }
+
+    /// One scan. Sockets that are bound and do not listen cost much to find, so they are looked for seldom.
+    fn look(&mut self, for_occupied: bool) -> Result<Snapshot, gk_scan::ScanError> {
+        let now = Timestamp::from_clock();
+        let scan = if for_occupied { self.scanner.scan_occupied(now)? } else { self.scanner.scan(now)? };
+        if for_occupied {
+            self.occupied_at = Some(self.elapsed());
+        }
+        let occupied = for_occupied.then_some(scan.occupied);
+        Ok(Snapshot { covered: scan.covered, listeners: scan.listeners, occupied })
+    }
+
+    /// Sends what is due, and tells until when nothing else is.
+    fn send_next(&mut self, mailer: &Mailer) -> Duration {
+        let action = plan(&self.state, self.elapsed());
+        self.send(action, mailer);
+        match action {
+            Action::Nothing { until } => {
+                self.send_facts(mailer);
+                until
+            }
+            _ => Duration::MAX,
+        }
+    }
+
+    fn send(&mut self, action: Action, mailer: &Mailer) {
+        if let Some(flight) = self.compose(action) {
+            mailer.send(Job::Contact(Box::new(flight)));
+        }
+    }
+
+    fn compose(&mut self, action: Action) -> Option<Flight> {
+        let flight = self.state.compose(action, Timestamp::from_clock())?;
+        let (kind, count) = match &flight.contact.body {
+            ContactBody::Heartbeat => ("heartbeat", 0),
+            ContactBody::Delta { listeners, closed, .. } => ("delta", listeners.len() + closed.len()),
+            ContactBody::Report { listeners, .. } => ("report", listeners.len()),
+        };
+        tracing::debug!(
+            contact.kind = kind,
+            contact.sequence = flight.contact.sequence,
+            listeners.count = count,
+            "sending"
+        );
+        Some(flight)
+    }
+
+    /// Facts go when there is nothing else to tell and the server is known to answer.
+    fn send_facts(&mut self, mailer: &Mailer) {
+        let is_quiet = !self.state.is_sending && !self.state.is_opening() && self.trouble.is_none();
+        if !is_quiet || self.elapsed() < self.facts_at {
+            return;
+        }
+        self.facts_at = self.elapsed() + FACTS_EVERY;
+        let request = self.home.facts_request(&self.config);
+        if self.facts.as_ref() != Some(&request.facts) {
+            mailer.send(Job::Facts(Box::new(request)));
+        }
+    }
+
+    fn facts_told(&mut self, request: JoinRequest, result: Result<Joined, ClientError>) {
+        let learned = match result {
+            Ok(joined) => {
+                self.facts = Some(request.facts);
+                self.home.learn_name(&self.config, &joined.instance)
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the server did not take the facts");
+                return;
+            }
+        };
+        if let Err(error) = learned {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot write down this machine's new name"
+            );
+        }
+    }
+
+    fn take_back(&mut self, outcome: Outcome) -> Result<(), AgentError> {
+        match outcome {
+            Outcome::Facts(request, result) => self.facts_told(*request, *result),
+            Outcome::Contact(flight, Ok(answer)) => self.answered(*flight, &answer),
+            Outcome::Contact(flight, Err(error)) => self.failed(*flight, error)?,
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, flight: Flight, answer: &ContactAnswer) {
+        self.state.answered(flight, answer, self.elapsed());
+        if self.trouble.take().is_some() {
+            tracing::info!("the server answers again");
+        }
+        let folded = self.state.journal.take_forgotten();
+        if folded > 0 {
+            tracing::warn!(
+                changes.count = folded,
+                "too much changed meanwhile: some is told only by its result"
+            );
+        }
+        self.keep_session();
+    }
+
+    /// Writes the session down if it is a new one. Without it the next run repeats the nonce that is in the file,
+    /// which gets the same session again; so a failure is no reason to end.
+    fn keep_session(&mut self) {
+        if self.state.saved() == self.saved {
+            return;
+        }
+        self.saved = self.state.saved();
+        tracing::info!(
+            instance.id = %self.home.identity.id,
+            session.number = self.saved.session.0,
+            listeners.count = self.state.view.len(),
+            "in contact with the server"
+        );
+        if let Err(error) = save_session(&self.config.state_dir, self.saved) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot write down the session");
+        }
+    }
+
+    fn failed(&mut self, flight: Flight, error: ClientError) -> Result<(), AgentError> {
+        if matches!(error, ClientError::InsecureHttp { .. } | ClientError::NoTls { .. }) {
+            return Err(AgentError::Deliver(error));
+        }
+        let failure = Failure::of(&error);
+        if let Verdict::End(ending) = self.state.failed(flight, failure, self.elapsed()) {
+            return Err(ending.into());
+        }
+        if self.trouble.replace(failure) != Some(failure) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "{}", consequence(failure));
+        }
+        Ok(())
+    }
+}
+
+fn consequence(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Unknown => {
+            "the server does not accept this machine's credential; trying again slowly (if the instance is gone for \
+             good, join again with `gkctl instance join`)"
+        }
+        Failure::Refused => "the server refused a contact; a full report follows",
+        Failure::Away | Failure::Ended(_) => {
+            "no useful answer from the server; observing goes on, and is told later"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::path::Path;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use gk_client::identity::{generate_secret, load_identity};
+    use gk_model::contact::Session;
+    use gk_model::listener::ListenerKey;
+    use gk_model::secret::SecretKind;
+
+    use super::*;
+    use crate::fake_server::{FakeServer, Known};
+    use crate::{Ending, JoinBy, Stopper, stop_channel};
+
+    fn config(server: &FakeServer, state_dir: &Path) -> AgentConfig {
+        let token = generate_secret(SecretKind::Join);
+        AgentConfig {
+            server: Some(server.address.clone()),
+            join: Some(JoinBy { token, name: None }),
+            ..AgentConfig::new(state_dir.to_owned(), "0.1.0".into())
+        }
+    }
+
+    /// An agent on a thread of its own.
+    struct Running {
+        stopper: Stopper,
+        end: Receiver<Result<(), AgentError>>,
+    }
+
+    impl Running {
+        fn start(config: AgentConfig) -> Running {
+            let ((stopper, stop), (sender, end)) = (stop_channel(), mpsc::channel());
+            thread::spawn(move || sender.send(run(config, stop)));
+            Running { stopper, end }
+        }
+
+        fn end(&self) -> Result<(), AgentError> {
+            self.end.recv_timeout(Duration::from_secs(20)).expect("the agent ends, and not by a panic")
+        }
+    }
+
+    fn here() -> (TcpListener, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    }
+
+    fn knows(known: &Known, port: u16) -> bool {
+        known.model.set.keys().any(|key: &ListenerKey| key.port.get() == port)
+    }
+
+    #[test]
+    fn an_agent_joins_tells_what_comes_and_goes_and_says_goodbye() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        let (first, first_port) = here();
+        let agent = Running::start(config(&server, dir.path()));
+        server.wait(|known| knows(known, first_port).then_some(()));
+        assert_eq!(load_identity(dir.path()).unwrap().unwrap().name.as_str(), "web-1");
+        let (_second, second_port) = here();
+        server.wait(|known| knows(known, second_port).then_some(()));
+        drop(first);
+        server.wait(|known| (!knows(known, first_port)).then_some(()));
+        let told = server.wait(|known| known.joins.get(1).cloned());
+        assert_eq!(told.credential_hash, server.wait(|known| known.joins.first().cloned()).credential_hash);
+        let refused = once(config(&server, dir.path())).unwrap_err();
+        assert!(refused.to_string().contains(dir.path().to_str().unwrap()), "{refused}");
+        let (_third, third_port) = here();
+        agent.stopper.stop();
+        agent.end().unwrap();
+        assert!(server.wait(|known| Some(knows(known, third_port))));
+        assert_eq!(load_session(dir.path()).unwrap(), SavedSession { session: Session(1), opening: None });
+    }
+
+    #[test]
+    fn a_single_run_reports_in_a_session_of_its_own() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        let (_listener, port) = here();
+        for session in 1..=2 {
+            once(config(&server, dir.path())).unwrap();
+            let saved = load_session(dir.path()).unwrap();
+            assert_eq!(saved, SavedSession { session: Session(session), opening: None });
+        }
+        server.wait(|known| (knows(known, port) && known.contacts == 2).then_some(()));
+    }
+
+    #[test]
+    fn a_hung_server_stops_neither_observation_nor_the_end() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        once(config(&server, dir.path())).unwrap();
+        server.wait(|known| {
+            known.hangs = true;
+            Some(())
+        });
+        let agent = Running::start(config(&server, dir.path()));
+        server.wait(|known| (known.contacts == 2).then_some(()));
+        let asked = Instant::now();
+        agent.stopper.stop();
+        agent.end().unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+        assert!(load_session(dir.path()).unwrap().opening.is_some(), "the next run repeats the nonce");
+    }
+
+    #[test]
+    fn an_agent_that_was_superseded_ends_by_itself() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        once(config(&server, dir.path())).unwrap();
+        server.wait(|known| {
+            known.model.session = Session(9);
+            Some(())
+        });
+        let agent = Running::start(config(&server, dir.path()));
+        let ended = agent.end().unwrap_err();
+        assert!(matches!(ended, AgentError::Ended(Ending::Superseded)), "{ended:?}");
+    }
+
+    #[test]
+    fn a_machine_that_has_not_joined_is_told_how() {
+        let dir = tempfile::tempdir().unwrap();
+        let lonely = AgentConfig::new(dir.path().to_owned(), "0.1.0".into());
+        let error = once(lonely.clone()).unwrap_err();
+        assert!(error.to_string().contains("`gkctl instance join`"), "{error}");
+        let token = generate_secret(SecretKind::Join);
+        let nowhere = AgentConfig { join: Some(JoinBy { token, name: None }), ..lonely };
+        assert!(matches!(once(nowhere), Err(AgentError::NoServer)));
+    }
+}

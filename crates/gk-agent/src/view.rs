@@ -1,0 +1,243 @@
+//! What the agent has seen: the newest state of every listener, and what each scan changed.
+//!
+//! A listener counts as gone only when a scan that covered its part did not show it; in a part that was not covered it
+//! stays as it was. The first time it was seen is kept as long as it is there. Whatever a scan shows outside the parts
+//! it covered is left out: it would be half a truth.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+use gk_model::contact::{Closed, Occupied, Part};
+use gk_model::listener::{Digest, Listener, ListenerKey};
+use gk_model::time::Timestamp;
+
+/// What one scan showed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    /// The parts it is complete for.
+    pub(crate) covered: Vec<Part>,
+    /// Every listener in them.
+    pub(crate) listeners: Vec<Listener>,
+    /// Ports taken by something else; none when it was not looked for.
+    pub(crate) occupied: Option<Vec<Occupied>>,
+}
+
+/// The newest state of everything seen.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    seen: BTreeMap<ListenerKey, Seen>,
+    covered: BTreeSet<Part>,
+    occupied: Vec<Occupied>,
+    round: u64,
+}
+
+#[derive(Debug)]
+struct Seen {
+    listener: Listener,
+    /// The scan that showed it last.
+    round: u64,
+}
+
+impl View {
+    /// Takes in a scan and tells what it changed.
+    pub(crate) fn observe(&mut self, snapshot: Snapshot, now: Timestamp) -> Step {
+        self.round += 1;
+        self.covered = snapshot.covered.into_iter().collect();
+        if let Some(mut occupied) = snapshot.occupied {
+            // Sorted, so that the kernel's order makes no difference.
+            occupied.sort_unstable();
+            occupied.dedup();
+            self.occupied = occupied;
+        }
+        let mut step = Step::default();
+        for found in snapshot.listeners {
+            if self.covered.contains(&found.key.part()) {
+                self.see(found, now, &mut step);
+            }
+        }
+        self.miss(now, &mut step);
+        step
+    }
+
+    fn see(&mut self, mut found: Listener, now: Timestamp, step: &mut Step) {
+        let round = self.round;
+        match self.seen.entry(found.key.clone()) {
+            Entry::Vacant(place) => {
+                step.record(None, Some(found.clone()), now);
+                place.insert(Seen { listener: found, round });
+            }
+            Entry::Occupied(mut place) => {
+                let seen = place.get_mut();
+                found.first_seen_at = found.first_seen_at.min(seen.listener.first_seen_at);
+                if !seen.listener.same_but_times(&found) {
+                    step.record(Some(seen.listener.clone()), Some(found.clone()), now);
+                }
+                *seen = Seen { listener: found, round };
+            }
+        }
+    }
+
+    fn miss(&mut self, now: Timestamp, step: &mut Step) {
+        let (round, covered) = (self.round, &self.covered);
+        let is_gone =
+            |key: &ListenerKey, seen: &mut Seen| seen.round != round && covered.contains(&key.part());
+        for (_, seen) in self.seen.extract_if(.., is_gone) {
+            step.record(Some(seen.listener), None, now);
+        }
+    }
+
+    /// How many listeners there are, those kept from parts not covered included.
+    pub(crate) fn len(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// The parts that the newest scan covered.
+    pub(crate) fn covered(&self) -> &BTreeSet<Part> {
+        &self.covered
+    }
+
+    /// The occupied ports, sorted, as last looked for.
+    pub(crate) fn occupied(&self) -> &[Occupied] {
+        &self.occupied
+    }
+
+    /// Every listener in the covered parts.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        let listeners = self.seen.values().map(|seen| &seen.listener);
+        listeners.filter(|listener| self.covered.contains(&listener.key.part()))
+    }
+}
+
+/// What happened to one listener. Both sides are kept, so that steps can be folded and digests follow.
+#[derive(Clone, Debug)]
+struct Change {
+    before: Option<Listener>,
+    after: Option<Listener>,
+    at: Timestamp,
+}
+
+/// What changed between two points in time, at most one change for each listener.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Step(BTreeMap<ListenerKey, Change>);
+
+impl Step {
+    fn record(&mut self, before: Option<Listener>, after: Option<Listener>, at: Timestamp) {
+        if let Some(listener) = after.as_ref().or(before.as_ref()) {
+            self.0.insert(listener.key.clone(), Change { before, after, at });
+        }
+    }
+
+    /// How many listeners it changes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The listeners it changes.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &ListenerKey> {
+        self.0.keys()
+    }
+
+    /// Makes one step of two; a listener that both change keeps only where it came from and where it ended.
+    pub(crate) fn fold(&mut self, later: Step) {
+        for (key, change) in later.0 {
+            match self.0.entry(key) {
+                Entry::Vacant(place) => {
+                    place.insert(change);
+                }
+                Entry::Occupied(mut place) => {
+                    let merged = Change { before: place.get_mut().before.take(), ..change };
+                    if merged.is_nothing() {
+                        place.remove();
+                    } else {
+                        place.insert(merged);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries the digest of a set over to the set after this step.
+    pub(crate) fn carry(&self, digest: &mut Digest) {
+        for change in self.0.values() {
+            if let Some(before) = &change.before {
+                digest.remove(before);
+            }
+            if let Some(after) = &change.after {
+                digest.add(after);
+            }
+        }
+    }
+
+    /// Listeners that are new or whose owners changed.
+    pub(crate) fn listeners(&self) -> Vec<Listener> {
+        self.0.values().filter_map(|change| change.after.clone()).collect()
+    }
+
+    /// Listeners that are gone.
+    pub(crate) fn closed(&self) -> Vec<Closed> {
+        let gone = self.0.iter().filter(|(_, change)| change.after.is_none());
+        gone.map(|(key, change)| Closed { key: key.clone(), at: change.at }).collect()
+    }
+}
+
+impl Change {
+    fn is_nothing(&self) -> bool {
+        match (&self.before, &self.after) {
+            (None, None) => true,
+            (Some(before), Some(after)) => before.same_but_times(after),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::{at, listener, parts, snapshot};
+
+    #[test]
+    fn a_listener_keeps_the_time_it_was_first_seen() {
+        let mut view = View::default();
+        view.observe(snapshot([listener(80, 1)], at(1)), at(1));
+        let step = view.observe(snapshot([listener(80, 1)], at(5)), at(5));
+        assert_eq!(step.len(), 0);
+        let seen = view.listeners().next().unwrap();
+        assert_eq!((seen.first_seen_at, seen.last_seen_at), (at(1), at(5)));
+        let step = view.observe(snapshot([listener(80, 2)], at(6)), at(6));
+        assert_eq!(step.listeners()[0].first_seen_at, at(1), "another process on the same socket key");
+    }
+
+    #[test]
+    fn only_a_covered_part_closes() {
+        let mut view = View::default();
+        view.observe(snapshot([listener(80, 1)], at(1)), at(1));
+        let blind = view.observe(Snapshot::default(), at(2));
+        assert_eq!((blind.len(), view.len(), view.listeners().count()), (0, 1, 0), "kept, and not told");
+        let step = view.observe(snapshot([], at(3)), at(3));
+        assert_eq!(step.closed(), [Closed { key: listener(80, 1).key, at: at(3) }]);
+        assert_eq!(view.len(), 0);
+    }
+
+    #[test]
+    fn what_is_shown_outside_the_covered_parts_is_left_out() {
+        let mut view = View::default();
+        let step = view.observe(
+            Snapshot { covered: parts()[1..].to_vec(), ..snapshot([listener(80, 1)], at(1)) },
+            at(1),
+        );
+        assert_eq!((step.len(), view.len()), (0, 0));
+    }
+
+    #[test]
+    fn folding_keeps_both_ends() {
+        let mut view = View::default();
+        let mut opened = view.observe(snapshot([listener(80, 1), listener(81, 1)], at(1)), at(1));
+        let closed = view.observe(snapshot([listener(81, 2)], at(2)), at(2));
+        let mut digest = Digest::default();
+        opened.fold(closed);
+        opened.carry(&mut digest);
+        assert_eq!(digest, Digest::of(view.listeners()));
+        assert_eq!((opened.len(), opened.closed().len()), (1, 0), "80 came and went, 81 changed hands");
+        assert_eq!(opened.listeners()[0].owners[0].pid, 2);
+    }
+}
