@@ -130,7 +130,7 @@ fn an_agent_tells_udp_servers_from_clients() {
 #[test]
 fn a_clone_ends_the_older_session_and_says_so() {
     let here = Joined::new();
-    let mut first = here.agent();
+    let first = here.agent();
     wait_for("the first contact", || first.log().contains("in contact").then_some(()));
     let copy = here.place.join("copy");
     std::fs::create_dir(&copy).unwrap();

@@ -53,14 +53,16 @@ async fn report_never_touches_reservations() {
 async fn replayed_contact_changes_nothing() {
     let world = World::new();
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
-    let opened = agent.delta(&[tcp(80, 1)], &[], &[tcp(80, 1)], at(1));
-    let closed = agent.delta(&[], &[(tcp(80, 1).key, at(2))], &[], at(2));
-    for contact in [&opened, &closed] {
+    let reported = agent.report(&[tcp(22, 9)], at(1));
+    let opened = agent.delta(&[tcp(80, 1)], &[], &[tcp(22, 9), tcp(80, 1)], at(1));
+    let closed = agent.delta(&[], &[(tcp(22, 9).key, at(2))], &[tcp(80, 1)], at(2));
+    for contact in [&reported, &opened, &closed] {
         let answer = world.contact(&agent, contact.clone(), at(3)).await.unwrap();
         assert_eq!((answer.acknowledged, answer.want_report), (contact.sequence, false));
     }
     let (before, events) = (shown(&world, &agent).await, world.events().await);
-    for contact in [&opened, &closed, &opened] {
+    assert_eq!(before, [(80, 1)]);
+    for contact in [&reported, &opened, &closed, &opened, &reported] {
         let answer = world.contact(&agent, contact.clone(), at(4)).await.unwrap();
         assert_eq!(answer.acknowledged, closed.sequence, "acknowledged again");
     }
@@ -160,13 +162,13 @@ async fn times_are_corrected_by_the_clocks_offset_and_never_in_the_future() {
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
     // The agent's clock is an hour ahead: it saw the port open 5 s before it sent this.
     let seen = listener(Protocol::Tcp, "0.0.0.0", 80, 1, at(3600 + 95));
-    let contact = agent.delta(&[seen.clone()], &[], &[seen], at(3600 + 100));
+    let contact = agent.delta(std::slice::from_ref(&seen), &[], std::slice::from_ref(&seen), at(3600 + 100));
     world.contact(&agent, contact, at(100)).await.unwrap();
     let event = world.events().await.pop().unwrap();
     assert_eq!((event.kind, event.at, event.recorded_at), (EventKind::Opened, at(95), at(100)));
     // And a broken one that claims the far future.
     let seen = listener(Protocol::Tcp, "0.0.0.0", 81, 1, at(999_999));
-    let contact = agent.delta(&[seen.clone()], &[], &[seen], at(101));
+    let contact = agent.delta(std::slice::from_ref(&seen), &[], std::slice::from_ref(&seen), at(101));
     world.contact(&agent, contact, at(101)).await.unwrap();
     let event = world.events().await.pop().unwrap();
     assert_eq!((event.at, event.recorded_at), (at(101), at(101)));
