@@ -18,13 +18,13 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     }
     let config = config(args)?;
     if args.once {
-        return Ok(gk_agent::once(config)?);
+        return Ok(gk_agent::once(&config)?);
     }
     let (stopper, stop) = gk_agent::stop_channel();
     let signals = runtime()?;
     let requested = signals.block_on(async { stop_requested() })?;
     signals.spawn(stop_when(requested, stopper));
-    Ok(gk_agent::run(config, stop)?)
+    Ok(gk_agent::run(&config, &stop)?)
 }
 
 async fn stop_when(requested: impl Future<Output = ()>, stopper: Stopper) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -102,12 +102,23 @@ impl Server {
             clock: Arc::new(Timestamp::from_clock),
             local_subjects: local_subjects(),
             version: env!("CARGO_PKG_VERSION"),
+            address: Some(reachable_here(self.address)),
         };
         let served = gk_server::run(config, self.listeners, stop).await;
         // A socket file without a server only misleads; a missing one is no harm.
         let _gone = std::fs::remove_file(&self.socket);
         served.context("the server did not end well")
     }
+}
+
+/// The wildcard address is a place to listen, not one to go to.
+fn reachable_here(listening: SocketAddr) -> SocketAddr {
+    let ip = match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listening.port())
 }
 
 /// Binds the Unix socket in the data directory, in place of what a killed server left there.

@@ -32,6 +32,20 @@ impl Home {
         Ok(Home { _lock: lock, identity, credential })
     }
 
+    /// Whether somebody has joined this machine anew meanwhile: the credential on disk is another one.
+    pub(crate) fn is_outdated(&self, config: &AgentConfig) -> bool {
+        let on_disk = load_credential(&config.state_dir);
+        on_disk.is_ok_and(|on_disk| on_disk.is_some_and(|credential| credential != self.credential))
+    }
+
+    /// The same place with the identity that is in it now.
+    pub(crate) fn reload(self, config: &AgentConfig) -> Result<Home, AgentError> {
+        let dir = &config.state_dir;
+        let identity = load_identity(dir)?.ok_or(AgentError::NotJoined)?;
+        let credential = load_credential(dir)?.ok_or(AgentError::NotJoined)?;
+        Ok(Home { identity, credential, ..self })
+    }
+
     /// A client of the server, with this machine's credential.
     pub(crate) fn client(&self, config: &AgentConfig) -> Result<Client, AgentError> {
         let server = match &config.server {

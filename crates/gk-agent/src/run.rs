@@ -37,28 +37,47 @@ const MOST_CONTACTS_ONCE: usize = 3;
 ///
 /// # Errors
 /// When it cannot start, and when the server ends it. An unreachable server is no error: the agent waits for it.
-pub fn run(config: AgentConfig, stop: StopSignal) -> Result<(), AgentError> {
-    let mut agent = Agent::start(config)?;
-    let mailer = Mailer::start(agent.client.clone(), agent.home.identity.id, stop.sender)?;
-    tracing::info!(
-        instance.id = %agent.home.identity.id,
-        instance.name = %agent.home.identity.name,
-        server.address = %agent.client.server(),
-        "agent started; {}",
-        gk_scan::privileges(),
-    );
-    agent.work(&mailer, &stop.inbox)?;
-    agent.take_leave(&mailer, &stop.inbox);
-    tracing::info!("agent stopped");
-    Ok(())
+pub fn run(config: &AgentConfig, stop: &StopSignal) -> Result<(), AgentError> {
+    let mut home = Home::enter(config)?;
+    loop {
+        let mut agent = Agent::start(config.clone(), home)?;
+        let mailer = Mailer::start(agent.client.clone(), agent.home.identity.id, stop.sender.clone())?;
+        tracing::info!(
+            instance.id = %agent.home.identity.id,
+            instance.name = %agent.home.identity.name,
+            server.address = %agent.client.server(),
+            "agent started; {}",
+            gk_scan::privileges(),
+        );
+        match agent.work(&mailer, &stop.inbox)? {
+            Course::Stopped => {
+                agent.take_leave(&mailer, &stop.inbox);
+                tracing::info!("agent stopped");
+                return Ok(());
+            }
+            Course::Rejoined => {
+                tracing::info!("this machine has joined anew; starting over");
+                home = agent.home.reload(config)?;
+            }
+        }
+    }
+}
+
+/// Why the loop ended.
+enum Course {
+    /// It was told to.
+    Stopped,
+    /// Somebody joined this machine anew under the running agent.
+    Rejoined,
 }
 
 /// Scans once, delivers one full report, and returns.
 ///
 /// # Errors
 /// When it cannot start, or the report is not delivered.
-pub fn once(config: AgentConfig) -> Result<(), AgentError> {
-    let mut agent = Agent::start(config)?;
+pub fn once(config: &AgentConfig) -> Result<(), AgentError> {
+    let home = Home::enter(config)?;
+    let mut agent = Agent::start(config.clone(), home)?;
     let snapshot = agent.look(true)?;
     agent.state.observe(snapshot, Timestamp::from_clock());
     for _ in 0..MOST_CONTACTS_ONCE {
@@ -99,8 +118,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(config: AgentConfig) -> Result<Agent, AgentError> {
-        let home = Home::enter(&config)?;
+    fn start(config: AgentConfig, home: Home) -> Result<Agent, AgentError> {
         let client = home.client(&config)?;
         let scanner = Scanner::new()?;
         let repeats = load_session(&config.state_dir)?.opening.is_some();
@@ -130,7 +148,7 @@ impl Agent {
         self.started.elapsed()
     }
 
-    fn work(&mut self, mailer: &Mailer, inbox: &Receiver<Event>) -> Result<(), AgentError> {
+    fn work(&mut self, mailer: &Mailer, inbox: &Receiver<Event>) -> Result<Course, AgentError> {
         let mut scan_at = Duration::ZERO;
         loop {
             if scan_at <= self.elapsed() {
@@ -141,8 +159,11 @@ impl Agent {
             let until = self.send_next(mailer).min(scan_at);
             match inbox.recv_timeout(until.saturating_sub(self.elapsed())) {
                 Ok(Event::Sent(outcome)) => self.take_back(outcome)?,
-                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(Course::Stopped),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.trouble == Some(Failure::Unknown) && self.home.is_outdated(&self.config) {
+                return Ok(Course::Rejoined);
             }
         }
     }
@@ -374,7 +395,7 @@ mod tests {
     impl Running {
         fn start(config: AgentConfig) -> Running {
             let ((stopper, stop), (sender, end)) = (stop_channel(), mpsc::channel());
-            thread::spawn(move || sender.send(run(config, stop)));
+            thread::spawn(move || sender.send(run(&config, &stop)));
             Running { stopper, end }
         }
 
@@ -406,7 +427,7 @@ mod tests {
         server.wait(|known| (!knows(known, first_port)).then_some(()));
         let told = server.wait(|known| known.joins.get(1).cloned());
         assert_eq!(told.credential_hash, server.wait(|known| known.joins.first().cloned()).credential_hash);
-        let refused = once(config(&server, dir.path())).unwrap_err();
+        let refused = once(&config(&server, dir.path())).unwrap_err();
         assert!(refused.to_string().contains(dir.path().to_str().unwrap()), "{refused}");
         let (_third, third_port) = here();
         agent.stopper.stop();
@@ -420,7 +441,7 @@ mod tests {
         let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
         let (_listener, port) = here();
         for session in 1..=2 {
-            once(config(&server, dir.path())).unwrap();
+            once(&config(&server, dir.path())).unwrap();
             let saved = load_session(dir.path()).unwrap();
             assert_eq!(saved, SavedSession { session: Session(session), opening: None });
         }
@@ -430,7 +451,7 @@ mod tests {
     #[test]
     fn a_hung_server_stops_neither_observation_nor_the_end() {
         let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
-        once(config(&server, dir.path())).unwrap();
+        once(&config(&server, dir.path())).unwrap();
         server.wait(|known| {
             known.hangs = true;
             Some(())
@@ -447,7 +468,7 @@ mod tests {
     #[test]
     fn an_agent_that_was_superseded_ends_by_itself() {
         let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
-        once(config(&server, dir.path())).unwrap();
+        once(&config(&server, dir.path())).unwrap();
         server.wait(|known| {
             known.model.session = Session(9);
             Some(())
@@ -461,10 +482,10 @@ mod tests {
     fn a_machine_that_has_not_joined_is_told_how() {
         let dir = tempfile::tempdir().unwrap();
         let lonely = AgentConfig::new(dir.path().to_owned(), "0.1.0".into());
-        let error = once(lonely.clone()).unwrap_err();
+        let error = once(&lonely).unwrap_err();
         assert!(error.to_string().contains("`gkctl instance join`"), "{error}");
         let token = generate_secret(SecretKind::Join);
         let nowhere = AgentConfig { join: Some(JoinBy { token, name: None }), ..lonely };
-        assert!(matches!(once(nowhere), Err(AgentError::NoServer)));
+        assert!(matches!(once(&nowhere), Err(AgentError::NoServer)));
     }
 }

@@ -1,6 +1,7 @@
 //! One method per route of the API.
 
 use gk_model::contact::{Contact, ContactAnswer};
+use gk_model::health::Health;
 use gk_model::history::{Event, Interval};
 use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
@@ -125,8 +126,8 @@ impl Client {
         self.fetch(&Call::get(paths::EVENTS, query))
     }
 
-    /// Whether the server is ready to serve.
-    pub fn ready(&self) -> Result<(), ClientError> {
-        self.exchange(&Call::get(paths::READY, &NoQuery {})).map(drop)
+    /// Whether the server is ready to serve, and what it says of itself.
+    pub fn ready(&self) -> Result<Health, ClientError> {
+        self.fetch(&Call::get(paths::READY, &NoQuery {}))
     }
 }

@@ -279,7 +279,8 @@ fn a_join_tells_whether_it_was_the_first() {
             "left_at":null,"last_contact_at":null,"observed_at":null,"version":1}}"#,
         an_id()
     );
-    let server = Canned::tcp(vec![vec![json(201, &instance), json(200, &instance), json(200, "{}")]]);
+    let health = r#"{"status":"ok","version":"1","address":"127.0.0.1:5000"}"#;
+    let server = Canned::tcp(vec![vec![json(201, &instance), json(200, &instance), json(200, health)]]);
     let client = server.client();
     let credential = generate_secret(SecretKind::Instance);
     let request = JoinRequest {
@@ -290,7 +291,7 @@ fn a_join_tells_whether_it_was_the_first() {
     };
     assert!(!client.join(&request).unwrap().refreshed);
     assert!(client.join(&request).unwrap().refreshed);
-    client.ready().unwrap();
+    assert_eq!(client.ready().unwrap().address, "127.0.0.1:5000".parse().ok());
     let (head, body) = server.request();
     assert!(head.starts_with("POST /v1/instances HTTP/1.1\r\n"), "{head}");
     let body = String::from_utf8(body).unwrap();

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod contact;
 pub mod facts;
+pub mod health;
 pub mod history;
 pub mod id;
 pub mod identity;

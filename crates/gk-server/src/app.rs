@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gk_model::text::Subject;
@@ -23,14 +24,17 @@ pub struct Config {
     pub local_subjects: HashMap<u32, Subject>,
     /// The version of this Gatekeeper, shown by `/healthz`.
     pub version: &'static str,
+    /// Where programs on this machine reach it by HTTP, shown by `/healthz`.
+    pub address: Option<SocketAddr>,
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { store: _, clock: _, local_subjects, version } = self;
+        let Config { store: _, clock: _, local_subjects, version, address } = self;
         f.debug_struct("Config")
             .field("local_subjects", local_subjects)
             .field("version", version)
+            .field("address", address)
             .finish_non_exhaustive()
     }
 }
@@ -42,12 +46,13 @@ pub(crate) struct App {
     clock: Clock,
     local_subjects: Arc<HashMap<u32, Subject>>,
     pub(crate) version: &'static str,
+    pub(crate) address: Option<SocketAddr>,
 }
 
 impl App {
     pub(crate) fn new(config: Config) -> App {
-        let Config { store, clock, local_subjects, version } = config;
-        App { store, clock, local_subjects: Arc::new(local_subjects), version }
+        let Config { store, clock, local_subjects, version, address } = config;
+        App { store, clock, local_subjects: Arc::new(local_subjects), version, address }
     }
 
     pub(crate) fn now(&self) -> Timestamp {

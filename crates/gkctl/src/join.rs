@@ -150,7 +150,7 @@ fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
     prepare_state_dir(state_dir).context("cannot keep the identity of this machine")?;
     let credential = generate_secret(SecretKind::Instance);
     let Joined { instance, refreshed } = client.join(&request(wanted, &credential))?;
-    let identity = identity(&instance, client.server());
+    let identity = identity(&instance, &client);
     save_identity(state_dir, &identity, &credential)
         .and_then(|()| save_session(state_dir, SavedSession::default()))
         .context("joined, but the identity of this machine was not kept")?;
@@ -162,13 +162,18 @@ fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
     Ok(Outcome { instance, headline, client })
 }
 
-fn identity(instance: &Instance, server: &ServerAddress) -> Identity {
-    let socket = match server {
-        ServerAddress::Unix(path) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
-        ServerAddress::Http(_) | ServerAddress::Https(_) => None,
+/// Through the socket of a server, its HTTP address is learned too: other accounts of this machine can only use that.
+fn identity(instance: &Instance, client: &Client) -> Identity {
+    let (socket, server) = match client.server() {
+        ServerAddress::Unix(path) => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            let address = client.ready().ok().and_then(|health| health.address);
+            let by_socket = || ServerAddress::Unix(path.clone()).to_string();
+            let server = address.map_or_else(by_socket, |address| format!("http://{address}"));
+            (Some(path), server)
+        }
+        elsewhere => (None, elsewhere.to_string()),
     };
-    let server =
-        socket.clone().map_or_else(|| server.to_string(), |path| ServerAddress::Unix(path).to_string());
     Identity { id: instance.id, name: instance.name.clone(), server, socket }
 }
 

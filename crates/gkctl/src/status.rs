@@ -55,7 +55,7 @@ pub(crate) fn status(context: &Context) -> Result<()> {
     let connection = context.connect()?;
     let ready = connection.client.ready();
     let mut status = without_server(context, &connection, ready.is_ok());
-    let asked = ready.map_err(Error::from).and_then(|()| ask(context, &connection.client, &mut status));
+    let asked = ready.map_err(Error::from).and_then(|_| ask(context, &connection.client, &mut status));
     match context.format() {
         Format::Json => print_json(&status)?,
         Format::Name => print(&format!("{}\n", status.server.address))?,

@@ -174,7 +174,7 @@ async fn people_find_their_way() {
     assert!(text.contains("gkctl instance join") && text.contains("/openapi.json"));
     assert!(!text.contains("http://") && !text.contains("https://"), "nothing from elsewhere");
     let health = api.local(Method::GET, "/healthz", Value::Null).await;
-    assert_eq!(health.body, json!({"status": "ok", "version": "0.0.0-test"}));
+    assert_eq!(health.body, json!({"status": "ok", "version": "0.0.0-test", "address": null}));
     assert_eq!(api.local(Method::GET, "/readyz", Value::Null).await.status, StatusCode::OK);
 }
 

@@ -58,7 +58,13 @@ impl Answer {
 
 fn config(store: Store) -> Config {
     let local_subjects = HashMap::from([(LOCAL_UID, "local:test".parse().unwrap())]);
-    Config { store, clock: Arc::new(Timestamp::from_clock), local_subjects, version: "0.0.0-test" }
+    Config {
+        store,
+        clock: Arc::new(Timestamp::from_clock),
+        local_subjects,
+        version: "0.0.0-test",
+        address: None,
+    }
 }
 
 impl Api {

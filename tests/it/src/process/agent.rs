@@ -148,6 +148,17 @@ fn a_clone_ends_the_older_session_and_says_so() {
 }
 
 #[test]
+fn an_agent_goes_on_when_its_machine_joins_anew_under_it() {
+    let here = Joined::new();
+    let mut agent = here.agent();
+    wait_for("the first contact", || agent.log().contains("in contact").then_some(()));
+    stdout(&gkctl(&here.server, &here.state, &["instance", "join", "--replace", "here"]));
+    let (_listener, port) = listen();
+    here.wait_shown(Protocol::Tcp, port, true);
+    agent.assert_running();
+}
+
+#[test]
 fn one_agent_per_state_directory() {
     let here = Joined::new();
     let first = here.agent();
