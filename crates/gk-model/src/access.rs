@@ -1,6 +1,7 @@
 //! Who may do what: roles, and the permissions that routes demand.
 
 use crate::id::InstanceId;
+use crate::secret::SecretHash;
 use crate::text::Subject;
 use crate::text_form::words;
 
@@ -61,8 +62,8 @@ pub enum Authority {
     Role(Role),
     /// An instance's own credential: a user limited to that instance.
     Instance(InstanceId),
-    /// A join token: lets one machine join, and nothing else.
-    Join,
+    /// A join token: lets one machine join, once, and nothing else.
+    Join(SecretHash),
 }
 
 impl Actor {
@@ -72,7 +73,7 @@ impl Actor {
             (Authority::Role(role), _) => permission.least_role().is_some_and(|least| role >= least),
             (Authority::Instance(_), Permission::Operate) => false,
             (Authority::Instance(_), _) => true,
-            (Authority::Join, _) => permission == Permission::Join,
+            (Authority::Join(_), _) => permission == Permission::Join,
         }
     }
 
@@ -81,7 +82,7 @@ impl Actor {
         match self.authority {
             Authority::Role(_) => true,
             Authority::Instance(own) => own == instance,
-            Authority::Join => false,
+            Authority::Join(_) => false,
         }
     }
 
@@ -94,6 +95,7 @@ impl Actor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::{Secret, SecretKind};
     use crate::time::Timestamp;
 
     #[test]
@@ -106,7 +108,7 @@ mod tests {
             (Authority::Role(Role::Operator), &[Read, Reserve, Operate, Join]),
             (Authority::Role(Role::Admin), &[Read, Reserve, Operate, Join]),
             (Authority::Instance(own), &[Read, Reserve, Join, Contact]),
-            (Authority::Join, &[Join]),
+            (Authority::Join(Secret::from_random(SecretKind::Join, &[0; 32]).hash()), &[Join]),
         ];
         for (authority, allowed) in table {
             let actor = Actor { subject: "somebody".parse().unwrap(), authority };

@@ -17,7 +17,7 @@ pub(crate) async fn may_act_on(
 ) -> Result<InstanceRef, ApiError> {
     match actor.authority {
         Authority::Role(_) => Ok(target),
-        Authority::Instance(_) | Authority::Join => own(app, actor, target).await.map(InstanceRef::Id),
+        Authority::Instance(_) | Authority::Join(_) => own(app, actor, target).await.map(InstanceRef::Id),
     }
 }
 
@@ -30,7 +30,7 @@ pub(crate) async fn may_manage(
     match actor.authority {
         Authority::Role(_) if actor.is_operator() => Ok(target),
         Authority::Role(_) => Err(ApiError::NeedsOperator),
-        Authority::Instance(_) | Authority::Join => own(app, actor, target).await.map(InstanceRef::Id),
+        Authority::Instance(_) | Authority::Join(_) => own(app, actor, target).await.map(InstanceRef::Id),
     }
 }
 

@@ -274,7 +274,7 @@ fn authority_words(authority: Authority) -> String {
     match authority {
         Authority::Role(role) => format!("the role {role}"),
         Authority::Instance(_) => "an instance's credential".to_owned(),
-        Authority::Join => "a join token".to_owned(),
+        Authority::Join(_) => "a join token".to_owned(),
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::NameTaken(_) => Code::NameTaken,
         Refusal::AlreadyJoined(_) => Code::AlreadyJoined,
         Refusal::ReservationsLive { .. } => Code::ReservationsLive,
+        Refusal::JoinTokenUsed => Code::Unauthenticated,
         Refusal::IdentitySuperseded { .. } => Code::IdentitySuperseded,
         Refusal::OpensWithoutReport(_) => Code::Impossible,
         Refusal::VersionMismatch { .. } => Code::VersionMismatch,
@@ -37,9 +38,11 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
 /// What to do next.
 pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
     let hint = match refusal {
-        Refusal::NoSuchInstance(_) => "gkctl instance list".to_owned(),
+        Refusal::NoSuchInstance(_) => "to see which there are: gkctl instance list".to_owned(),
         Refusal::InstanceLeft(_) => "to bring it back, run on that machine: gkctl instance join".to_owned(),
-        Refusal::NoSuchReservation(_) => "gkctl port list --state reserved".to_owned(),
+        Refusal::NoSuchReservation(_) => {
+            "to see which there are: gkctl port list --state reserved".to_owned()
+        }
         Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default".to_owned(),
         Refusal::PortReserved { protocol, holder, alternatives, .. } => {
             // A fleet-wide holder may be held for another instance than the one that was asked for.
@@ -79,6 +82,7 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
             "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
                 .to_owned()
         }
+        Refusal::JoinTokenUsed => "ask for a new join token".to_owned(),
         Refusal::OpensWithoutReport(_) => "send a full report".to_owned(),
         Refusal::VersionMismatch { .. } => {
             "read it again, and repeat the change with its new ETag".to_owned()
@@ -104,6 +108,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         | Refusal::AlreadyReleased(_)
         | Refusal::NotTheHolder(_)
         | Refusal::AlreadyJoined(_)
+        | Refusal::JoinTokenUsed
         | Refusal::ReservationsLive { .. } => None,
     }
 }

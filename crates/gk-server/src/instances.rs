@@ -5,7 +5,6 @@ use axum::http::StatusCode;
 use gk_model::id::InstanceRef;
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::query::{InstanceQuery, Page};
-use gk_store::Refusal;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -96,13 +95,7 @@ pub(crate) async fn leave_instance(
 ) -> Result<StatusCode, ApiError> {
     let instance = may_manage(&app, &actor, instance).await?;
     let now = app.now();
-    let leave = app.store.write(move |tx| {
-        let current = tx.get_instance(&instance, now)?.version;
-        match version {
-            Some(seen) if seen != current => Err(Refusal::VersionMismatch { current }.into()),
-            _ => tx.leave(&actor, &instance, release, now),
-        }
-    });
+    let leave = app.store.write(move |tx| tx.leave(&actor, &instance, release, version, now));
     leave.await?;
     Ok(StatusCode::NO_CONTENT)
 }

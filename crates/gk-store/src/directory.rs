@@ -45,7 +45,7 @@ pub(crate) struct DirectoryLock {
 impl DirectoryLock {
     pub(crate) fn acquire(directory: &Path) -> Result<DirectoryLock, OpenError> {
         let about = |source| OpenError::Directory { path: directory.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(about)?;
+        create_private(directory).map_err(about)?;
         if fs::metadata(directory).map_err(about)?.mode() & 0o022 != 0 {
             return Err(OpenError::WritableByOthers(directory.to_owned()));
         }
@@ -61,5 +61,16 @@ impl DirectoryLock {
             Err(TryLockError::WouldBlock) => Err(OpenError::Locked(directory.to_owned())),
             Err(TryLockError::Error(source)) => Err(about(source)),
         }
+    }
+}
+
+/// Creates the directory for its owner alone, and whatever is missing above it as usual: others may have business there.
+fn create_private(directory: &Path) -> io::Result<()> {
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => created,
     }
 }

@@ -118,6 +118,9 @@ pub enum Refusal {
         /// How many.
         count: u64,
     },
+    /// The join token was used by another machine.
+    #[error("this join token was used before: each lets one machine join")]
+    JoinTokenUsed,
     /// The session presented is not the last one.
     #[error(
         "this identity is used elsewhere: session {} was presented, and session {} is the last one issued",

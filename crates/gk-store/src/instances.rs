@@ -167,7 +167,7 @@ impl Tx<'_> {
     /// identity it lost. The second value says whether it joined anew.
     ///
     /// # Errors
-    /// [`Refusal::NameTaken`]; [`Refusal::AlreadyJoined`] when the same network stack is known under another identity.
+    /// [`Refusal::NameTaken`]; [`Refusal::JoinTokenUsed`]; [`Refusal::AlreadyJoined`] when the same network stack is known under another identity.
     pub fn join(
         &mut self,
         actor: &Actor,
@@ -179,6 +179,9 @@ impl Tx<'_> {
             (_, Some(replaced)) => Some((self.get_joined(replaced, now)?.id, true)),
             (_, None) => None,
         };
+        if let Authority::Join(token) = actor.authority {
+            self.check_join_token(token)?;
+        }
         let except = known.map(|(id, _)| id);
         if let Some(other) = self.find_same_stack(&request.facts, except)? {
             return Err(Refusal::AlreadyJoined(other).into());
@@ -217,6 +220,9 @@ impl Tx<'_> {
                 Digest::default(),
             ],
         )?;
+        if let Authority::Join(token) = actor.authority {
+            self.use_join_token(token, now)?;
+        }
         self.record_instance(EventKind::Joined, id, actor, format!("{name} joined"), now)?;
         self.get_instance(&id.into(), now)
     }
@@ -286,15 +292,17 @@ impl Tx<'_> {
     /// Lets an instance leave. Its history stays; what was open closes at its last contact.
     ///
     /// # Errors
-    /// [`Refusal::ReservationsLive`] unless `release`, which ends them in the same transaction.
+    /// [`Refusal::VersionMismatch`]; [`Refusal::ReservationsLive`] unless `release`, which ends them in the same transaction.
     pub fn leave(
         &mut self,
         actor: &Actor,
         instance: &InstanceRef,
         release: bool,
+        if_version: Option<u64>,
         now: Timestamp,
     ) -> Result<(), Error> {
         let leaving = self.get_joined(instance, now)?;
+        check_version(if_version, leaving.version)?;
         let live = self.list_live_of(leaving.id)?;
         if !live.is_empty() && !release {
             let count = live.len() as u64;

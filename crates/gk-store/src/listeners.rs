@@ -239,7 +239,7 @@ impl Tx<'_> {
     fn close(&mut self, observation: &Observation, stored: &Stored, at: Timestamp) -> Result<(), Error> {
         let listener = &stored.listener;
         let (key, at) = (&listener.key, at.max(listener.first_seen_at));
-        let message = format!("{} closed by {}", place(key), listener.describe());
+        let message = format!("{} closed; it was held open by {}", place(key), listener.describe());
         self.record_listener(observation, EventKind::Closed, listener, at, message)?;
         self.end_interval(stored.began_seq, at)?;
         self.later(

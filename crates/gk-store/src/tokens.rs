@@ -6,7 +6,7 @@ use gk_model::secret::{SecretHash, SecretKind};
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 
-use crate::error::{Error, StoreError};
+use crate::error::{Error, Refusal, StoreError};
 use crate::tx::{Reader, Tx};
 use crate::value::values;
 
@@ -27,7 +27,7 @@ impl Reader<'_> {
         let Some(mut row) = self.query_one(token, values![hash, now])? else { return Ok(None) };
         let (kind, subject, role): (String, Subject, String) = (row.take()?, row.take()?, row.take()?);
         let authority = if kind == SecretKind::Join.prefix() {
-            Authority::Join
+            Authority::Join(hash)
         } else {
             Authority::Role(role.parse::<Role>().map_err(|error| StoreError::Corrupt(error.to_string()))?)
         };
@@ -36,6 +36,20 @@ impl Reader<'_> {
 }
 
 impl Tx<'_> {
+    /// Checks a join token again, under the writer's lock: another machine may have used it since it was looked up.
+    pub(crate) fn check_join_token(&mut self, hash: SecretHash) -> Result<(), Error> {
+        let sql = "select kind from token where hash = $1 and revoked_at is null";
+        match self.query_one(sql, values![hash])? {
+            Some(_) => Ok(()),
+            None => Err(Refusal::JoinTokenUsed.into()),
+        }
+    }
+
+    /// A join token is good for one machine.
+    pub(crate) fn use_join_token(&mut self, hash: SecretHash, now: Timestamp) -> Result<(), StoreError> {
+        self.later("update token set revoked_at = $2 where hash = $1", values![hash, now])
+    }
+
     /// Lets the secret of this hash stand for a subject.
     ///
     /// # Errors

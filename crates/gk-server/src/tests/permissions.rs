@@ -85,7 +85,8 @@ async fn every_route_lets_in_exactly_whom_its_permission_names() {
         let name = format!("somebody-{role}");
         callers.push((Authority::Role(*role), api.token(SecretKind::Subject, *role, &name).await));
     }
-    callers.push((Authority::Join, api.token(SecretKind::Join, Role::Viewer, "joiner").await));
+    let join = api.token(SecretKind::Join, Role::Viewer, "joiner").await;
+    callers.push((Authority::Join(join.hash()), join));
     for (method, path, permission) in routes(&api) {
         // An instance that does not exist, so that nothing happens and the callers do not disturb each other.
         let path = path.replace("{instance}", "nobody").replace("{id}", &id);

@@ -7,6 +7,7 @@ use gk_model::instance::{Instance, JoinRequest, Presence};
 use gk_model::port::Protocol;
 use gk_model::query::{HistoryQuery, InstanceQuery};
 use gk_model::secret::{Secret, SecretKind};
+use gk_model::text::Subject;
 use gk_store::{Error, Refusal};
 use uuid::Uuid;
 
@@ -76,6 +77,32 @@ async fn the_old_credential_refreshes_and_the_lost_one_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_join_token_lets_one_machine_join() {
+    let world = World::new();
+    let token = Secret::from_random(SecretKind::Join, &[9; 32]).hash();
+    let subject: Subject = "installer".parse().unwrap();
+    let create = move |tx: &mut gk_store::Tx<'_>| {
+        tx.create_token(token, SecretKind::Join, &subject, Role::Viewer, Some(at(3600)), at(0))
+    };
+    world.store.write(create).await.unwrap();
+    let who = |seconds| {
+        let store = world.store.clone();
+        async move { store.read(move |reader| reader.find_actor(token, at(seconds))).await.unwrap() }
+    };
+    assert_eq!(who(3600).await, None, "it expires");
+    // Both come with a token that was good when they knocked.
+    let joiner = who(1).await.unwrap();
+    let mut answers = Vec::new();
+    for (name, seed) in [("web-1", 1), ("web-2", 2)] {
+        let (joiner, request) = (joiner.clone(), join_request(name, seed));
+        answers.push(world.store.write(move |tx| tx.join(&joiner, &request, at(1))).await);
+    }
+    assert!(matches!(refused(answers.remove(1)), Refusal::JoinTokenUsed));
+    assert_eq!(answers.remove(0).unwrap().0.name.as_str(), "web-1");
+    assert_eq!(who(2).await, None, "it is used up");
+}
+
+#[tokio::test]
 async fn renaming_keeps_the_id_and_is_history() {
     let world = World::new();
     let id = world.join("web-1", 1).await;
@@ -108,7 +135,7 @@ async fn leaving_needs_free_hands_and_keeps_history() {
     world.reserve_port(&ada, id, 8080).await.unwrap();
     let leave = |release| {
         let (store, admin) = (world.store.clone(), actor("root", Role::Admin));
-        async move { store.write(move |tx| tx.leave(&admin, &id.into(), release, at(50))).await }
+        async move { store.write(move |tx| tx.leave(&admin, &id.into(), release, None, at(50))).await }
     };
     assert!(matches!(refused(leave(false).await), Refusal::ReservationsLive { count: 1, .. }));
     leave(true).await.unwrap();
