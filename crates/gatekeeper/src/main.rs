@@ -1,8 +1,5 @@
 //! `gatekeeper`: the server, the agent, both at once for a first try, and the scanner. `gkctl` is the other program.
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("Gatekeeper observes listeners through the Linux kernel: build it on Linux");
-
 mod agent;
 mod args;
 mod dev;

@@ -8,10 +8,9 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::files;
+use gk_model::paths::AGENT_LOCK_FILE;
 
-/// The file that is locked, inside the state directory.
-pub const LOCK_FILE: &str = "agent.lock";
+use crate::files;
 
 /// Held as long as it lives; whoever holds it may use the session of this state directory.
 #[derive(Debug)]
@@ -24,7 +23,7 @@ impl AgentLock {
     /// When the file cannot be made or locked for any other reason.
     pub fn acquire(state_dir: &Path) -> io::Result<Option<AgentLock>> {
         files::ensure_dir(state_dir)?;
-        let path = state_dir.join(LOCK_FILE);
+        let path = state_dir.join(AGENT_LOCK_FILE);
         let file = open(&path).map_err(|error| files::at(&path, &error))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(AgentLock(file))),
@@ -51,7 +50,7 @@ fn open(path: &Path) -> io::Result<File> {
 /// # Errors
 /// When the file is there and this account may not read it.
 pub fn is_held(state_dir: &Path) -> io::Result<bool> {
-    let path = state_dir.join(LOCK_FILE);
+    let path = state_dir.join(AGENT_LOCK_FILE);
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {

@@ -4,6 +4,12 @@
 //! that every rule can be stated once and tested by tables and properties. Two functions touch the world, both by
 //! design at the very edge: [`time::Timestamp::from_clock`] and the random part of a new id.
 
+// Here, because every other crate is built after this one: so it is the only error that anybody sees.
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "Gatekeeper observes listeners through the Linux kernel, which no other system has: build it on Linux"
+);
+
 pub mod access;
 pub mod contact;
 pub mod facts;

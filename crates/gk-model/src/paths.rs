@@ -51,6 +51,9 @@ pub const CREDENTIAL_FILE: &str = "credential";
 /// The agent's session, inside its state directory; mode 0600.
 pub const SESSION_FILE: &str = "session.json";
 
+/// Locked by the agent that runs, inside its state directory.
+pub const AGENT_LOCK_FILE: &str = "agent.lock";
+
 const SYSTEM: &str = "/var/lib/gatekeeper";
 
 /// Where the server keeps its data: `GATEKEEPER_DATA`, else `/var/lib/gatekeeper/server` for root, else under
