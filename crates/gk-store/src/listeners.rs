@@ -15,7 +15,7 @@ use gk_model::time::Timestamp;
 use crate::error::{Error, StoreError};
 use crate::history::NewInterval;
 use crate::tx::{NewEvent, Reader, Tx};
-use crate::value::{Json, Row, values};
+use crate::value::{Json, Row, Value, values};
 
 /// Whose contact is applied, and how its clock relates to ours.
 pub(crate) struct Observation {
@@ -41,8 +41,18 @@ struct Stored {
 const KEY_COLUMNS: &str = "instance = $1 and netns = $2 and protocol = $3 and port = $4 and address = $5 \
                            and interface = $6 and v6only = $7";
 
-fn interface(key: &ListenerKey) -> &str {
-    key.interface.as_ref().map_or("", Observed::as_str)
+/// The values of the primary key, in the order of [`KEY_COLUMNS`]. No interface is the empty text: null equals nothing.
+fn key_values(instance: InstanceId, key: &ListenerKey) -> [Value; 7] {
+    let interface = key.interface.as_ref().map_or("", Observed::as_str);
+    [
+        instance.into(),
+        key.netns.into(),
+        key.protocol.into(),
+        key.port.into(),
+        key.address.to_string().into(),
+        interface.into(),
+        key.v6only.into(),
+    ]
 }
 
 fn read_stored(mut row: Row) -> Result<Stored, StoreError> {
@@ -61,15 +71,7 @@ impl Reader<'_> {
     fn find_stored(&mut self, instance: InstanceId, key: &ListenerKey) -> Result<Option<Stored>, StoreError> {
         let row = self.query_one(
             &format!("select body, began_seq from listener where {KEY_COLUMNS}"),
-            values![
-                instance,
-                key.netns,
-                key.protocol,
-                key.port,
-                key.address.to_string(),
-                interface(key),
-                key.v6only,
-            ],
+            &key_values(instance, key),
         )?;
         row.map(read_stored).transpose()
     }
@@ -221,18 +223,7 @@ impl Tx<'_> {
              began_seq, body) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
              on conflict (instance, netns, protocol, port, address, interface, v6only) do update set \
              first_seen_at = excluded.first_seen_at, began_seq = excluded.began_seq, body = excluded.body",
-            values![
-                instance,
-                key.netns,
-                key.protocol,
-                key.port,
-                key.address.to_string(),
-                interface(key),
-                key.v6only,
-                listener.first_seen_at,
-                seq,
-                Json(listener),
-            ],
+            &[&key_values(instance, key)[..], values![listener.first_seen_at, seq, Json(listener)]].concat(),
         )
     }
 
@@ -244,15 +235,7 @@ impl Tx<'_> {
         self.end_interval(stored.began_seq, at)?;
         self.later(
             &format!("delete from listener where {KEY_COLUMNS}"),
-            values![
-                observation.instance,
-                key.netns,
-                key.protocol,
-                key.port,
-                key.address.to_string(),
-                interface(key),
-                key.v6only,
-            ],
+            &key_values(observation.instance, key),
         )?;
         self.maps.forget(observation.instance);
         Ok(())
