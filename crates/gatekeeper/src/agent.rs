@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use gk_agent::{AgentConfig, JoinBy, Stopper};
+use gk_agent::{AgentConfig, AgentError, JoinBy, Stopper};
 use gk_model::paths;
 use gk_model::secret::Secret;
 
@@ -18,13 +18,20 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     }
     let config = config(args)?;
     if args.once {
-        return Ok(gk_agent::once(&config)?);
+        return ended(gk_agent::once(&config));
     }
     let (stopper, stop) = gk_agent::stop_channel();
     let signals = runtime()?;
     let requested = signals.block_on(async { stop_requested() })?;
     signals.spawn(stop_when(requested, stopper));
-    Ok(gk_agent::run(&config, &stop)?)
+    ended(gk_agent::run(&config, &stop))
+}
+
+fn ended(result: Result<(), AgentError>) -> anyhow::Result<()> {
+    result.map_err(|error| match error {
+        AgentError::AlreadyRuns(_) => anyhow::anyhow!("{error}; `gkctl status` tells whether it is well"),
+        error => error.into(),
+    })
 }
 
 async fn stop_when(requested: impl Future<Output = ()>, stopper: Stopper) {
@@ -42,7 +49,7 @@ fn config(args: &AgentArgs) -> anyhow::Result<AgentConfig> {
         join,
         report_interval: args.report_interval,
         insecure_http: args.insecure_http,
-        ..AgentConfig::new(state_dir(args.state.as_ref()), env!("CARGO_PKG_VERSION").into())
+        ..AgentConfig::new(state_dir(args.state_dir.as_ref()), env!("CARGO_PKG_VERSION").into())
     })
 }
 

@@ -36,21 +36,21 @@ pub(crate) enum Role {
 #[derive(ClapArgs)]
 pub(crate) struct ServerArgs {
     /// Where to listen for HTTP.
-    #[arg(long, env = "GATEKEEPER_LISTEN", default_value = paths::DEFAULT_LISTEN, value_name = "ADDRESS:PORT")]
+    #[arg(long, env = "GATEKEEPER_LISTEN", hide_env_values = true, default_value = paths::DEFAULT_LISTEN, value_name = "ADDRESS:PORT")]
     pub(crate) listen: SocketAddr,
-    /// The data directory; this server alone uses it. Default: /var/lib/gatekeeper/server for root, else
+    /// The data directory, of this server alone. Default: /var/lib/gatekeeper/server for root, else
     /// ~/.local/share/gatekeeper/server.
-    #[arg(long, env = "GATEKEEPER_DATA", value_name = "DIR")]
+    #[arg(long, env = "GATEKEEPER_DATA", hide_env_values = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    /// Serve plain HTTP on an address that others can reach, for example behind a proxy that speaks TLS.
-    #[arg(long, env = "GATEKEEPER_INSECURE_HTTP")]
+    /// Serve plain HTTP where others can reach it, as behind a proxy that speaks TLS.
+    #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
     pub(crate) insecure_http: bool,
 }
 
 #[derive(ClapArgs)]
 pub(crate) struct AgentArgs {
     /// The server, when it is not the one this machine joined: http://HOST:PORT or unix:PATH.
-    #[arg(long, env = "GATEKEEPER_SERVER", value_name = "ADDRESS")]
+    #[arg(long, env = "GATEKEEPER_SERVER", hide_env_values = true, value_name = "ADDRESS")]
     pub(crate) server: Option<ServerAddress>,
     /// A file with a join token: join by itself if this machine has not.
     #[arg(long, value_name = "FILE")]
@@ -61,12 +61,12 @@ pub(crate) struct AgentArgs {
     /// The longest time between two full reports, in seconds: 5 to 300.
     #[arg(long, default_value = "300", value_name = "SECONDS", value_parser = report_interval)]
     pub(crate) report_interval: Duration,
-    /// Where the agent keeps its identity. Default: /var/lib/gatekeeper/agent for root, else
+    /// Where the identity of this machine is kept. Default: /var/lib/gatekeeper/agent for root, else
     /// ~/.local/state/gatekeeper/agent.
-    #[arg(long, env = "GATEKEEPER_STATE", value_name = "DIR")]
-    pub(crate) state: Option<PathBuf>,
-    /// Let the credential travel in clear to an address that is not this machine's own.
-    #[arg(long, env = "GATEKEEPER_INSECURE_HTTP")]
+    #[arg(long, env = "GATEKEEPER_STATE", hide_env_values = true, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Send the credential in clear over a network.
+    #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
     pub(crate) insecure_http: bool,
     /// Deliver one full report and end, as for cron.
     #[arg(long)]
@@ -81,8 +81,8 @@ pub(crate) struct ScanArgs {
     /// Also print ports that are taken without a listener: UDP clients, and sockets that are bound only.
     #[arg(long)]
     pub(crate) all: bool,
-    /// How to print.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    /// How to print: table or json.
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) output: Output,
 }
 
@@ -96,12 +96,20 @@ pub(crate) enum Output {
 }
 
 #[derive(ClapArgs)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct LogArgs {
-    /// What to log: error, warn, info, debug or trace, or a filter such as gk_agent=debug,info.
-    #[arg(long, global = true, env = "GATEKEEPER_LOG", default_value = "info", value_name = "FILTER")]
+    /// What to log: error, warn, info, debug, trace, or a filter such as gk_agent=debug,info.
+    #[arg(
+        long,
+        global = true,
+        env = "GATEKEEPER_LOG",
+        hide_env_values = true,
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     pub(crate) log: String,
-    /// How to log, always to standard error.
-    #[arg(long, global = true, env = "GATEKEEPER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    /// How to log, always to standard error: text or json.
+    #[arg(long, global = true, env = "GATEKEEPER_LOG_FORMAT", hide_env_values = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) log_format: LogFormat,
 }
 
@@ -112,6 +120,15 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What a switch may be in the environment; empty is as good as unset, as for every other variable.
+fn switch(text: &str) -> Result<bool, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("write 1 or 0"),
+    }
 }
 
 fn report_interval(text: &str) -> Result<Duration, String> {
@@ -136,5 +153,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_switch_in_the_environment_is_read_as_people_write_it() {
+        let table =
+            [("1", Ok(true)), ("TRUE", Ok(true)), ("on", Ok(true)), ("", Ok(false)), ("0", Ok(false))];
+        for (text, read) in table {
+            assert_eq!(super::switch(text), read, "{text:?}");
+        }
+        assert!(super::switch("nope").is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use comfy_table::{ContentArrangement, Table, presets};
-use gk_model::listener::{Listener, ListenerKey};
+use gk_model::listener::ListenerKey;
 use gk_model::time::Timestamp;
 use gk_scan::{Scan, Scanner};
 
@@ -44,54 +44,94 @@ fn json(scan: &Scan) -> anyhow::Result<String> {
 fn table(scan: &Scan, all: bool) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["PORT", "ADDRESS", "PROCESS", "ACCOUNT", "UNIT OR CONTAINER"]);
+    table.set_header(["PORT", "LISTENER", "ADDRESS", "ACCOUNT"]);
     for listener in &scan.listeners {
         let port = format!("{}/{}", listener.key.port, listener.key.protocol);
-        table.add_row([
-            port,
-            address(&listener.key),
-            processes(listener),
-            account(listener),
-            place(listener),
-        ]);
+        let account = listener.account.as_ref().map_or_else(nothing, ToString::to_string);
+        table.add_row([port, listener.describe(), bound_to(&listener.key), account]);
     }
     for occupied in scan.occupied.iter().filter(|_| all) {
         let port = format!("{}/{}", occupied.port, occupied.protocol);
-        table.add_row([port, String::new(), "(no listener)".to_owned(), String::new(), String::new()]);
+        table.add_row([port, "(no listener)".to_owned(), nothing(), nothing()]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
     }
     table.trim_fmt()
 }
 
-/// `*` is IPv4's wildcard, `[::]` IPv6's; a dual-stack `[::]` is written as both.
-fn address(key: &ListenerKey) -> String {
-    let address = match key.address {
-        IpAddr::V4(address) if address.is_unspecified() => "*".to_owned(),
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) if address.is_unspecified() && !key.v6only => "* [::]".to_owned(),
-        IpAddr::V6(address) => format!("[{address}]"),
-    };
-    match &key.interface {
-        Some(interface) => format!("{address}%{interface}"),
-        None => address,
+fn nothing() -> String {
+    "-".to_owned()
+}
+
+/// `0.0.0.0`, `[::1]`, `127.0.0.1%lo` for one interface. A plain `[::]` also accepts IPv4, `[::] v6only` does not.
+/// `gkctl port list` writes the same, and is tested with the same table.
+fn bound_to(key: &ListenerKey) -> String {
+    let interface = key.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
+    match key.address {
+        IpAddr::V4(address) => format!("{address}{interface}"),
+        IpAddr::V6(address) if address.is_unspecified() && key.v6only => {
+            format!("[{address}]{interface} v6only")
+        }
+        IpAddr::V6(address) => format!("[{address}]{interface}"),
     }
 }
 
-fn processes(listener: &Listener) -> String {
-    let names: Vec<String> =
-        listener.owners.iter().map(|owner| format!("{} {}", owner.name, owner.pid)).collect();
-    names.join(", ")
-}
+#[cfg(test)]
+mod tests {
+    use gk_model::listener::{Listener, Netns, Owner};
+    use gk_model::port::{Port, Protocol};
 
-fn account(listener: &Listener) -> String {
-    listener.account.as_ref().map(ToString::to_string).unwrap_or_default()
-}
+    use super::*;
 
-fn place(listener: &Listener) -> String {
-    match (&listener.container, &listener.unit) {
-        (Some(container), _) => {
-            format!("{} {}", container.engine, container.name.as_ref().unwrap_or(&container.id))
+    fn key(address: &str, interface: Option<&str>, v6only: bool) -> ListenerKey {
+        ListenerKey {
+            netns: Netns::Home,
+            protocol: Protocol::Tcp,
+            port: Port::new(80).unwrap(),
+            address: address.parse().unwrap(),
+            interface: interface.map(Into::into),
+            v6only,
         }
-        (None, Some(unit)) => unit.to_string(),
-        (None, None) => String::new(),
+    }
+
+    #[test]
+    fn addresses_are_written_as_gkctl_port_list_writes_them() {
+        let table = [
+            // (address, interface, v6only, written)
+            ("0.0.0.0", None, false, "0.0.0.0"),
+            ("127.0.0.1", None, false, "127.0.0.1"),
+            ("127.0.0.1", Some("lo"), false, "127.0.0.1%lo"),
+            ("0.0.0.0", Some("eth0"), false, "0.0.0.0%eth0"),
+            ("::", None, false, "[::]"),
+            ("::", None, true, "[::] v6only"),
+            ("::", Some("eth0"), true, "[::]%eth0 v6only"),
+            ("::1", None, true, "[::1]"),
+            ("fe80::1", Some("eth0"), false, "[fe80::1]%eth0"),
+        ];
+        for (address, interface, v6only, written) in table {
+            assert_eq!(bound_to(&key(address, interface, v6only)), written);
+        }
+    }
+
+    #[test]
+    fn the_table_is_flush_left_and_names_owners_in_the_words_of_the_domain() {
+        let at = Timestamp::from_micros(0);
+        let owner =
+            Owner { pid: 9301, started_ticks: 7, name: "python3".into(), exe: None, account: "ada".into() };
+        let listener = Listener {
+            key: key("::", None, false),
+            account: Some("ada".into()),
+            owners: vec![owner],
+            unit: None,
+            container: None,
+            first_seen_at: at,
+            last_seen_at: at,
+        };
+        let scan = Scan { listeners: vec![listener], ..Scan::default() };
+        assert_eq!(
+            table(&scan, false),
+            "PORT    LISTENER            ADDRESS  ACCOUNT\n80/tcp  python3 (pid 9301)  [::]     ada"
+        );
     }
 }

@@ -9,7 +9,7 @@ use gk_client::ServerAddress;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceRef;
 use gk_model::instance::Presence;
-use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::port::{Port, PortError, PortRange, Protocol};
 use gk_model::port_state::State;
 use gk_model::text::{InstanceName, Note, PoolName, PortName, ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
@@ -24,6 +24,17 @@ The first five commands:
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 conflict or exhausted, 4 not found, 5 not allowed,
 6 server unreachable.";
+
+/// What the options of a time take; the example comes first, as everywhere.
+macro_rules! with_times {
+    ($example:literal) => {
+        concat!(
+            $example,
+            "\n\nTIME is in UTC: an age (30m, 2h, 7d), 2026-11-21, '2026-11-21 12:00', or RFC 3339 \
+             (2026-11-21T12:00:00Z)."
+        )
+    };
+}
 
 /// Who may use this port, and who is using it?
 #[derive(Debug, Parser)]
@@ -42,7 +53,7 @@ pub(crate) struct Global {
     /// Another instance than this machine, by name or id.
     #[arg(long, global = true, value_name = "INSTANCE")]
     pub(crate) instance: Option<InstanceRef>,
-    /// The server: http://HOST:PORT, https://HOST:PORT or unix:PATH [env: GATEKEEPER_SERVER]
+    /// The server: http://HOST:PORT or unix:PATH [env: GATEKEEPER_SERVER]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub(crate) server: Option<ServerAddress>,
     /// A file that holds a token, or `-` for stdin [env: GATEKEEPER_TOKEN holds the token itself]
@@ -60,7 +71,13 @@ pub(crate) struct Global {
     )]
     pub(crate) output: Format,
     /// Send tokens in clear over a network.
-    #[arg(long, global = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "GATEKEEPER_INSECURE_HTTP",
+        hide_env_values = true,
+        value_parser = switch
+    )]
     pub(crate) insecure_http: bool,
     /// Where the identity of this machine is kept [env: GATEKEEPER_STATE]
     #[arg(long, global = true, value_name = "DIR")]
@@ -93,7 +110,7 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Port(PortVerb),
     /// List what happened in the fleet, oldest first.
-    #[command(after_help = "Example: gkctl events --since 2h --kind reserved")]
+    #[command(after_help = with_times!("Example: gkctl events --since 2h --kind reserved"))]
     Events(EventFilters),
 }
 
@@ -137,6 +154,9 @@ pub(crate) struct InstanceFilters {
     /// Only those that are online, offline, or have left.
     #[arg(long)]
     pub(crate) presence: Option<Presence>,
+    /// Show their ids too.
+    #[arg(long)]
+    pub(crate) wide: bool,
     /// Only those with this text in their name.
     #[arg(short = 'q', long, value_name = "TEXT")]
     pub(crate) search: Option<String>,
@@ -179,20 +199,21 @@ pub(crate) enum PortVerb {
     #[command(after_help = "Example: gkctl port release 8080")]
     Release(Release),
     /// List ports that are reserved or in use.
-    #[command(after_help = "Example: gkctl port list --state unreserved")]
+    #[command(after_help = "Example: gkctl port list --state unreserved\n\n\
+                            SINCE tells since when the port is listened on, or else reserved.")]
     List(PortFilters),
     /// Show who may use a port, and who does.
     #[command(after_help = "Example: gkctl port show 8080")]
     Show(OnePort),
     /// List who held or listened on ports, newest first.
-    #[command(after_help = "Example: gkctl port history --port 8080 --since 7d")]
+    #[command(after_help = with_times!("Example: gkctl port history --port 8080 --since 7d"))]
     History(HistoryFilters),
 }
 
 #[derive(Debug, Default, ClapArgs)]
 pub(crate) struct Reserve {
     /// This very port; left out, the next free one of the pool.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = reserved_port)]
     pub(crate) port: Option<Port>,
     /// tcp or udp.
     #[arg(long, default_value = "tcp")]
@@ -218,10 +239,10 @@ pub(crate) struct Reserve {
 #[command(group = ArgGroup::new("which").required(true).args(["number", "port"]))]
 pub(crate) struct Release {
     /// The port.
-    #[arg(value_name = "PORT", allow_negative_numbers = true)]
+    #[arg(value_name = "PORT", allow_negative_numbers = true, value_parser = released_port)]
     pub(crate) number: Option<Port>,
     /// The port, as an option.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = released_port)]
     pub(crate) port: Option<Port>,
     /// tcp or udp; only needed when both are reserved.
     #[arg(long)]
@@ -292,7 +313,7 @@ pub(crate) struct HistoryFilters {
     /// Only held, or only listened.
     #[arg(long)]
     pub(crate) kind: Option<IntervalKind>,
-    /// Only what lasted beyond this time: 2026-11-22, 2026-11-22T20:04:05Z, 30m, 2h, 7d.
+    /// Only what lasted beyond this time.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
     /// Only what began before this time.
@@ -317,12 +338,37 @@ pub(crate) struct EventFilters {
     /// Only this kind, such as joined, reserved, released, opened or closed.
     #[arg(long)]
     pub(crate) kind: Option<EventKind>,
-    /// Only what happened since: 2026-11-22, 2026-11-22T20:04:05Z, 30m, 2h, 7d.
+    /// Only what happened at this time or later.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
     /// At most so many.
     #[arg(long, value_name = "COUNT")]
     pub(crate) limit: Option<NonZeroU32>,
+}
+
+/// What a switch may be in the environment; empty is as good as unset, as for every other variable.
+fn switch(text: &str) -> Result<bool, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("write 1 or 0"),
+    }
+}
+
+fn released_port(text: &str) -> Result<Port, String> {
+    one_port(text, "released")
+}
+
+fn reserved_port(text: &str) -> Result<Port, String> {
+    one_port(text, "reserved")
+}
+
+/// Ranges are understood, so that the refusal is about what was meant.
+fn one_port(text: &str, done: &str) -> Result<Port, String> {
+    match text.parse::<PortRange>() {
+        Ok(range) if range.count() > 1 => Err(format!("ranges are {done} one port at a time for now")),
+        _ => text.parse().map_err(|error: PortError| error.to_string()),
+    }
 }
 
 /// An age counts back from the moment it was typed.
@@ -398,6 +444,39 @@ mod tests {
         }
         let error = parse("gkctl port list --port 8000-7000").unwrap_err().to_string();
         assert!(error.contains("write the lower port first, as in 7000-8000"), "{error}");
+    }
+
+    #[test]
+    fn a_range_is_not_taken_for_a_typing_error() {
+        for line in ["gkctl port release 8000-8001", "gkctl port release --port 8000:8001"] {
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains("ranges are released one port at a time for now"), "{error}");
+        }
+        let error = parse("gkctl port reserve --port 8000-8001").unwrap_err().to_string();
+        assert!(error.contains("ranges are reserved one port at a time for now"), "{error}");
+        assert_eq!(parse("gkctl port release 8000-8001").unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn help_offers_only_what_this_build_has() {
+        fn check(command: &mut clap::Command) {
+            let help = command.render_long_help().to_string();
+            assert!(!help.contains("https://"), "{} offers TLS", command.get_name());
+            let takes_times = help.contains("<TIME>");
+            assert_eq!(takes_times, help.contains("TIME is in UTC: an age (30m"), "{}", command.get_name());
+            command.get_subcommands_mut().for_each(check);
+        }
+        check(&mut Args::command());
+    }
+
+    #[test]
+    fn a_switch_in_the_environment_is_read_as_people_write_it() {
+        let table =
+            [("1", Ok(true)), ("TRUE", Ok(true)), ("on", Ok(true)), ("", Ok(false)), ("0", Ok(false))];
+        for (text, read) in table {
+            assert_eq!(switch(text), read, "{text:?}");
+        }
+        assert!(switch("nope").is_err());
     }
 
     #[test]

@@ -179,6 +179,23 @@ fn token_without_server() -> Failure {
         .hint(format!("name the server, as in --server {}", default_server()))
 }
 
+/// That nobody was found where a server is looked for when none is named.
+pub(crate) fn no_server(
+    asked: &ServerAddress,
+    is_root: bool,
+    env: impl Fn(&str) -> Option<PathBuf>,
+) -> Failure {
+    let socket = paths::data_dir(is_root, env).join(paths::SOCKET_FILE);
+    let message = format!(
+        "this machine has not joined, and there is no server: none answers at {} or {asked}",
+        ServerAddress::Unix(socket)
+    );
+    Failure::new(Exit::Unreachable, message).hint(
+        "try it with `gatekeeper dev`; or start a server with `gatekeeper server`, or name one with --server or \
+         GATEKEEPER_SERVER, and then `gkctl instance join`",
+    )
+}
+
 fn default_server() -> ServerAddress {
     format!("http://{}", paths::DEFAULT_LISTEN).parse().expect("the default address is valid")
 }
@@ -228,6 +245,18 @@ mod tests {
         assert_eq!(chosen(known.clone(), &[]), ("http://joined:1".into(), None, How::Identity));
         known.identity_server = None;
         assert_eq!(chosen(known, &[]), ("http://127.0.0.1:5000".into(), None, How::Default));
+    }
+
+    #[test]
+    fn where_nobody_was_found_is_told() {
+        let env = |name: &str| (name == "GATEKEEPER_DATA").then(|| PathBuf::from("/data"));
+        let failure = no_server(&default_server(), false, env);
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert_eq!(
+            failure.message,
+            "this machine has not joined, and there is no server: none answers at unix:/data/gatekeeper.sock or \
+             http://127.0.0.1:5000"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use gk_model::secret::Secret;
 use gk_model::time::Timestamp;
 
 use crate::args::{Format, Global};
-use crate::connect::{self, Connection};
+use crate::connect::{self, Connection, How};
 use crate::error::{Exit, Failure};
 use crate::machine;
 use crate::this_machine::ThisMachine;
@@ -62,17 +62,35 @@ impl<'a> Context<'a> {
     }
 
     /// The instance that is meant: the one named by an argument, else by `--instance`, else this machine.
-    pub(crate) fn instance(&self, named: Option<&InstanceRef>) -> Result<InstanceRef, Failure> {
+    ///
+    /// # Errors
+    /// When none is meant: that this machine has not joined, or that there is not even a server to join.
+    pub(crate) fn instance(&self, named: Option<&InstanceRef>) -> Result<InstanceRef> {
         let named = named.or(self.global.instance.as_ref()).cloned();
         let this = || self.machine.identity.as_ref().map(|identity| identity.id.into());
-        named.or_else(this).ok_or_else(not_joined)
+        match named.or_else(this) {
+            Some(instance) => Ok(instance),
+            None => Err(self.not_joined()?.into()),
+        }
+    }
+
+    fn not_joined(&self) -> Result<Failure> {
+        let Connection { client, how } = self.connect()?;
+        match client.ready() {
+            Err(ClientError::Unreachable { .. } | ClientError::Protocol { .. }) if how == How::Default => {
+                Ok(connect::no_server(client.server(), self.is_root, env))
+            }
+            Err(error @ ClientError::Unreachable { .. }) => Err(error.into()),
+            // Whatever else is wrong there, the next command will tell.
+            _ => Ok(not_joined()),
+        }
     }
 
     /// The instance whose ports are meant; none for the whole fleet.
-    pub(crate) fn instance_or_all(&self, all: bool) -> Result<Option<InstanceRef>, Failure> {
+    pub(crate) fn instance_or_all(&self, all: bool) -> Result<Option<InstanceRef>> {
         match (all, &self.global.instance) {
             (true, Some(_)) => {
-                Err(Failure::new(Exit::Usage, "--instance and --all-instances contradict each other"))
+                Err(Failure::new(Exit::Usage, "--instance and --all-instances contradict each other").into())
             }
             (true, None) => Ok(None),
             (false, _) => self.instance(None).map(Some),

@@ -1,11 +1,13 @@
 //! What a failure says and how the process ends: the only place where errors become exit codes and lines of text.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::Error;
-use gk_client::ClientError;
 use gk_client::session::OpenError;
+use gk_client::{ClientError, ServerAddress};
+use gk_model::paths::DEFAULT_LISTEN;
 use gk_model::problem::{Code, Holder, Problem};
 use gk_model::time::Timestamp;
 
@@ -39,6 +41,14 @@ impl Failure {
     pub(crate) fn hint(self, hint: impl Into<String>) -> Failure {
         Failure { hint: Some(hint.into()), ..self }
     }
+}
+
+/// The server's refusal, with commands that would work in the caller's own words instead of the server's hint.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", problem.detail)]
+pub(crate) struct Advised {
+    pub(crate) problem: Box<Problem>,
+    pub(crate) hints: Vec<String>,
 }
 
 /// Stdout did not take what was printed.
@@ -76,9 +86,16 @@ fn failure(error: &Error) -> Option<&Failure> {
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
+fn advised(error: &Error) -> Option<&Advised> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}
+
 fn exit_of(error: &Error) -> Exit {
     if let Some(failure) = failure(error) {
         return failure.exit;
+    }
+    if let Some(advised) = advised(error) {
+        return exit_of_code(advised.problem.code);
     }
     match client_error(error) {
         Some(ClientError::Refused(problem)) => exit_of_code(problem.code),
@@ -120,24 +137,47 @@ fn exit_of_code(code: Code) -> Exit {
 fn describe(error: &Error, now: Timestamp) -> String {
     let mut lines = vec![format!("error: {}", chain(error))];
     match client_error(error) {
-        Some(ClientError::Refused(problem)) => lines.extend(describe_problem(problem, now)),
-        Some(ClientError::Unreachable { source, .. }) => lines.push(where_to_look(source.kind()).to_owned()),
+        Some(ClientError::Refused(problem)) => {
+            let hint = problem.hint.clone().or_else(|| own_hint(problem.code).map(str::to_owned));
+            lines.extend(describe_problem(problem, hint.as_slice(), now));
+        }
+        Some(ClientError::Unreachable { server, source }) => {
+            lines.push(format!("hint: {}", where_to_look(server, source.kind())));
+        }
         _ => {}
     }
+    lines.extend(
+        advised(error)
+            .into_iter()
+            .flat_map(|advised| describe_problem(&advised.problem, &advised.hints, now)),
+    );
     lines
         .extend(failure(error).and_then(|failure| failure.hint.as_ref()).map(|hint| format!("hint: {hint}")));
     lines.push(String::new());
     lines.join("\n")
 }
 
-fn where_to_look(kind: io::ErrorKind) -> &'static str {
-    match kind {
-        io::ErrorKind::PermissionDenied => {
-            "hint: this account may not use that socket; name the server's address with --server, and give a token with \
-             --token-file FILE or GATEKEEPER_TOKEN"
-        }
-        _ => "hint: start a server with `gatekeeper dev`, or name one with --server or GATEKEEPER_SERVER",
+fn where_to_look(server: &ServerAddress, kind: io::ErrorKind) -> String {
+    if kind == io::ErrorKind::PermissionDenied {
+        return "this account may not use that socket; name the server's address with --server, and give a token with \
+                --token-file FILE or GATEKEEPER_TOKEN"
+            .to_owned();
     }
+    let start = match server.is_local() {
+        true => {
+            format!("start it with `gatekeeper server{0}`, or `gatekeeper dev{0}` to try it", listen(server))
+        }
+        false => "start it there with `gatekeeper server`".to_owned(),
+    };
+    format!("{start}; or name another with --server or GATEKEEPER_SERVER")
+}
+
+/// The option that makes a server listen there, where that is not what it does anyway.
+fn listen(server: &ServerAddress) -> String {
+    let text = server.to_string();
+    let address = text.strip_prefix("http://").and_then(|rest| rest.parse::<SocketAddr>().ok());
+    let address = address.map(|address| address.to_string()).filter(|address| address != DEFAULT_LISTEN);
+    address.map(|address| format!(" --listen {address}")).unwrap_or_default()
 }
 
 /// Every reason once: some errors show their source as themselves.
@@ -147,60 +187,52 @@ fn chain(error: &Error) -> String {
     reasons.join(": ")
 }
 
-fn describe_problem(problem: &Problem, now: Timestamp) -> Vec<String> {
+fn describe_problem(problem: &Problem, hints: &[String], now: Timestamp) -> Vec<String> {
     let mut lines = Vec::new();
     lines.extend(problem.holder.as_ref().and_then(|holder| describe_holder(holder, now)));
     if !problem.alternatives.is_empty() {
         let free: Vec<String> = problem.alternatives.iter().map(ToString::to_string).collect();
         lines.push(format!("free instead: {}", free.join(", ")));
     }
-    let hint = problem.hint.clone().or_else(|| own_hint(problem));
-    lines.extend(hint.map(|hint| format!("hint: {hint}")));
-    lines.extend(command_that_works(problem).map(|command| format!("hint: {command}")));
+    lines.extend(hints.iter().map(|hint| format!("hint: {hint}")));
     if problem.code == Code::Internal {
         lines.extend(problem.request_id.as_ref().map(|id| format!("request: {id}")));
     }
     lines
 }
 
-/// Whoever reserved the port, or else whoever listens there; both when both are known.
+/// Whoever reserved the port, and who listens there. The message itself names a lone listener, so only its age is told.
 fn describe_holder(holder: &Holder, now: Timestamp) -> Option<String> {
     let reserved = match (&holder.service, &holder.subject) {
         (Some(service), Some(subject)) => Some(format!("{service} ({subject})")),
         (Some(service), None) => Some(service.to_string()),
         (None, subject) => subject.as_ref().map(ToString::to_string),
     };
-    let since = holder.since.map(|since| format!(" since {since} ({})", age::ago_in_words(since, now)));
-    let since = since.unwrap_or_default();
+    let since = holder.since.map(|since| format!(" since {}", age::exact_in_words(since, now)));
     match (reserved, &holder.listener) {
-        (Some(who), Some(listener)) => Some(format!("held by {who}{since}; {listener} listens there")),
-        (Some(who), None) => Some(format!("held by {who}{since}")),
-        (None, listener) => listener.as_ref().map(|listener| format!("held by {listener}{since}")),
+        (Some(who), listener) => {
+            let listener = listener.as_ref().map(|listener| format!("; {listener} listens there"));
+            Some(format!("held by {who}{}{}", since.unwrap_or_default(), listener.unwrap_or_default()))
+        }
+        (None, _) => since.map(|since| format!("listening{since}")),
     }
 }
 
 /// Where the server gives no hint, what this program knows to help.
-fn own_hint(problem: &Problem) -> Option<String> {
-    let hint = match problem.code {
+fn own_hint(code: Code) -> Option<&'static str> {
+    let hint = match code {
         Code::Unauthenticated => {
             "give a token with --token-file FILE or GATEKEEPER_TOKEN, or run gkctl as the account that runs the server"
         }
         Code::NotTheHolder => "an operator may release it with --force",
         Code::PortInUse => "if that process is the rightful one, add --adopt",
+        Code::NoSuchInstance => "see which have joined with: gkctl instance list",
         Code::NameTaken => "choose another name with --name",
         Code::ReservationsLive => "release them too with --release",
         Code::AlreadyJoined => "if its credential is lost, take its place with --replace INSTANCE",
         _ => return None,
     };
-    Some(hint.to_owned())
-}
-
-/// For a port that is taken: the command that gets another one, unless the server has told it.
-fn command_that_works(problem: &Problem) -> Option<String> {
-    let taken = matches!(problem.code, Code::PortReserved | Code::PortInUse);
-    let told = problem.hint.as_ref().is_some_and(|hint| hint.contains("gkctl port reserve"));
-    let port = problem.alternatives.first().filter(|_| taken && !told)?;
-    Some(format!("gkctl port reserve --port {port}"))
+    Some(hint)
 }
 
 #[cfg(test)]
@@ -274,14 +306,33 @@ mod tests {
         };
         let alternatives = ["8003", "8004", "8005"].map(|port| port.parse().unwrap()).to_vec();
         let refusal = Problem { holder: Some(holder), alternatives, ..problem(Code::PortReserved) };
+        let hints = vec!["gkctl port reserve --port 8003".to_owned()];
+        let error = Error::from(Advised { problem: Box::new(refusal), hints });
+        assert_eq!(exit_of(&error), Exit::Conflict);
         assert_eq!(
-            describe(&refused(refusal), now),
+            describe(&error, now),
             "error: 8080/tcp on web-1 is reserved\n\
-             held by billing-api (local:root) since 2023-11-14T19:13:20.000000Z (3 h ago); \
+             held by billing-api (local:root) since 2023-11-14 19:13:20 UTC (3 h ago); \
              nginx (pid 812) listens there\n\
              free instead: 8003, 8004, 8005\n\
              hint: gkctl port reserve --port 8003\n"
         );
+    }
+
+    #[test]
+    fn a_listener_holds_nothing_and_is_named_once() {
+        let now = Timestamp::from_micros(1_700_000_000_000_000);
+        let holder = Holder {
+            subject: None,
+            service: None,
+            since: Some(now.minus(std::time::Duration::from_hours(3))),
+            listener: Some("nginx (pid 812)".to_owned()),
+        };
+        assert_eq!(
+            describe_holder(&holder, now).unwrap(),
+            "listening since 2023-11-14 19:13:20 UTC (3 h ago)"
+        );
+        assert_eq!(describe_holder(&Holder { since: None, ..holder }, now), None);
     }
 
     #[test]
@@ -296,6 +347,20 @@ mod tests {
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_server_that_is_missing_is_started_where_it_was() {
+        let table = [
+            ("http://127.0.0.1:5000", "start it with `gatekeeper server`, or `gatekeeper dev` to try it; "),
+            ("http://[::1]:5050", "start it with `gatekeeper server --listen [::1]:5050`, or "),
+            ("unix:/x", "start it with `gatekeeper server`, or "),
+            ("http://web-1:5000", "start it there with `gatekeeper server`; "),
+        ];
+        for (server, said) in table {
+            let hint = where_to_look(&server.parse().unwrap(), io::ErrorKind::ConnectionRefused);
+            assert!(hint.starts_with(said), "{hint}");
+        }
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use anyhow::Result;
 use gk_model::history::Event;
+use gk_model::id::InstanceRef;
 use gk_model::port::PortRange;
 use gk_model::query::EventQuery;
 
 use crate::args::EventFilters;
 use crate::context::{Context, collect};
+use crate::left::or_left;
 use crate::output::{Column, List, age, exact, or_dash};
 
 const COLUMNS: [Column<Event>; 7] = [
@@ -24,18 +26,24 @@ const COLUMNS: [Column<Event>; 7] = [
 /// Lists events, oldest first: of the fleet, or of the instance named by `--instance`.
 pub(crate) fn list(context: &Context, wanted: &EventFilters) -> Result<()> {
     let client = context.client()?;
-    let events = collect(wanted.limit, |cursor, limit| {
-        client.list_events(&EventQuery {
-            instance: context.global.instance.clone(),
-            port: wanted.port,
-            kind: wanted.kind,
-            actor: wanted.actor.clone(),
-            since: wanted.since,
-            until: None,
-            cursor,
-            limit,
+    let read = |instance: Option<&InstanceRef>| {
+        collect(wanted.limit, |cursor, limit| {
+            client.list_events(&EventQuery {
+                instance: instance.cloned(),
+                port: wanted.port,
+                kind: wanted.kind,
+                actor: wanted.actor.clone(),
+                since: wanted.since,
+                until: None,
+                cursor,
+                limit,
+            })
         })
-    })?;
+    };
+    let events = match &context.global.instance {
+        Some(instance) => or_left(&client, instance, |instance| read(Some(instance)))?,
+        None => read(None)?,
+    };
     let list = List {
         columns: &COLUMNS,
         name: |event| event.seq.to_string(),

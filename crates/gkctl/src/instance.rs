@@ -15,8 +15,10 @@ use gk_model::time::Timestamp;
 use crate::args::{Format, InstanceFilters, Leave, OneInstance, Rename};
 use crate::context::{Context, collect, note};
 use crate::error::{Exit, Failure};
+use crate::left::or_left;
 use crate::output::{Column, List, Tint, age, exact, or_dash, print_json, print_pairs};
 
+/// The id comes last, so that it can be left out.
 const COLUMNS: [Column<Instance>; 7] = [
     Column::new("NAME", |instance: &Instance| instance.name.to_string()),
     Column::new("PRESENCE", |instance: &Instance| instance.presence.to_string()).tinted(tint),
@@ -30,12 +32,6 @@ const COLUMNS: [Column<Instance>; 7] = [
     Column::new("ID", |instance: &Instance| instance.id.to_string()),
 ];
 
-const LIST: List<'static, Instance> = List {
-    columns: &COLUMNS,
-    name: |instance| instance.name.to_string(),
-    when_empty: "No machine matches. Bring this one in with `gkctl instance join`.",
-};
-
 /// Lists instances.
 pub(crate) fn list(context: &Context, wanted: &InstanceFilters) -> Result<()> {
     let client = context.client()?;
@@ -48,16 +44,27 @@ pub(crate) fn list(context: &Context, wanted: &InstanceFilters) -> Result<()> {
             limit,
         })
     })?;
-    Ok(LIST.print(context, &instances)?)
+    Ok(columns(wanted.wide || context.format() != Format::Table).print(context, &instances)?)
 }
 
-/// Shows one instance.
+/// Nobody reads 36 characters of an id beside a name; programs want them.
+fn columns(with_id: bool) -> List<'static, Instance> {
+    List {
+        columns: if with_id { &COLUMNS } else { &COLUMNS[..COLUMNS.len() - 1] },
+        name: |instance| instance.name.to_string(),
+        when_empty: "No machine matches. Bring this one in with `gkctl instance join`.",
+    }
+}
+
+/// Shows one instance, also one that has left.
 pub(crate) fn show(context: &Context, wanted: &OneInstance) -> Result<()> {
-    let instance = context.client()?.get_instance(&context.instance(wanted.which.as_ref())?)?;
+    let which = context.instance(wanted.which.as_ref())?;
+    let client = context.client()?;
+    let instance = or_left(&client, &which, |which| client.get_instance(which))?;
     match context.format() {
         Format::Table => Ok(print_pairs(&describe(&instance, context.now))?),
         Format::Json => Ok(print_json(&instance)?),
-        Format::Csv | Format::Name => Ok(LIST.print(context, &[instance])?),
+        Format::Csv | Format::Name => Ok(columns(true).print(context, &[instance])?),
     }
 }
 
@@ -156,7 +163,7 @@ pub(crate) fn ago_or(then: Option<Timestamp>, now: Timestamp, otherwise: &str) -
 
 fn describe(instance: &Instance, now: Timestamp) -> Vec<(&'static str, String)> {
     let facts = &instance.facts;
-    let at = |time: Option<Timestamp>| time.map(|time| format!("{time} ({})", age::ago_in_words(time, now)));
+    let at = |time: Option<Timestamp>| time.map(|time| age::exact_in_words(time, now));
     let text = |observed: &Option<Observed>| observed.as_ref().map(ToString::to_string);
     let known = [
         ("name", Some(instance.name.to_string())),

@@ -51,7 +51,7 @@ pub(crate) fn join(context: &Context, wanted: &Join) -> Result<()> {
         print_json(&instance)?;
     }
     let running = report(context, &client, instance.id, state_dir)?;
-    tell(context, &format!("agent: {}", describe_agent(Some(running))))?;
+    tell(context, &format!("agent: {}", describe_agent(Some(running), true)))?;
     if context.format() == Format::Name {
         print(&format!("{}\n", instance.name))?;
     }
@@ -77,9 +77,13 @@ fn refresh(context: &Context, wanted: &Join, identity: &Identity) -> Result<Opti
     let client = context.client_as_instance(credential.clone())?;
     match client.join(&request(wanted, &credential)) {
         Ok(Joined { instance, .. }) => {
-            let identity = Identity { name: instance.name.clone(), ..identity.clone() };
-            save_identity(&context.machine.state_dir, &identity, &credential)?;
-            let headline = format!("already joined as {}; facts refreshed", instance.name);
+            let renamed = Identity { name: instance.name.clone(), ..identity.clone() };
+            save_identity(&context.machine.state_dir, &renamed, &credential)?;
+            let headline = if wanted.name.is_some() && identity.name != instance.name {
+                format!("renamed from {} to {}; facts refreshed", identity.name, instance.name)
+            } else {
+                format!("already joined as {}; facts refreshed", instance.name)
+            };
             Ok(Some(Outcome { instance, headline, client }))
         }
         Err(ClientError::Refused(problem)) if is_unknown(problem.code) => {

@@ -29,6 +29,12 @@ pub(crate) fn busy_ports(protocol: Protocol) -> Result<Vec<Port>> {
     gk_scan::busy_ports(protocol, PortRange::ALL).context("cannot list the sockets of this machine")
 }
 
+/// The lowest port that every program may bind; 1024 unless the kernel was told otherwise.
+pub(crate) fn first_unprivileged_port() -> u16 {
+    let told = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok();
+    told.and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+}
+
 /// Binds the port and lets it go again.
 pub(crate) fn test_bind(protocol: Protocol, port: Port) -> io::Result<()> {
     gk_scan::test_bind(protocol, port)

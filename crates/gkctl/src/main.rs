@@ -11,6 +11,7 @@ mod event;
 mod history;
 mod instance;
 mod join;
+mod left;
 mod machine;
 mod output;
 mod port;

@@ -1,10 +1,11 @@
 //! `gkctl port list` and `gkctl port show`: who may use a port, and who does.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use gk_model::instance::Presence;
-use gk_model::listener::{Listener, Netns};
+use gk_model::listener::{Listener, ListenerKey, Netns};
 use gk_model::port_state::{PortState, State};
 use gk_model::query::PortQuery;
 use gk_model::reservation::Reservation;
@@ -109,7 +110,7 @@ fn stale(ports: &[PortState], now: Timestamp) -> Vec<String> {
     let lines = absent.iter().map(|(name, (presence, observed_at))| {
         let is_away = if *presence == Presence::Left { "has left" } else { "is offline" };
         match observed_at {
-            Some(at) => format!("{name} {is_away}; listeners as of {at} ({})", age::ago_in_words(*at, now)),
+            Some(at) => format!("{name} {is_away}; listeners as of {}", age::exact_in_words(*at, now)),
             None => format!("{name} {is_away} and never reported its listeners"),
         }
     });
@@ -157,14 +158,26 @@ fn addresses(port: &PortState) -> String {
     unique(port.listeners.iter().map(address)).join(", ")
 }
 
-/// `0.0.0.0`, `fe80::1%eth0`, or `10.0.0.1 (netns 4026532000)`.
-pub(crate) fn address(listener: &Listener) -> String {
-    let interface = listener.key.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
+/// As `gatekeeper scan` writes it, and `10.0.0.1 (netns 4026532000)` for one that is not in the home namespace.
+fn address(listener: &Listener) -> String {
     let place = match listener.key.netns {
         Netns::Home => String::new(),
         Netns::Other(inode) => format!(" (netns {inode})"),
     };
-    format!("{}{interface}{place}", listener.key.address)
+    format!("{}{place}", bound_to(&listener.key))
+}
+
+/// `0.0.0.0`, `[::1]`, `127.0.0.1%lo` for one interface. A plain `[::]` also accepts IPv4, `[::] v6only` does not.
+/// `gatekeeper scan` writes the same, and is tested with the same table.
+fn bound_to(key: &ListenerKey) -> String {
+    let interface = key.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
+    match key.address {
+        IpAddr::V4(address) => format!("{address}{interface}"),
+        IpAddr::V6(address) if address.is_unspecified() && key.v6only => {
+            format!("[{address}]{interface} v6only")
+        }
+        IpAddr::V6(address) => format!("[{address}]{interface}"),
+    }
 }
 
 fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {
@@ -181,10 +194,13 @@ fn some(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Since when the port is listened on, or else reserved.
+/// Since when the port is listened on, or else reserved. As for its state, the home namespace comes first.
 fn since(port: &PortState) -> Option<Timestamp> {
-    let listened = port.listeners.iter().map(|listener| listener.first_seen_at).min();
-    listened.or(port.reservation.as_ref().map(|reservation| reservation.created_at))
+    let is_home = |listener: &&Listener| listener.key.netns == Netns::Home;
+    let seen = |listener: &Listener| listener.first_seen_at;
+    let at_home = port.listeners.iter().filter(is_home).map(seen).min();
+    let reserved = || port.reservation.as_ref().map(|reservation| reservation.created_at);
+    at_home.or_else(reserved).or_else(|| port.listeners.iter().map(seen).min())
 }
 
 fn describe(port: &PortState, now: Timestamp) -> String {
@@ -193,12 +209,11 @@ fn describe(port: &PortState, now: Timestamp) -> String {
         text.push_str(&format!("  {}\n", describe_reservation(reservation, now)));
     }
     for listener in &port.listeners {
-        let since = listener.first_seen_at;
         text.push_str(&format!(
-            "  listened on by {} at {} since {since} ({})\n",
+            "  listened on by {} at {} since {}\n",
             listener.describe(),
             address(listener),
-            age::ago_in_words(since, now)
+            age::exact_in_words(listener.first_seen_at, now)
         ));
     }
     text
@@ -208,8 +223,8 @@ fn describe_reservation(reservation: &Reservation, now: Timestamp) -> String {
     let purpose = purpose(reservation).map(|purpose| format!(" for {purpose}")).unwrap_or_default();
     let pool = reservation.pool.as_ref().map(|pool| format!(" from pool {pool}")).unwrap_or_default();
     let note = reservation.note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
-    let (holder, since) = (&reservation.holder, reservation.created_at);
-    format!("reserved{purpose} by {holder}{pool} since {since} ({}){note}", age::ago_in_words(since, now))
+    let (holder, since) = (&reservation.holder, age::exact_in_words(reservation.created_at, now));
+    format!("reserved{purpose} by {holder}{pool} since {since}{note}")
 }
 
 #[cfg(test)]
@@ -249,12 +264,39 @@ mod tests {
         assert_eq!(
             stale(&ports, now),
             [
-                "web-1 is offline; listeners as of 2023-11-14T19:13:20.000000Z (3 h ago)",
+                "web-1 is offline; listeners as of 2023-11-14 19:13:20 UTC (3 h ago)",
                 "web-3 is offline and never reported its listeners"
             ]
         );
         let many: Vec<PortState> = (0..8).map(|n| port(&format!("w{n}"), Presence::Offline, None)).collect();
         assert_eq!(stale(&many, now).last().unwrap(), "3 more instances are not online");
+    }
+
+    #[test]
+    fn addresses_are_written_as_gatekeeper_scan_writes_them() {
+        let table = [
+            // (address, interface, v6only, written)
+            ("0.0.0.0", None, false, "0.0.0.0"),
+            ("127.0.0.1", None, false, "127.0.0.1"),
+            ("127.0.0.1", Some("lo"), false, "127.0.0.1%lo"),
+            ("0.0.0.0", Some("eth0"), false, "0.0.0.0%eth0"),
+            ("::", None, false, "[::]"),
+            ("::", None, true, "[::] v6only"),
+            ("::", Some("eth0"), true, "[::]%eth0 v6only"),
+            ("::1", None, true, "[::1]"),
+            ("fe80::1", Some("eth0"), false, "[fe80::1]%eth0"),
+        ];
+        for (address, interface, v6only, written) in table {
+            let key = ListenerKey {
+                netns: Netns::Home,
+                protocol: Protocol::Tcp,
+                port: Port::new(80).unwrap(),
+                address: address.parse().unwrap(),
+                interface: interface.map(Into::into),
+                v6only,
+            };
+            assert_eq!(bound_to(&key), written);
+        }
     }
 
     #[test]

@@ -106,7 +106,7 @@ fn not_reserved(context: &Context, client: &Client, place: &Place) -> Result<Fai
 
 fn past(at: Timestamp, by: Option<Subject>, now: Timestamp) -> String {
     let by = by.map(|subject| format!(" by {subject}")).unwrap_or_default();
-    format!("; it was released{by} at {at} ({})", age::ago_in_words(at, now))
+    format!("; it was released{by} at {}", age::exact_in_words(at, now))
 }
 
 #[cfg(test)]
@@ -121,8 +121,8 @@ mod tests {
         let at = now.minus(Duration::from_mins(5));
         assert_eq!(
             past(at, "ada".parse().ok(), now),
-            "; it was released by ada at 2023-11-14T22:08:20.000000Z (5 m ago)"
+            "; it was released by ada at 2023-11-14 22:08:20 UTC (5 m ago)"
         );
-        assert_eq!(past(at, None, now), "; it was released at 2023-11-14T22:08:20.000000Z (5 m ago)");
+        assert_eq!(past(at, None, now), "; it was released at 2023-11-14 22:08:20 UTC (5 m ago)");
     }
 }

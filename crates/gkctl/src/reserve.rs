@@ -4,15 +4,18 @@
 //! that fails, the number is given back and another one asked for. The server cannot know what happened on this
 //! machine since the agent last spoke; this closes the gap. For another instance the server decides alone.
 
-use anyhow::Result;
+use std::fmt::Display;
+
+use anyhow::{Error, Result};
 use gk_client::{Client, ClientError};
 use gk_model::id::{InstanceRef, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::problem::Code;
 use gk_model::reservation::{Reservation, ReserveRequest};
 
-use crate::args::{Format, Reserve};
+use crate::args::{Format, Global, Reserve};
 use crate::context::{Context, note};
-use crate::error::{Exit, Failure};
+use crate::error::{Advised, Exit, Failure};
 use crate::machine;
 use crate::output::{print, print_json};
 
@@ -26,11 +29,16 @@ pub(crate) fn reserve(context: &Context, wanted: &Reserve) -> Result<()> {
     let client = context.client()?;
     let request = request(instance, wanted);
     let reservation = match (here, wanted.adopt, wanted.port) {
-        (false, _, _) | (true, true, _) => client.reserve(&request)?,
-        (true, false, Some(_)) => reserve_this_very_port(context, &client, &request)?,
+        (false, _, _) | (true, true, _) => {
+            client.reserve(&request).map_err(|error| advise(error, context, wanted))?
+        }
+        (true, false, Some(_)) => reserve_this_very_port(context, &client, &request, wanted)?,
         (true, false, None) => reserve_bindable(&client, request)?,
     };
     note(told(&reservation, here));
+    if here && reservation.first_port.get() < machine::first_unprivileged_port() {
+        note(format_args!("note: only privileged programs can bind {} here", reservation.ports()));
+    }
     match context.format() {
         Format::Json => Ok(print_json(&reservation)?),
         Format::Table | Format::Csv | Format::Name => Ok(print(&format!("{}\n", reservation.ports()))?),
@@ -56,8 +64,9 @@ fn reserve_this_very_port(
     context: &Context,
     client: &Client,
     request: &ReserveRequest,
+    wanted: &Reserve,
 ) -> Result<Reservation> {
-    let reservation = client.reserve(request)?;
+    let reservation = client.reserve(request).map_err(|error| advise(error, context, wanted))?;
     let (port, protocol) = (reservation.first_port, reservation.protocol);
     let Some(listener) = machine::find_listener(protocol, port, context.now) else { return Ok(reservation) };
     client.release(reservation.id, false)?;
@@ -65,6 +74,46 @@ fn reserve_this_very_port(
     Err(Failure::new(Exit::Conflict, message)
         .hint("if that process is the rightful one, add --adopt once `gkctl port list` shows it")
         .into())
+}
+
+/// Where the port is taken, the commands that would work, with what the caller typed. The server cannot know that, so
+/// these replace its hint.
+fn advise(error: ClientError, context: &Context, wanted: &Reserve) -> Error {
+    let ClientError::Refused(problem) = error else { return error.into() };
+    if !matches!(problem.code, Code::PortReserved | Code::PortInUse) {
+        return ClientError::Refused(problem).into();
+    }
+    let command = |port| command(port, context.global, wanted);
+    let other = problem.alternatives.first().map(|port| command(*port));
+    let same = wanted.port.filter(|_| problem.code == Code::PortInUse).map(command);
+    let adopt = same.map(|same| format!("if that process is the rightful one: {same} --adopt"));
+    Advised { problem, hints: other.into_iter().chain(adopt).collect() }.into()
+}
+
+/// `gkctl port reserve` of this port, with the options that were given; one that holds its default is left out.
+fn command(port: Port, global: &Global, wanted: &Reserve) -> String {
+    let text = |value: Option<&dyn Display>| value.map(ToString::to_string);
+    let udp = (wanted.protocol == Protocol::Udp).then_some(&wanted.protocol);
+    let options = [
+        ("protocol", text(udp.map(|it| it as _))),
+        ("service", text(wanted.service.as_ref().map(|it| it as _))),
+        ("name", text(wanted.name.as_ref().map(|it| it as _))),
+        ("note", text(wanted.note.as_ref().map(|it| it as _))),
+        ("instance", text(global.instance.as_ref().map(|it| it as _))),
+        ("server", text(global.server.as_ref().map(|it| it as _))),
+    ];
+    let given =
+        options.into_iter().filter_map(|(name, value)| Some(format!(" --{name} {}", quoted(&value?))));
+    format!("gkctl port reserve --port {port}{}", given.collect::<String>())
+}
+
+/// As a shell reads it back.
+fn quoted(text: &str) -> String {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_.:/@+%,=".contains(character);
+    match text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
 }
 
 fn reserve_bindable(client: &Client, mut request: ReserveRequest) -> Result<Reservation> {
@@ -195,6 +244,24 @@ mod tests {
         assert!(error.to_string().contains("8000, 8001, 8002"), "{error}");
         assert_eq!(error.downcast_ref::<Failure>().unwrap().exit, Exit::Conflict);
         assert_eq!((asked.len(), given_back), (3, 3));
+    }
+
+    #[test]
+    fn a_command_keeps_what_the_caller_typed() {
+        let port = Port::new(8003).unwrap();
+        assert_eq!(command(port, &Global::default(), &Reserve::default()), "gkctl port reserve --port 8003");
+        let global = Global { instance: "web-1".parse().ok(), ..Global::default() };
+        let wanted = Reserve {
+            protocol: Protocol::Udp,
+            service: "dns".parse().ok(),
+            name: "main".parse().ok(),
+            note: "ada's".parse().ok(),
+            ..Reserve::default()
+        };
+        assert_eq!(
+            command(port, &global, &wanted),
+            "gkctl port reserve --port 8003 --protocol udp --service dns --name main --note 'ada'\\''s' --instance web-1"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use anyhow::{Error, Result};
 use gk_client::{Client, ClientError, lock};
+use gk_model::health::Health;
 use gk_model::instance::{Instance, Presence};
 use gk_model::port_state::State;
 use gk_model::query::{InstanceQuery, PortQuery};
@@ -33,6 +34,7 @@ struct Status {
 struct Server {
     address: String,
     found_as: String,
+    answers: bool,
     ready: bool,
 }
 
@@ -54,7 +56,7 @@ struct States {
 pub(crate) fn status(context: &Context) -> Result<()> {
     let connection = context.connect()?;
     let ready = connection.client.ready();
-    let mut status = without_server(context, &connection, ready.is_ok());
+    let mut status = without_server(context, &connection, &ready);
     let asked = ready.map_err(Error::from).and_then(|_| ask(context, &connection.client, &mut status));
     match context.format() {
         Format::Json => print_json(&status)?,
@@ -64,11 +66,12 @@ pub(crate) fn status(context: &Context) -> Result<()> {
     asked
 }
 
-fn without_server(context: &Context, connection: &Connection, ready: bool) -> Status {
+fn without_server(context: &Context, connection: &Connection, ready: &Result<Health, ClientError>) -> Status {
     let server = Server {
         address: connection.client.server().to_string(),
         found_as: connection.how.to_string(),
-        ready,
+        answers: !matches!(ready, Err(ClientError::Unreachable { .. })),
+        ready: ready.is_ok(),
     };
     let machine = &context.machine;
     Status {
@@ -111,12 +114,16 @@ fn count_instances(client: &Client) -> Result<Presences, ClientError> {
 }
 
 fn describe(status: &Status, now: Timestamp) -> Vec<(&'static str, String)> {
-    let Server { address, found_as, ready } = &status.server;
-    let ready = if *ready { "ready" } else { "not ready" };
+    let Server { address, found_as, answers, ready } = &status.server;
+    let well = match (ready, answers) {
+        (true, _) => "ready",
+        (false, true) => "not ready",
+        (false, false) => "does not answer",
+    };
     let known = [
-        ("server", Some(format!("{address} ({found_as}), {ready}"))),
+        ("server", Some(format!("{address} ({found_as}), {well}"))),
         ("this machine", Some(describe_machine(status, now))),
-        ("agent", Some(describe_agent(status.agent_running).to_owned())),
+        ("agent", Some(describe_agent(status.agent_running, *ready).to_owned())),
         ("instances", status.instances.as_ref().map(describe_presences)),
         ("ports here", status.ports.as_ref().map(describe_states)),
     ];
@@ -125,6 +132,7 @@ fn describe(status: &Status, now: Timestamp) -> Vec<(&'static str, String)> {
 
 fn describe_machine(status: &Status, now: Timestamp) -> String {
     match (&status.instance, status.presence) {
+        (None, _) if !status.server.ready => "not joined".to_owned(),
         (None, _) => "not joined; bring it in with: gkctl instance join".to_owned(),
         (Some(name), None) => format!("{name}, as it last knew"),
         (Some(name), Some(presence)) => {
@@ -133,11 +141,12 @@ fn describe_machine(status: &Status, now: Timestamp) -> String {
     }
 }
 
-/// Whether the agent runs, and the command that starts it.
-pub(crate) fn describe_agent(running: Option<bool>) -> &'static str {
+/// Whether the agent runs, and the command that starts it where that would help.
+pub(crate) fn describe_agent(running: Option<bool>, server_is_ready: bool) -> &'static str {
     match running {
         Some(true) => "running",
-        Some(false) => "not running; start it with: gatekeeper agent",
+        Some(false) if server_is_ready => "not running; start it with: gatekeeper agent",
+        Some(false) => "not running",
         None => "unknown; this account may not look",
     }
 }

@@ -1,5 +1,6 @@
 //! "This machine": which instance this is, by the identity file that `instance join` wrote.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -22,7 +23,8 @@ pub(crate) struct ThisMachine {
 impl ThisMachine {
     /// Looks in `chosen`, or else in the account's own directory and then in the system's.
     ///
-    /// Whoever chose a directory meant that one, so nothing else is looked at then.
+    /// Whoever chose a directory meant that one, so nothing else is looked at then. The system's directory is a guess:
+    /// where it may not be entered, it is as good as absent.
     pub(crate) fn find(
         chosen: Option<&Path>,
         is_root: bool,
@@ -31,11 +33,25 @@ impl ThisMachine {
         let is_chosen =
             chosen.is_some() || env("GATEKEEPER_STATE").is_some_and(|dir| !dir.as_os_str().is_empty());
         let own_dir = chosen.map_or_else(|| paths::state_dir(is_root, env), Path::to_path_buf);
-        let mut places = vec![own_dir.clone()];
-        places.extend((!is_chosen).then(paths::system_state_dir));
-        for state_dir in places {
-            if let Some(identity) = load_identity(&state_dir).context("cannot tell which instance this is")? {
-                return Ok(ThisMachine { own_dir, state_dir, identity: Some(identity) });
+        let system_dir = (!is_chosen).then(paths::system_state_dir);
+        ThisMachine::look(own_dir, system_dir, load_identity).context("cannot tell which instance this is")
+    }
+
+    fn look(
+        own_dir: PathBuf,
+        system_dir: Option<PathBuf>,
+        load: impl Fn(&Path) -> io::Result<Option<Identity>>,
+    ) -> io::Result<ThisMachine> {
+        if let Some(identity) = load(&own_dir)? {
+            return Ok(ThisMachine { state_dir: own_dir.clone(), own_dir, identity: Some(identity) });
+        }
+        if let Some(system_dir) = system_dir {
+            let found = match load(&system_dir) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+                found => found?,
+            };
+            if let Some(identity) = found {
+                return Ok(ThisMachine { own_dir, state_dir: system_dir, identity: Some(identity) });
             }
         }
         Ok(ThisMachine { state_dir: own_dir.clone(), own_dir, identity: None })
@@ -76,5 +92,18 @@ mod tests {
 
         let elsewhere = ThisMachine::find(Some(&chosen), false, env).unwrap();
         assert_eq!((elsewhere.identity, elsewhere.own_dir), (None, chosen));
+    }
+
+    #[test]
+    fn the_systems_directory_may_be_closed_and_the_own_one_may_not() {
+        let (open, closed) = (PathBuf::from("/open"), PathBuf::from("/closed"));
+        let load = |dir: &Path| match dir == closed {
+            true => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
+            false => Ok(None),
+        };
+        let machine = ThisMachine::look(open.clone(), Some(closed.clone()), load).unwrap();
+        assert_eq!((machine.identity, machine.state_dir), (None, open.clone()));
+        let error = ThisMachine::look(closed.clone(), Some(open), load).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     }
 }

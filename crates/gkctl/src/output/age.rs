@@ -1,15 +1,39 @@
-//! Times as people say them: `3m ago`. One unit is enough; whoever needs more asks for JSON.
+//! Times as people say them: `3m ago`, and `2026-11-21 12:00:05` for what is long ago. One unit is enough for an age;
+//! whoever needs microseconds asks for JSON. Every time is UTC.
 
 use std::time::Duration;
 
 use gk_model::time::Timestamp;
 
-/// `3m ago`, for tables. What is in the future by the server's clock happened `just now`.
+/// The oldest that is still an age in a table.
+const LONG_AGO: Duration = Duration::from_hours(48);
+
+/// `3m ago`, for tables; beyond 48 h the time itself. What is in the future by the server's clock happened `just now`.
 pub(crate) fn ago(then: Timestamp, now: Timestamp) -> String {
+    ago_until(LONG_AGO, then, now)
+}
+
+/// The same, with another span after which the time itself is shown.
+pub(crate) fn ago_until(longest: Duration, then: Timestamp, now: Timestamp) -> String {
+    if now.since(then) > longest {
+        return exact(then);
+    }
     match split(now.since(then)) {
         (0, _) => "just now".to_owned(),
         (count, unit) => format!("{count}{unit} ago"),
     }
+}
+
+/// `2026-11-21 12:00:05`, in a form that `--at` takes.
+pub(crate) fn exact(time: Timestamp) -> String {
+    let text = time.to_string();
+    let to_the_second = text.split_once('.').map_or(text.as_str(), |(seconds, _)| seconds);
+    to_the_second.replacen('T', " ", 1)
+}
+
+/// `2026-11-21 12:00:05 UTC (3 h ago)`, for sentences.
+pub(crate) fn exact_in_words(then: Timestamp, now: Timestamp) -> String {
+    format!("{} UTC ({})", exact(then), ago_in_words(then, now))
 }
 
 /// `3 h ago`, for sentences.
@@ -38,6 +62,7 @@ mod tests {
     fn an_age_has_one_unit() {
         let now = Timestamp::from_micros(1_700_000_000_000_000);
         let table = [
+            // (seconds, in a table, in a sentence)
             (0, "just now", "just now"),
             (59, "59s ago", "59 s ago"),
             (60, "1m ago", "1 m ago"),
@@ -45,11 +70,23 @@ mod tests {
             (3 * 3_600, "3h ago", "3 h ago"),
             (47 * 3_600, "47h ago", "47 h ago"),
             (48 * 3_600, "2d ago", "2 d ago"),
+            (48 * 3_600 + 1, "2023-11-12 22:13:19", "2 d ago"),
         ];
         for (seconds, short, long) in table {
             let then = now.minus(Duration::from_secs(seconds));
             assert_eq!((ago(then, now).as_str(), ago_in_words(then, now).as_str()), (short, long));
         }
         assert_eq!(ago(now.plus(Duration::from_hours(1)), now), "just now");
+        let hour = Duration::from_hours(1);
+        assert_eq!(ago_until(hour, now.minus(hour), now), "1h ago");
+        assert_eq!(ago_until(hour, now.minus(Duration::from_mins(61)), now), "2023-11-14 21:12:20");
+    }
+
+    #[test]
+    fn an_exact_time_can_be_typed_again() {
+        let time = Timestamp::from_micros(1_700_000_000_123_456);
+        assert_eq!(exact(time), "2023-11-14 22:13:20");
+        let typed = Timestamp::parse_from_people(&exact(time), time).unwrap();
+        assert_eq!(typed, Timestamp::from_micros(1_700_000_000_000_000));
     }
 }

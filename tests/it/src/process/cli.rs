@@ -3,7 +3,9 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 
-use super::harness::{Place, Server, gkctl, gkctl_at, stdout};
+use gk_client::lock::AgentLock;
+
+use super::harness::{Place, Server, gkctl, gkctl_at, program, stdout};
 
 struct Desk {
     server: Server,
@@ -76,9 +78,14 @@ fn mistakes_are_answered_with_what_why_and_what_next() {
         desk.fails(&["port", "reserve", "--port", port], 2, &[says]);
         desk.fails(&["port", "release", port], 2, &[says]);
     }
+    desk.fails(&["port", "release", "8000-8001"], 2, &["ranges are released one port at a time"]);
     desk.fails(&["port", "list", "--port", "8000-7000"], 2, &["runs backwards", "7000-8000"]);
     desk.fails(&["port", "history", "--since", "yesterday"], 2, &["`yesterday` is not a time"]);
-    desk.fails(&["port", "reserve", "--instance", "nowhere"], 4, &["there is no instance nowhere"]);
+    desk.fails(
+        &["port", "reserve", "--instance", "nowhere"],
+        4,
+        &["there is no instance nowhere", "gkctl instance list"],
+    );
     desk.fails(&["port", "reserve", "--instance", "no where"], 2, &["may not contain ' '"]);
     desk.fails(&["port", "reserve", "--protocol", "sctp"], 2, &["`sctp` is not a protocol", "tcp, udp"]);
     desk.fails(&["port", "reserve", "--pool", "web"], 4, &["there is no pool web"]);
@@ -111,7 +118,16 @@ fn a_refusal_names_the_holder_and_offers_free_ports() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().port().to_string();
     desk.ok(&["instance", "join"]); // sends a full report, as no agent runs
-    desk.fails(&["port", "reserve", "--port", &taken], 3, &["in use by", "--adopt"]);
+    let words = ["port", "reserve", "--port", &taken, "--service", "billing", "--name", "http"];
+    let adopt = format!("hint: if that process is the rightful one: gkctl {} --adopt\n", words.join(" "));
+    let refused = desk.run(&words);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    let pid = std::process::id().to_string();
+    assert_eq!((refused.status.code(), error.matches(&pid).count()), (Some(3), 1), "{error}");
+    assert!(error.contains("\nlistening since ") && !error.contains("held by"), "{error}");
+    let free = error.lines().find_map(|line| line.strip_prefix("free instead: ")?.split(',').next());
+    let other = format!("hint: gkctl port reserve --port {} --service billing --name http\n", free.unwrap());
+    assert!(error.contains(&other) && error.contains(&adopt), "{error}");
     assert_eq!(desk.ok(&["port", "reserve", "--port", &taken, "--adopt"]).trim(), taken);
     assert!(desk.ok(&["port", "show", &taken]).contains("in_use"));
 }
@@ -190,4 +206,150 @@ fn joining_twice_refreshes_and_leaving_needs_free_hands() {
     desk.ok(&["instance", "leave", "--release"]);
     desk.fails(&["port", "list"], 1, &["not joined", "gkctl instance join"]);
     desk.ok(&["instance", "join", "--name", "web-1"]);
+}
+
+/// Both outputs of a command that must succeed.
+fn told(output: &std::process::Output) -> String {
+    stdout(output) + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn a_join_under_another_name_says_so() {
+    let desk = Desk::joined();
+    let renamed = told(&desk.run(&["instance", "join", "--name", "web-2"]));
+    assert!(renamed.contains("renamed from web-1 to web-2; facts refreshed"), "{renamed}");
+    let again = told(&desk.run(&["instance", "join", "--name", "web-2"]));
+    assert!(again.contains("already joined as web-2; facts refreshed"), "{again}");
+}
+
+#[test]
+fn an_empty_history_says_of_what_time_it_is_true() {
+    let desk = Desk::joined();
+    let never = told(&desk.run(&["port", "history", "--port", "2"]));
+    assert!(never.starts_with("nobody held or listened on 2 on web-1 since it joined at "), "{never}");
+    let before = told(&desk.run(&["port", "history", "--port", "2", "--at", "2h"]));
+    assert!(before.starts_with("the history of web-1 begins when it joined, at "), "{before}");
+    let then = told(&desk.run(&["port", "history", "--port", "2", "--at", "0s"]));
+    assert!(then.starts_with("nobody held or listened on 2 on web-1 at "), "{then}");
+}
+
+#[test]
+fn what_is_only_read_finds_an_instance_that_left_by_its_name() {
+    let desk = Desk::joined();
+    let port = desk.ok(&["port", "reserve"]).trim().to_owned();
+    desk.ok(&["instance", "leave", "--release"]);
+    for words in [
+        vec!["port", "history", "--port", &port, "--instance", "WEB-1"],
+        vec!["events", "--kind", "reserved", "--instance", "web-1"],
+        vec!["instance", "show", "web-1"],
+    ] {
+        let read = desk.run(&words);
+        assert!(stdout(&read).contains("web-1") || stdout(&read).contains(&port), "{words:?}");
+        let note = String::from_utf8_lossy(&read.stderr);
+        assert!(note.starts_with("note: web-1 left at "), "{words:?}: {note}");
+    }
+    let refused = "there is no instance web-1";
+    desk.fails(&["port", "reserve", "--instance", "web-1"], 4, &[refused, "gkctl instance list"]);
+    desk.fails(&["instance", "show", "web-9"], 4, &["there is no instance web-9", "gkctl instance list"]);
+}
+
+#[test]
+fn a_server_that_is_missing_is_what_is_told_to_be_started() {
+    let mut desk = Desk::new();
+    let nowhere = gkctl_at("http://127.0.0.1:1", &desk.state, &["port", "reserve"]);
+    let error = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert_eq!(nowhere.status.code(), Some(6), "{error}");
+    assert!(
+        error.contains("`gatekeeper server --listen 127.0.0.1:1`") && error.contains("--server"),
+        "{error}"
+    );
+
+    desk.ok(&["instance", "join", "--name", "web-1"]);
+    desk.server.process.kill();
+    let address = format!("http://{}", desk.server.address);
+    let status = gkctl_at(&address, &desk.state, &["status"]);
+    let error = String::from_utf8_lossy(&status.stderr).into_owned();
+    let shown = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert_eq!(status.status.code(), Some(6), "{error}");
+    assert!(
+        shown.contains(&address) && shown.contains("does not answer") && shown.contains("web-1"),
+        "{shown}"
+    );
+    assert!(!shown.contains("gatekeeper agent") && error.contains("gatekeeper server --listen"), "{error}");
+}
+
+#[test]
+fn ids_are_for_programs_and_for_those_who_ask() {
+    let desk = Desk::joined();
+    let instances: serde_json::Value =
+        serde_json::from_str(&desk.ok(&["instance", "list", "-o", "json"])).unwrap();
+    let id = instances[0]["id"].as_str().unwrap();
+    assert!(!desk.ok(&["instance", "list"]).contains(id));
+    assert!(desk.ok(&["instance", "list", "--wide"]).contains(id));
+    assert!(desk.ok(&["instance", "list", "-o", "csv"]).contains(id));
+}
+
+#[test]
+fn the_scan_and_the_list_say_the_same_of_a_listener() {
+    let desk = Desk::joined();
+    let listeners = ["127.0.0.1:0", "[::1]:0", "[::]:0"].map(TcpListener::bind);
+    desk.ok(&["instance", "join"]); // sends a full report, as no agent runs
+    let scanned = stdout(&program("gatekeeper").arg("scan").output().unwrap());
+    let listed = desk.ok(&["port", "list"]);
+    // A machine without IPv6 has only the first.
+    for listener in listeners.into_iter().flatten() {
+        let address = listener.local_addr().unwrap();
+        let written = match address.ip() {
+            std::net::IpAddr::V4(ip) => ip.to_string(),
+            std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+        };
+        let owner = format!("(pid {})", std::process::id());
+        for table in [&scanned, &listed] {
+            let line = table.lines().find(|line| line.starts_with(&format!("{}/tcp ", address.port())));
+            let line = line.unwrap_or_else(|| panic!("{address} is missing in\n{table}"));
+            assert!(line.contains(&format!("{owner}  ")) && line.contains(&format!(" {written} ")), "{line}");
+        }
+    }
+}
+
+#[test]
+fn both_programs_take_the_same_options_and_variables() {
+    let desk = Desk::joined();
+    let _lock = AgentLock::acquire(&desk.state).unwrap().expect("no agent runs");
+    let second = program("gatekeeper").args(["agent", "--state-dir"]).arg(&desk.state).output().unwrap();
+    let error = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && error.contains("another agent runs"), "{error}");
+    assert!(error.contains("`gkctl status`"), "{error}");
+    let state = desk.state.to_str().unwrap();
+    let mut status = program("gkctl");
+    let status = stdout(&status.args(["status", "--state-dir", state]).output().unwrap());
+    assert!(status.contains("web-1") && status.contains("running"), "{status}");
+
+    let explained = program("gatekeeper")
+        .args(["agent", "--explain"])
+        .env("GATEKEEPER_INSECURE_HTTP", "1")
+        .env("GATEKEEPER_STATE", &desk.state)
+        .output();
+    stdout(&explained.unwrap());
+    // Not the machine's own address, as far as anybody can tell by looking at it; and nobody listens there.
+    let ask = |insecure: &str| {
+        let mut command = program("gkctl");
+        command.args(["instance", "list", "--server", "http://0.0.0.0:1", "--state-dir", state]);
+        command.env("GATEKEEPER_TOKEN", format!("gkt_{}", "0".repeat(64)));
+        command.env("GATEKEEPER_INSECURE_HTTP", insecure).output().unwrap().status.code()
+    };
+    assert_eq!((ask("1"), ask("0"), ask(""), ask("nope")), (Some(6), Some(5), Some(5), Some(2)));
+}
+
+#[test]
+fn a_privileged_port_comes_with_a_warning() {
+    let desk = Desk::joined();
+    let start = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    let start: u16 = start.trim().parse().unwrap();
+    let low = desk.run(&["port", "reserve", "--port", "1"]);
+    assert_eq!(stdout(&low), "1\n");
+    let said = String::from_utf8_lossy(&low.stderr);
+    assert_eq!(said.contains("only privileged programs can bind 1 here"), start > 1, "{said}");
+    let high = desk.run(&["port", "reserve"]);
+    assert!(!String::from_utf8_lossy(&high.stderr).contains("privileged"));
 }
