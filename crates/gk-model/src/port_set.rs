@@ -2,6 +2,12 @@
 
 use std::fmt;
 
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
 use crate::port::{Port, PortRange};
 
 const WORDS: usize = 1024;
@@ -39,11 +45,31 @@ impl PortSet {
         self.0[word] & bit != 0
     }
 
-    /// Adds every port of a range.
+    /// Adds every port of a range, 64 at a time.
     pub fn insert_range(&mut self, range: PortRange) {
-        for port in range.ports() {
-            self.insert(port);
+        let ((first_word, first_bit), (last_word, last_bit)) = (place(range.first()), place(range.last()));
+        for word in first_word..=last_word {
+            // From the first bit upwards, and up to the last bit with everything below it.
+            let from = if word == first_word { !(first_bit - 1) } else { u64::MAX };
+            let to = if word == last_word { last_bit | (last_bit - 1) } else { u64::MAX };
+            self.0[word] |= from & to;
         }
+    }
+
+    /// The same ports as few ranges as possible, lowest first.
+    pub fn ranges(&self) -> Vec<PortRange> {
+        let mut ranges: Vec<PortRange> = Vec::new();
+        for port in self.iter() {
+            let grown = ranges.last().filter(|range| range.last().get() + 1 == port.get());
+            match grown.and_then(|range| PortRange::new(range.first(), port).ok()) {
+                Some(grown) => {
+                    ranges.pop();
+                    ranges.push(grown);
+                }
+                None => ranges.push(port.into()),
+            }
+        }
+        ranges
     }
 
     /// The ports of this set that are in none of `blocked`, lowest first.
@@ -95,9 +121,49 @@ impl FromIterator<Port> for PortSet {
 
 impl fmt::Debug for PortSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter()).finish()
+        f.debug_set().entries(self.ranges()).finish()
     }
 }
+
+/// On the wire, a list of ranges: `["8000-8009", "9100"]`.
+impl Serialize for PortSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.ranges())
+    }
+}
+
+/// However many ranges a caller writes, and however they overlap, what is kept is 8 KiB.
+impl<'de> Deserialize<'de> for PortSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Error> {
+        struct Ranges;
+
+        impl<'de> Visitor<'de> for Ranges {
+            type Value = PortSet;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of ports and ranges of ports")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<PortSet, A::Error> {
+                let mut ports = PortSet::default();
+                while let Some(range) = list.next_element()? {
+                    ports.insert_range(range);
+                }
+                Ok(ports)
+            }
+        }
+
+        deserializer.deserialize_seq(Ranges)
+    }
+}
+
+impl PartialSchema for PortSet {
+    fn schema() -> RefOr<Schema> {
+        ArrayBuilder::new().items(PortRange::schema()).into()
+    }
+}
+
+impl ToSchema for PortSet {}
 
 #[cfg(test)]
 mod tests {
@@ -116,7 +182,26 @@ mod tests {
         numbers.iter().filter_map(|number| Port::new(*number)).collect()
     }
 
+    #[test]
+    fn ports_are_written_as_few_ranges_as_possible() {
+        let set: PortSet =
+            [8002, 8000, 8001, 8001, 9000, 65535, 1].into_iter().filter_map(Port::new).collect();
+        let json = r#"["1","8000-8002","9000","65535"]"#;
+        assert_eq!(serde_json::to_string(&set).unwrap(), json);
+        assert_eq!(serde_json::from_str::<PortSet>(json).unwrap(), set);
+        assert_eq!(serde_json::from_str::<PortSet>(r#"["1-65535"]"#).unwrap().ranges(), [PortRange::ALL]);
+        assert!(serde_json::from_str::<PortSet>(r#"["9-2"]"#).is_err());
+    }
+
     proptest! {
+        #[test]
+        fn a_range_is_all_its_ports(first in 1u16.., last in 1u16..) {
+            let range = PortRange::new(Port::new(first.min(last)).unwrap(), Port::new(first.max(last)).unwrap()).unwrap();
+            let mut set = PortSet::default();
+            set.insert_range(range);
+            prop_assert!(set.iter().eq(range.ports()));
+        }
+
         #[test]
         fn without_is_set_difference_in_order(allowed in ports(), a in ports(), b in ports()) {
             let (one, two) = (set(&a), set(&b));

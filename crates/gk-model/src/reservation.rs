@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use crate::id::{InstanceRef, ReservationId};
 use crate::instance::InstanceLink;
 use crate::port::{Port, PortRange, Protocol};
+use crate::port_set::PortSet;
 use crate::text::{Note, PoolName, PortName, ServiceName, Subject};
 use crate::text_form::words;
 use crate::time::Timestamp;
@@ -83,7 +84,7 @@ pub struct ReserveRequest {
     pub note: Option<Note>,
     /// Ports the caller found taken on that machine just now. Not picked this time, and never stored.
     #[serde(default)]
-    pub busy: Vec<PortRange>,
+    pub busy: PortSet,
     /// With `port`: whoever listens there now is the rightful one.
     #[serde(default)]
     pub adopt: bool,
@@ -100,7 +101,7 @@ impl ReserveRequest {
             service: None,
             name: None,
             note: None,
-            busy: Vec::new(),
+            busy: PortSet::default(),
             adopt: false,
         }
     }

@@ -12,7 +12,6 @@ use gk_model::instance::InstanceLink;
 use gk_model::listener::{Listener, Netns};
 use gk_model::pool::Pool;
 use gk_model::port::{Port, PortRange};
-use gk_model::port_set::PortSet;
 use gk_model::reservation::{Reservation, ReserveRequest, Scope};
 use gk_model::text::PoolName;
 use gk_model::time::Timestamp;
@@ -88,10 +87,8 @@ impl Tx<'_> {
         now: Timestamp,
         most: usize,
     ) -> Result<Vec<Port>, StoreError> {
-        let mut busy = PortSet::default();
-        request.busy.iter().for_each(|range| busy.insert_range(*range));
         let map = self.port_map(instance, request.protocol, now)?;
-        Ok(map.list_free(&pool.ports(), &busy, now, most))
+        Ok(map.list_free(&pool.ports(), &request.busy, now, most))
     }
 
     /// Whether a port may be taken by number: not reserved, and not listened on by anybody but the rightful one.

@@ -9,6 +9,7 @@ use gk_client::session::FullReport;
 use gk_model::facts::Facts;
 use gk_model::listener::Listener;
 use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::port_set::PortSet;
 use gk_model::time::Timestamp;
 
 /// The version that is told to servers.
@@ -25,8 +26,9 @@ pub(crate) fn facts() -> Facts {
 }
 
 /// Every port that is taken on this machine now.
-pub(crate) fn busy_ports(protocol: Protocol) -> Result<Vec<Port>> {
-    gk_scan::busy_ports(protocol, PortRange::ALL).context("cannot list the sockets of this machine")
+pub(crate) fn busy_ports(protocol: Protocol) -> Result<PortSet> {
+    let ports = gk_scan::busy_ports(protocol, PortRange::ALL);
+    Ok(ports.context("cannot list the sockets of this machine")?.into_iter().collect())
 }
 
 /// The lowest port that every program may bind; 1024 unless the kernel was told otherwise.
@@ -52,38 +54,4 @@ pub(crate) fn full_report(now: Timestamp) -> Result<FullReport> {
     let scan = gk_scan::Scanner::new().and_then(|mut scanner| scanner.scan_occupied(now));
     let scan = scan.context("cannot list the sockets of this machine")?;
     Ok(FullReport { covered: scan.covered, listeners: scan.listeners, occupied: scan.occupied })
-}
-
-/// The same ports as few ranges, in order.
-pub(crate) fn compact(mut ports: Vec<Port>) -> Vec<PortRange> {
-    ports.sort_unstable();
-    let mut ranges: Vec<PortRange> = Vec::new();
-    for port in ports {
-        let grown = ranges.last().filter(|range| port.get() - range.last().get() <= 1);
-        match grown.and_then(|range| PortRange::new(range.first(), port).ok()) {
-            Some(range) => {
-                ranges.pop();
-                ranges.push(range);
-            }
-            None => ranges.push(port.into()),
-        }
-    }
-    ranges
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_become_as_few_ranges_as_possible() {
-        let compacted = |numbers: &[u16]| {
-            let ranges = compact(numbers.iter().filter_map(|number| Port::new(*number)).collect());
-            ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(compacted(&[]), "");
-        assert_eq!(compacted(&[80]), "80");
-        assert_eq!(compacted(&[8002, 8000, 8001, 8001, 9000, 65535, 1]), "1 8000-8002 9000 65535");
-        assert_eq!(compacted(&(1..=u16::MAX).collect::<Vec<_>>()), "1-65535");
-    }
 }

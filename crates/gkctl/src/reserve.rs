@@ -9,7 +9,8 @@ use std::fmt::Display;
 use anyhow::{Error, Result};
 use gk_client::{Client, ClientError};
 use gk_model::id::{InstanceRef, ReservationId};
-use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::port::{Port, Protocol};
+use gk_model::port_set::PortSet;
 use gk_model::problem::Code;
 use gk_model::reservation::{Reservation, ReserveRequest};
 
@@ -128,30 +129,30 @@ fn reserve_bindable(client: &Client, mut request: ReserveRequest) -> Result<Rese
 
 /// The loop of rule 3: ask, try, and give back what cannot be bound.
 fn first_bindable(
-    mut busy: Vec<Port>,
-    mut ask: impl FnMut(Vec<PortRange>) -> Result<Reservation, ClientError>,
+    mut busy: PortSet,
+    mut ask: impl FnMut(PortSet) -> Result<Reservation, ClientError>,
     mut give_back: impl FnMut(ReservationId) -> Result<(), ClientError>,
     can_bind: impl Fn(Protocol, Port) -> bool,
 ) -> Result<Reservation> {
     let mut tried = Vec::new();
     while tried.len() < MOST_TRIES {
-        let reservation = ask(machine::compact(busy.clone()))?;
+        let reservation = ask(busy.clone())?;
         let port = reservation.first_port;
         if can_bind(reservation.protocol, port) {
             return Ok(reservation);
         }
         give_back(reservation.id)?;
-        busy.push(port);
+        busy.insert(port);
         tried.push(port);
     }
     Err(nothing_bindable(&tried).into())
 }
 
 /// Without a list of its own, the request relies on the agent's newest report and on the test that follows.
-fn busy_ports(protocol: Protocol) -> Vec<Port> {
+fn busy_ports(protocol: Protocol) -> PortSet {
     machine::busy_ports(protocol).unwrap_or_else(|error| {
         note(format_args!("note: {error:#}; going by what the server knows"));
-        Vec::new()
+        PortSet::default()
     })
 }
 
@@ -216,9 +217,9 @@ mod tests {
     fn offered(busy: &[u16], bindable: u16) -> (Result<Reservation>, Vec<String>, usize) {
         let busy = busy.iter().filter_map(|number| Port::new(*number)).collect();
         let (mut asked, mut given_back) = (Vec::new(), 0);
-        let ask = |busy: Vec<PortRange>| {
-            asked.push(busy.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
-            let free = |port: &Port| !busy.iter().any(|range| range.contains(*port));
+        let ask = |busy: PortSet| {
+            asked.push(busy.ranges().iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+            let free = |port: &Port| !busy.contains(*port);
             let port = (8000..).filter_map(Port::new).find(free).unwrap();
             Ok(Reservation { first_port: port, last_port: port, ..reservation(Protocol::Tcp, None) })
         };

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use gk_model::access::Role;
-use gk_model::port::{PortRange, Protocol};
+use gk_model::port::Protocol;
+use gk_model::port_set::PortSet;
 use gk_model::reservation::ReserveRequest;
 use gk_store::{Error, Refusal, StoreError};
 
@@ -86,8 +87,8 @@ async fn a_pool_ends_with_a_clear_refusal() {
     let world = World::new();
     let id = world.join("web-1", 1).await;
     let user = actor("ada", Role::User);
-    let busy: PortRange = "8001-9999".parse().unwrap();
-    let request = ReserveRequest { busy: vec![busy], ..ReserveRequest::next_free(id) };
+    let busy: PortSet = (8001..=9999).map(port).collect();
+    let request = ReserveRequest { busy, ..ReserveRequest::next_free(id) };
     assert_eq!(world.reserve(&user, &request, at(0)).await.unwrap().first_port, port(8000));
     let refusal = refused(world.reserve(&user, &request, at(0)).await);
     assert_eq!(refusal.to_string(), "pool default has no free tcp port left on web-1");
