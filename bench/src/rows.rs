@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use gk_client::Client;
 use gk_model::id::InstanceId;
-use gk_model::query::{PortQuery, ReservationQuery};
+use gk_model::query::{Limit, PortQuery, ReservationQuery};
 use gk_model::reservation::ReserveRequest;
 
 use crate::Row;
@@ -66,7 +66,8 @@ fn reserve_with(fleet: &Fleet, callers: usize) -> Result<Row> {
     .concat();
     let rate = (callers * EACH) as f64 / begun.elapsed().as_secs_f64();
     let client = fleet.client();
-    for made in client.list_reservations(&ReservationQuery { limit: Some(1000), ..Default::default() })?.items
+    for made in
+        client.list_reservations(&ReservationQuery { limit: Some(Limit::MAX), ..Default::default() })?.items
     {
         client.release(made.id, true)?;
     }

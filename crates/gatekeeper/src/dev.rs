@@ -11,7 +11,7 @@ use gk_client::{Client, ClientError, ServerAddress};
 use gk_model::identity::Identity;
 use gk_model::instance::JoinRequest;
 use gk_model::problem::Code;
-use gk_model::query::InstanceQuery;
+use gk_model::query::{InstanceQuery, Limit};
 use gk_model::secret::{Secret, SecretKind};
 
 use crate::agent::state_dir;
@@ -113,7 +113,8 @@ fn join_this_machine(place: &Place) -> anyhow::Result<Identity> {
 /// Joins as the server's own account; an identity of this machine whose credential was lost is taken over.
 fn join_anew(place: &Place, request: JoinRequest) -> Result<gk_model::instance::Instance, ClientError> {
     let admin = place.client(None);
-    let known = admin.list_instances(&InstanceQuery { limit: Some(1000), ..InstanceQuery::default() })?.items;
+    let known =
+        admin.list_instances(&InstanceQuery { limit: Some(Limit::MAX), ..InstanceQuery::default() })?.items;
     let same = known.into_iter().find(|known| known.facts.same_network_stack(&request.facts));
     let request = JoinRequest { replace: same.map(|same| same.id.into()), ..request };
     Ok(admin.join(&request)?.instance)

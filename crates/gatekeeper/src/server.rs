@@ -129,8 +129,9 @@ fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
         }
         _ => {}
     }
-    UnixListener::bind(path).with_context(|| {
-        format!("cannot listen on {}: the path of a Unix socket has at most 107 bytes", path.display())
+    UnixListener::bind(path).with_context(|| match path.as_os_str().len() {
+        0..=107 => format!("cannot listen on {}", path.display()),
+        _ => format!("cannot listen on {}: the path of a Unix socket has at most 107 bytes", path.display()),
     })
 }
 

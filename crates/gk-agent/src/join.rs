@@ -1,13 +1,12 @@
 //! Who this agent is: the lock of the state directory, the identity in it, or a join that makes one.
 
-use gk_client::identity::{
-    generate_secret, load_credential, load_identity, prepare_state_dir, save_identity,
-};
+use gk_client::identity::{load_credential, load_identity, prepare_state_dir, save_identity};
+use gk_client::join::{JoinError, begin_join, finish_join};
 use gk_client::lock::AgentLock;
 use gk_client::{Client, ServerAddress};
 use gk_model::identity::Identity;
 use gk_model::instance::{Instance, JoinRequest};
-use gk_model::secret::{Secret, SecretKind};
+use gk_model::secret::{Secret, SecretHash};
 
 use crate::{AgentConfig, AgentError, JoinBy};
 
@@ -48,16 +47,19 @@ impl Home {
 
     /// A client of the server, with this machine's credential.
     pub(crate) fn client(&self, config: &AgentConfig) -> Result<Client, AgentError> {
-        let server = match &config.server {
-            Some(server) => server.clone(),
-            None => self.identity.server.parse()?,
+        let server = match (&config.server, &self.identity.socket) {
+            (Some(server), _) => server.clone(),
+            // On the server's own machine the credential never goes to a TCP port: while the server is down, any account
+            // could listen there.
+            (None, Some(socket)) => ServerAddress::Unix(socket.clone()),
+            (None, None) => self.identity.server.parse()?,
         };
         Ok(Client::new(server, Some(self.credential.clone())).allow_insecure_http(config.insecure_http))
     }
 
     /// What tells the server the newest facts.
     pub(crate) fn facts_request(&self, config: &AgentConfig) -> JoinRequest {
-        request(config, &self.credential, None)
+        request(config, self.credential.hash(), None)
     }
 
     /// Takes over the name that the server knows this machine by, if somebody renamed it.
@@ -72,10 +74,10 @@ impl Home {
     }
 }
 
-fn request(config: &AgentConfig, credential: &Secret, by: Option<&JoinBy>) -> JoinRequest {
+fn request(config: &AgentConfig, credential_hash: SecretHash, by: Option<&JoinBy>) -> JoinRequest {
     JoinRequest {
         name: by.and_then(|by| by.name.clone()),
-        credential_hash: credential.hash(),
+        credential_hash,
         facts: gk_scan::facts(config.version.as_str()),
         replace: None,
     }
@@ -84,13 +86,17 @@ fn request(config: &AgentConfig, credential: &Secret, by: Option<&JoinBy>) -> Jo
 fn join(config: &AgentConfig, by: &JoinBy) -> Result<(Identity, Secret), AgentError> {
     let server: &ServerAddress = config.server.as_ref().ok_or(AgentError::NoServer)?;
     prepare_state_dir(&config.state_dir)?;
-    let credential = generate_secret(SecretKind::Instance);
     let client =
         Client::new(server.clone(), Some(by.token.clone())).allow_insecure_http(config.insecure_http);
-    let joined = client.join(&request(config, &credential, Some(by))).map_err(AgentError::Join)?;
+    let ask = |hash| request(config, hash, Some(by));
+    let (joined, credential) = begin_join(&client, &config.state_dir, ask).map_err(|error| match error {
+        JoinError::State(error) => AgentError::State(error),
+        JoinError::Server(error) => AgentError::Join(error),
+    })?;
     let Instance { id, name, .. } = joined.instance;
     let identity = Identity { id, name, server: server.to_string(), socket: None };
     save_identity(&config.state_dir, &identity, &credential)?;
+    finish_join(&config.state_dir)?;
     tracing::info!(instance.id = %id, instance.name = %identity.name, "joined");
     Ok((identity, credential))
 }

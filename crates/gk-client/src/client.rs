@@ -37,6 +37,12 @@ impl Client {
         Client { insecure_http: allow, ..self }
     }
 
+    /// The same client with another token.
+    #[must_use]
+    pub fn with_token(self, token: Secret) -> Client {
+        Client { token: Some(token), ..self }
+    }
+
     /// Gives up on every request after `timeout` instead of 30 seconds.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Client {

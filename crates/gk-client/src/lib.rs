@@ -16,6 +16,7 @@ mod error;
 mod exchange;
 mod files;
 pub mod identity;
+pub mod join;
 pub mod lock;
 mod pages;
 mod routes;

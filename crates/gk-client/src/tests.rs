@@ -11,7 +11,7 @@ use gk_model::id::{InstanceId, ReservationId};
 use gk_model::instance::JoinRequest;
 use gk_model::listener::Digest;
 use gk_model::problem::Code;
-use gk_model::query::{EventQuery, InstanceQuery, PortQuery};
+use gk_model::query::{EventQuery, InstanceQuery, Limit, PortQuery};
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::SecretKind;
 use gk_model::time::Timestamp;
@@ -48,7 +48,7 @@ fn filters_travel_encoded_and_unset_ones_do_not() {
     let query = PortQuery {
         port: Some("8000-8009".parse().unwrap()),
         q: Some("a b&c=é".to_owned()),
-        limit: Some(5),
+        limit: Some(Limit::at_most(5)),
         ..PortQuery::default()
     };
     server.client().list_ports(&query).unwrap();

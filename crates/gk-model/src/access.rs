@@ -60,8 +60,9 @@ pub struct Actor {
 pub enum Authority {
     /// A role over the whole fleet.
     Role(Role),
-    /// An instance's own credential: a user limited to that instance.
-    Instance(InstanceId),
+    /// An instance's own credential: a user limited to that instance. The hash says which credential it was, because it
+    /// may be replaced while a request is under way.
+    Instance(InstanceId, SecretHash),
     /// A join token: lets one machine join, once, and nothing else.
     Join(SecretHash),
 }
@@ -71,18 +72,9 @@ impl Actor {
     pub fn has(&self, permission: Permission) -> bool {
         match (self.authority, permission) {
             (Authority::Role(role), _) => permission.least_role().is_some_and(|least| role >= least),
-            (Authority::Instance(_), Permission::Operate) => false,
-            (Authority::Instance(_), _) => true,
+            (Authority::Instance(..), Permission::Operate) => false,
+            (Authority::Instance(..), _) => true,
             (Authority::Join(_), _) => permission == Permission::Join,
-        }
-    }
-
-    /// Whether it may act on this instance; a role may act on every one.
-    pub fn may_act_for(&self, instance: InstanceId) -> bool {
-        match self.authority {
-            Authority::Role(_) => true,
-            Authority::Instance(own) => own == instance,
-            Authority::Join(_) => false,
         }
     }
 
@@ -102,13 +94,14 @@ mod tests {
     fn who_may_what() {
         use Permission::{Contact, Join, Operate, Read, Reserve};
         let own = InstanceId::generate(Timestamp::from_micros(0));
+        let hash = Secret::from_random(SecretKind::Join, &[0; 32]).hash();
         let table: [(Authority, &[Permission]); 6] = [
             (Authority::Role(Role::Viewer), &[Read]),
             (Authority::Role(Role::User), &[Read, Reserve]),
             (Authority::Role(Role::Operator), &[Read, Reserve, Operate, Join]),
             (Authority::Role(Role::Admin), &[Read, Reserve, Operate, Join]),
-            (Authority::Instance(own), &[Read, Reserve, Join, Contact]),
-            (Authority::Join(Secret::from_random(SecretKind::Join, &[0; 32]).hash()), &[Join]),
+            (Authority::Instance(own, hash), &[Read, Reserve, Join, Contact]),
+            (Authority::Join(hash), &[Join]),
         ];
         for (authority, allowed) in table {
             let actor = Actor { subject: "somebody".parse().unwrap(), authority };
@@ -119,12 +112,6 @@ mod tests {
                     "{authority:?} {permission:?}"
                 );
             }
-            let elsewhere = InstanceId::generate(Timestamp::from_micros(1));
-            assert_eq!(
-                actor.may_act_for(elsewhere),
-                matches!(authority, Authority::Role(_)),
-                "{authority:?}"
-            );
         }
     }
 }

@@ -69,12 +69,24 @@ pub struct Closed {
     pub at: Timestamp,
 }
 
-/// The number of a session; 0 before the first.
+/// The number of a session; 0 before the first. At most [`MAX_COUNT`].
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
 #[serde(transparent)]
-pub struct Session(pub u64);
+pub struct Session(#[serde(deserialize_with = "count")] pub u64);
+
+/// The highest session or sequence number that is taken: every JSON reader can hold it, and counting up to it takes
+/// longer than a machine lives. Without a bound, one absurd number would be the last one ever.
+pub const MAX_COUNT: u64 = 1 << 53;
+
+fn count<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let count = u64::deserialize(deserializer)?;
+    if count > MAX_COUNT {
+        return Err(serde::de::Error::custom(format!("{count} is too high: at most {MAX_COUNT}")));
+    }
+    Ok(count)
+}
 
 /// A message from an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -84,6 +96,7 @@ pub struct Contact {
     /// Present when a new session is asked for: a nonce that stays the same when the request is repeated.
     pub opening: Option<Uuid>,
     /// Its place in the session. A heartbeat repeats the last acknowledged one.
+    #[serde(deserialize_with = "count")]
     pub sequence: u64,
     /// The agent's clock when it was sent; the server measures the clock's offset by it.
     pub sent_at: Timestamp,

@@ -65,10 +65,16 @@ pub struct ListenerKey {
     #[schema(value_type = String, example = "0.0.0.0")]
     pub address: IpAddr,
     /// The interface it is bound to, if to one.
+    #[serde(default, deserialize_with = "not_empty")]
     pub interface: Option<Observed>,
     /// For IPv6: whether it leaves IPv4 alone. `::` without it also accepts IPv4 (dual-stack).
     #[serde(default)]
     pub v6only: bool,
+}
+
+/// An empty name is no name, so that one listener has one key.
+fn not_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Observed>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.filter(|name: &Observed| !name.as_str().is_empty()))
 }
 
 /// A process that holds the listening socket open.

@@ -48,6 +48,8 @@ pub const SOCKET_FILE: &str = "gatekeeper.sock";
 pub const IDENTITY_FILE: &str = "instance.json";
 /// The instance's credential, inside the agent's state directory; mode 0600.
 pub const CREDENTIAL_FILE: &str = "credential";
+/// A credential that the server may or may not know, while a join is under way; mode 0600.
+pub const PENDING_CREDENTIAL_FILE: &str = "credential.pending";
 /// The agent's session, inside its state directory; mode 0600.
 pub const SESSION_FILE: &str = "session.json";
 

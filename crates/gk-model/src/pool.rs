@@ -1,8 +1,8 @@
-//! Pools: where dynamic reservations are drawn from, and the pick itself.
+//! Pools: where dynamic reservations are drawn from.
 
 use std::time::Duration;
 
-use crate::port::{Port, PortRange};
+use crate::port::PortRange;
 use crate::port_set::PortSet;
 use crate::reservation::Scope;
 use crate::text::PoolName;
@@ -41,19 +41,10 @@ impl Pool {
     }
 }
 
-/// The lowest port of `pool` that nothing blocks.
-///
-/// `blocked` holds, each as a set of its own, every reason a port may not be picked (rule 3 of the domain): claimed,
-/// listened on or occupied, in quarantine, in the ephemeral range, busy by the caller's own dump.
-pub fn pick(pool: &PortSet, blocked: &[&PortSet]) -> Option<Port> {
-    pool.without(blocked).next()
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
+    use crate::port::Port;
 
     #[test]
     fn the_built_in_pool_is_what_the_domain_says() {
@@ -63,18 +54,5 @@ mod tests {
             ("default", 900, Scope::Instance)
         );
         assert_eq!(pool.ports().iter().map(Port::get).collect::<Vec<_>>(), (8000..=9999).collect::<Vec<_>>());
-    }
-
-    proptest! {
-        #[test]
-        fn pick_never_hands_out_a_taken_port(
-            claimed in proptest::collection::btree_set(8000u16..8100, 0..100),
-            listened in proptest::collection::btree_set(8000u16..8100, 0..100),
-        ) {
-            let set = |numbers: &std::collections::BTreeSet<u16>| numbers.iter().filter_map(|n| Port::new(*n)).collect::<PortSet>();
-            let pool = set(&(8000..8100).collect());
-            let expected = (8000..8100).find(|n| !claimed.contains(n) && !listened.contains(n));
-            prop_assert_eq!(pick(&pool, &[&set(&claimed), &set(&listened)]).map(Port::get), expected);
-        }
     }
 }

@@ -43,6 +43,8 @@ words! {
         NotTheHolder = "not_the_holder",
         /// Another instance has that name.
         NameTaken = "name_taken",
+        /// Another instance uses that credential.
+        CredentialTaken = "credential_taken",
         /// This network stack has joined under another name.
         AlreadyJoined = "already_joined",
         /// The instance still holds reservations.
@@ -80,7 +82,7 @@ pub struct Holder {
 /// Why a request was refused (RFC 9457, `application/problem+json`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// A URI reference for the kind of problem: `/docs#CODE`.
+    /// A URI for the kind of problem, to compare and not to open: `urn:gatekeeper:problem:CODE`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The HTTP status in words.

@@ -1,5 +1,8 @@
 //! What lists can be asked for, and how they are paged.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -9,13 +12,57 @@ use crate::instance::Presence;
 use crate::port::{PortRange, Protocol};
 use crate::port_state::State;
 use crate::text::{ServiceName, Subject};
+use crate::text_form::json_by_text;
 use crate::time::Timestamp;
 
-/// How many items a page has unless told.
-pub const DEFAULT_LIMIT: u32 = 100;
+/// How many items a page may have: 1 to 1000, 100 unless told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(u32);
 
-/// How many items a page may have.
-pub const MAX_LIMIT: u32 = 1000;
+impl Limit {
+    /// The most that a page may have.
+    pub const MAX: Limit = Limit(1000);
+
+    /// This many, or as many as a page may have.
+    pub fn at_most(count: u32) -> Limit {
+        Limit(count.clamp(1, Limit::MAX.0))
+    }
+
+    /// As a number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Limit {
+    fn default() -> Limit {
+        Limit(100)
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A number of items that no page has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a page has 1 to 1000 items")]
+pub struct LimitError;
+
+impl FromStr for Limit {
+    type Err = LimitError;
+
+    fn from_str(text: &str) -> Result<Limit, LimitError> {
+        match text.parse() {
+            Ok(count @ 1..=1000) => Ok(Limit(count)),
+            _ => Err(LimitError),
+        }
+    }
+}
+
+json_by_text!(Limit);
 
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -42,14 +89,14 @@ macro_rules! query {
             /// Where to go on: `next` of the page before.
             pub cursor: Option<String>,
             /// How many items at most: 1 to 1000, 100 when left out.
-            #[param(minimum = 1, maximum = 1000, default = 100)]
-            pub limit: Option<u32>,
+            #[param(value_type = Option<u32>, minimum = 1, maximum = 1000, default = 100)]
+            pub limit: Option<Limit>,
         }
 
         impl $name {
             /// How many items the page may have.
             pub fn limit(&self) -> u32 {
-                self.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT)
+                self.limit.unwrap_or_default().get()
             }
         }
     };
@@ -89,6 +136,11 @@ query! {
         /// Only ports with this text in service, note, process, unit or container.
         q: String,
     }
+}
+
+impl PortQuery {
+    /// The widest range whose free ports are answered too.
+    pub const WIDEST_WITH_FREE: u16 = 256;
 }
 
 query! {

@@ -96,6 +96,12 @@ macro_rules! name {
     };
 }
 
+/// Control characters, and those that reorder or hide what a terminal shows.
+fn is_deceptive(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 fn is_host_character(character: char) -> bool {
     character.is_ascii_alphanumeric() || matches!(character, '.' | '-' | '_')
 }
@@ -133,7 +139,7 @@ name! {
 }
 name! {
     /// A remark by a person, one line.
-    Note, "moved from web-2", "a note", 1000, "anything but control characters", |character| !character.is_control(), |_| Ok(())
+    Note, "moved from web-2", "a note", 1000, "anything but control characters", |character| !is_deceptive(character), |_| Ok(())
 }
 
 impl InstanceName {
@@ -164,7 +170,7 @@ impl Observed {
                 escaped.push('…');
                 break;
             }
-            if character.is_control() {
+            if is_deceptive(character) {
                 escaped.extend(character.escape_unicode());
             } else {
                 escaped.push(character);
@@ -214,6 +220,7 @@ mod tests {
         assert_eq!("web-1.example".parse::<InstanceName>().unwrap().as_str(), "web-1.example");
         assert_eq!("team/billing@v2".parse::<ServiceName>().unwrap().as_str(), "team/billing@v2");
         assert!("line\nbreak".parse::<Note>().is_err());
+        assert!("back\u{202e}wards".parse::<Note>().is_err());
         assert!("Grüße aus Köln".parse::<Note>().is_ok());
     }
 
@@ -226,6 +233,7 @@ mod tests {
 
     #[test]
     fn observed_text_is_escaped_once_and_bounded() {
+        assert_eq!(Observed::new("exe\u{202e}gpj").as_str(), "exe\\u{202e}gpj", "nothing is shown backwards");
         let observed = Observed::new("\x1b[31mred\0");
         assert_eq!(observed.as_str(), "\\u{1b}[31mred\\u{0}");
         assert_eq!(Observed::new(observed.as_str()), observed, "escaping twice changes nothing");

@@ -15,8 +15,17 @@ pub struct Timestamp(i64);
 
 /// A text that is no point in time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a time: write it as 2026-11-22T20:04:05Z, or as an age like 30m, 2h, 7d")]
-pub struct TimestampError(String);
+#[error("`{text}` is not a time: write it as {forms}")]
+pub struct TimestampError {
+    text: String,
+    forms: &'static str,
+}
+
+impl TimestampError {
+    fn new(text: &str, forms: &'static str) -> TimestampError {
+        TimestampError { text: text.chars().take(40).flat_map(char::escape_debug).collect(), forms }
+    }
+}
 
 impl Timestamp {
     /// What this machine's clock says. For the edges only.
@@ -69,7 +78,9 @@ impl Timestamp {
             .map(|age| now.minus(age))
             .or_else(|| text.parse().ok())
             .or_else(|| civil().map(|instant| Timestamp(instant.as_microsecond())))
-            .ok_or_else(|| TimestampError(text.chars().take(40).collect()))
+            .ok_or_else(|| {
+                TimestampError::new(text, "an age like 30m, 2h or 7d, or in UTC as 2026-11-21, 2026-11-21 12:00 or 2026-11-21T12:00:00Z")
+            })
     }
 }
 
@@ -97,7 +108,7 @@ impl FromStr for Timestamp {
     fn from_str(text: &str) -> Result<Timestamp, TimestampError> {
         text.parse::<jiff::Timestamp>()
             .map(|instant| Timestamp(instant.as_microsecond()))
-            .map_err(|_| TimestampError(text.chars().take(40).collect()))
+            .map_err(|_| TimestampError::new(text, "2026-11-22T20:04:05Z"))
     }
 }
 

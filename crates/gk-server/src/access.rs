@@ -5,6 +5,7 @@
 
 use gk_model::access::{Actor, Authority};
 use gk_model::id::{InstanceId, InstanceRef};
+use gk_model::secret::SecretHash;
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -17,7 +18,7 @@ pub(crate) async fn may_act_on(
 ) -> Result<InstanceRef, ApiError> {
     match actor.authority {
         Authority::Role(_) => Ok(target),
-        Authority::Instance(_) | Authority::Join(_) => own(app, actor, target).await.map(InstanceRef::Id),
+        Authority::Instance(..) | Authority::Join(_) => own(app, actor, target).await.map(InstanceRef::Id),
     }
 }
 
@@ -30,22 +31,26 @@ pub(crate) async fn may_manage(
     match actor.authority {
         Authority::Role(_) if actor.is_operator() => Ok(target),
         Authority::Role(_) => Err(ApiError::NeedsOperator),
-        Authority::Instance(_) | Authority::Join(_) => own(app, actor, target).await.map(InstanceRef::Id),
+        Authority::Instance(..) | Authority::Join(_) => own(app, actor, target).await.map(InstanceRef::Id),
     }
 }
 
 /// For contacts: the instance's own credential and nobody else, because whoever speaks for an instance decides what is
-/// observed there.
+/// observed there. Answers the credential too, for the writer to look at it again.
 pub(crate) async fn speaks_for(
     app: &App,
     actor: &Actor,
     target: InstanceRef,
-) -> Result<InstanceId, ApiError> {
-    own(app, actor, target).await
+) -> Result<(InstanceId, SecretHash), ApiError> {
+    let id = own(app, actor, target).await?;
+    match actor.authority {
+        Authority::Instance(_, credential) => Ok((id, credential)),
+        Authority::Role(_) | Authority::Join(_) => Err(ApiError::NotThisInstance),
+    }
 }
 
 async fn own(app: &App, actor: &Actor, target: InstanceRef) -> Result<InstanceId, ApiError> {
-    let Authority::Instance(own) = actor.authority else { return Err(ApiError::NotThisInstance) };
+    let Authority::Instance(own, _) = actor.authority else { return Err(ApiError::NotThisInstance) };
     let id = match target {
         InstanceRef::Id(id) => id,
         InstanceRef::Name(_) => {

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap};
+use axum::http::{Extensions, HeaderMap, HeaderName};
 use axum::middleware::Next;
 use axum::response::Response;
 use gk_model::access::{Actor, Authority, Permission, Role};
@@ -70,6 +70,8 @@ impl FromRequestParts<Guarded> for Caller {
     }
 }
 
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// The door of every guarded route: lets in whoever has the permission, before anything of the body is read.
 pub(crate) async fn guard(
     State((app, permission)): State<(App, Permission)>,
@@ -80,6 +82,11 @@ pub(crate) async fn guard(
     let actor = authenticate(&app, credential).await?;
     if !actor.has(permission) {
         return Err(ApiError::NotPermitted { permission, authority: actor.authority });
+    }
+    // Ignoring it would promise a safe retry that nobody keeps.
+    if request.headers().contains_key(IDEMPOTENCY_KEY) {
+        let what = "this server does not keep idempotency keys yet: leave the header out, and look before you repeat";
+        return Err(ApiError::Impossible { field: "Idempotency-Key", what });
     }
     tracing::Span::current().record("actor.subject", actor.subject.as_str());
     request.extensions_mut().insert(Caller(actor));

@@ -36,6 +36,6 @@ pub(crate) async fn contact(
     Json(contact): Json<Contact>,
 ) -> Result<Json<ContactAnswer>, ApiError> {
     let received_at = app.now();
-    let id = speaks_for(&app, &actor, instance).await?;
-    Ok(Json(app.store.contact(id, contact, received_at).await?))
+    let (id, credential) = speaks_for(&app, &actor, instance).await?;
+    Ok(Json(app.store.contact(id, credential, contact, received_at).await?))
 }

@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
@@ -18,6 +19,9 @@ use hyper::body::{Body as _, Frame, SizeHint};
 /// How much is read for the sake of politeness. Whoever sends more learns of it by the reset.
 const MOST_BYTES: usize = 9 << 20;
 
+/// How long for the rest of a body, once the answer is decided.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// The layer. Its time counts towards the request's.
 pub(crate) async fn hear_out(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
@@ -26,7 +30,8 @@ pub(crate) async fn hear_out(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let body = Shared(Arc::new(Mutex::new(body)));
     let response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
-    drop_rest(body).await;
+    // Whoever sends too slowly gets the answer, and the reset.
+    let _in_time = tokio::time::timeout(PATIENCE, drop_rest(body)).await;
     response
 }
 

@@ -114,7 +114,7 @@ impl ApiError {
         let code = self.code();
         let status = status(code);
         let mut problem = Problem {
-            kind: format!("/docs#{code}"),
+            kind: format!("urn:gatekeeper:problem:{code}"),
             title: status.canonical_reason().unwrap_or("Error").to_owned(),
             status: status.as_u16(),
             code,
@@ -226,6 +226,7 @@ fn status(code: Code) -> StatusCode {
         | Code::PoolExhausted
         | Code::AlreadyReleased
         | Code::NameTaken
+        | Code::CredentialTaken
         | Code::AlreadyJoined
         | Code::ReservationsLive
         | Code::IdentitySuperseded => StatusCode::CONFLICT,
@@ -247,6 +248,7 @@ fn failure_code(error: &StoreError) -> Code {
         | StoreError::Unknown(_)
         | StoreError::Database(_) => Code::Unavailable,
         StoreError::Corrupt(_)
+        | StoreError::ReadOnly(_)
         | StoreError::NotOurs(_)
         | StoreError::Newer { .. }
         | StoreError::Panicked(_) => Code::Internal,
@@ -262,6 +264,7 @@ fn outward(error: &StoreError) -> &'static str {
         StoreError::Database(_) => "the server's database is away; nothing was changed",
         StoreError::Unknown(_) => "it is unknown whether this happened: look before you repeat it",
         StoreError::Corrupt(_)
+        | StoreError::ReadOnly(_)
         | StoreError::NotOurs(_)
         | StoreError::Newer { .. }
         | StoreError::Panicked(_) => {
@@ -273,7 +276,7 @@ fn outward(error: &StoreError) -> &'static str {
 fn authority_words(authority: Authority) -> String {
     match authority {
         Authority::Role(role) => format!("the role {role}"),
-        Authority::Instance(_) => "an instance's credential".to_owned(),
+        Authority::Instance(..) => "an instance's credential".to_owned(),
         Authority::Join(_) => "a join token".to_owned(),
     }
 }

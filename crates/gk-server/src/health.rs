@@ -2,7 +2,8 @@
 
 use axum::extract::State;
 use gk_model::health::Health;
-use gk_model::query::EventQuery;
+use gk_model::query::{EventQuery, Limit};
+use gk_store::StoreError;
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -18,10 +19,13 @@ pub(crate) async fn health(State(app): State<App>) -> Json<Health> {
     Json(health_of(&app))
 }
 
-/// Whether requests can be served: reads from the store.
+/// Whether requests can be served: reads from the store, and looks whether it takes changes.
 #[utoipa::path(get, path = "/readyz", responses((status = 200, body = Health)))]
 pub(crate) async fn ready(State(app): State<App>) -> Result<Json<Health>, ApiError> {
-    let one = EventQuery { limit: Some(1), ..EventQuery::default() };
+    let one = EventQuery { limit: Some(Limit::at_most(1)), ..EventQuery::default() };
     app.store.read(move |reader| reader.list_events(&one)).await?;
+    if !app.store.takes_changes() {
+        return Err(gk_store::Error::from(StoreError::Closed).into());
+    }
     Ok(Json(health_of(&app)))
 }

@@ -27,7 +27,8 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::NameTaken(_) => Code::NameTaken,
         Refusal::AlreadyJoined(_) => Code::AlreadyJoined,
         Refusal::ReservationsLive { .. } => Code::ReservationsLive,
-        Refusal::JoinTokenUsed => Code::Unauthenticated,
+        Refusal::CredentialReplaced | Refusal::JoinTokenUsed => Code::Unauthenticated,
+        Refusal::CredentialTaken => Code::CredentialTaken,
         Refusal::IdentitySuperseded { .. } => Code::IdentitySuperseded,
         Refusal::OpensWithoutReport(_) => Code::Impossible,
         Refusal::VersionMismatch { .. } => Code::VersionMismatch,
@@ -47,7 +48,13 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::PortReserved { protocol, holder, alternatives, .. } => {
             // A fleet-wide holder may be held for another instance than the one that was asked for.
             let instance = (holder.scope == Scope::Instance).then_some(&holder.instance);
-            reserve(*protocol, instance, alternatives.first().copied())
+            match alternatives.first() {
+                Some(free) => reserve(*protocol, instance, Some(*free)),
+                None => format!(
+                    "to see who holds the pool's ports: gkctl port list --instance {}",
+                    holder.instance.name
+                ),
+            }
         }
         Refusal::PortInUse { port, protocol, instance, .. } => {
             let adopt = reserve(*protocol, Some(instance), Some(*port));
@@ -82,6 +89,8 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
             "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
                 .to_owned()
         }
+        Refusal::CredentialReplaced => "read the credential of this machine again".to_owned(),
+        Refusal::CredentialTaken => "make a new credential; one is never shared".to_owned(),
         Refusal::JoinTokenUsed => "ask for a new join token".to_owned(),
         Refusal::OpensWithoutReport(_) => "send a full report".to_owned(),
         Refusal::VersionMismatch { .. } => {
@@ -100,6 +109,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::PortReserved { .. } | Refusal::PortInUse { .. } => Some("port"),
         Refusal::SeveralOwners { .. } | Refusal::NothingToAdopt { .. } => Some("adopt"),
         Refusal::NameTaken(_) => Some("name"),
+        Refusal::CredentialTaken => Some("credential_hash"),
         Refusal::IdentitySuperseded { .. } => Some("session"),
         Refusal::OpensWithoutReport(_) => Some("kind"),
         Refusal::VersionMismatch { .. } => Some("If-Match"),
@@ -108,6 +118,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         | Refusal::AlreadyReleased(_)
         | Refusal::NotTheHolder(_)
         | Refusal::AlreadyJoined(_)
+        | Refusal::CredentialReplaced
         | Refusal::JoinTokenUsed
         | Refusal::ReservationsLive { .. } => None,
     }

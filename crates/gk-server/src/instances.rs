@@ -12,7 +12,7 @@ use crate::access::may_manage;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::ApiError;
-use crate::extract::{IfMatch, Json, Path, Query, Tagged};
+use crate::extract::{IfMatch, Json, NoQuery, Path, Query, Tagged};
 
 /// Instances, by name.
 #[utoipa::path(get, path = "/v1/instances", params(InstanceQuery),
@@ -32,6 +32,7 @@ pub(crate) async fn list_instances(
     request_body = JoinRequest, responses((status = 201, body = Instance), (status = 200, body = Instance)))]
 pub(crate) async fn join(
     State(app): State<App>,
+    _: NoQuery,
     Caller(actor): Caller,
     Json(request): Json<JoinRequest>,
 ) -> Result<(StatusCode, Tagged<Instance>), ApiError> {
@@ -49,6 +50,7 @@ pub(crate) async fn join(
     responses((status = 200, body = Instance)))]
 pub(crate) async fn get_instance(
     State(app): State<App>,
+    _: NoQuery,
     Path(instance): Path<InstanceRef>,
 ) -> Result<Tagged<Instance>, ApiError> {
     let now = app.now();
@@ -60,6 +62,7 @@ pub(crate) async fn get_instance(
     request_body = InstancePatch, responses((status = 200, body = Instance)))]
 pub(crate) async fn update_instance(
     State(app): State<App>,
+    _: NoQuery,
     Caller(actor): Caller,
     Path(instance): Path<InstanceRef>,
     IfMatch(version): IfMatch,

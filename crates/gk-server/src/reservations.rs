@@ -15,7 +15,7 @@ use crate::access::may_act_on;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::ApiError;
-use crate::extract::{IfMatch, Json, Path, Query, Tagged};
+use crate::extract::{IfMatch, Json, NoQuery, Path, Query, Tagged};
 
 /// Live reservations.
 #[utoipa::path(get, path = "/v1/reservations", params(ReservationQuery),
@@ -32,6 +32,7 @@ pub(crate) async fn list_reservations(
     request_body = ReserveRequest, responses((status = 201, body = Reservation)))]
 pub(crate) async fn reserve(
     State(app): State<App>,
+    _: NoQuery,
     Caller(actor): Caller,
     Json(request): Json<ReserveRequest>,
 ) -> Result<Response, ApiError> {
@@ -62,6 +63,7 @@ fn check(request: &ReserveRequest) -> Result<(), ApiError> {
     responses((status = 200, body = Reservation)))]
 pub(crate) async fn get_reservation(
     State(app): State<App>,
+    _: NoQuery,
     Path(id): Path<ReservationId>,
 ) -> Result<Tagged<Reservation>, ApiError> {
     Ok(app.store.read(move |reader| reader.get_reservation(id)).await?.into())

@@ -41,6 +41,7 @@ create table instance (
     opening text,
     sequence bigint not null,
     digest text not null,
+    complete bigint not null,
     occupied text not null
 );
 create unique index instance_name on instance (name_key) where left_at is null;
@@ -76,7 +77,6 @@ create table reservation (
     began_seq bigint not null
 );
 create index reservation_live on reservation (instance, protocol, first_port) where released_at is null;
-create index reservation_past on reservation (instance, first_port, released_at);
 
 -- The safety net behind rule 2 of the domain: one row per live port, whatever the code above it believes.
 create table claim (

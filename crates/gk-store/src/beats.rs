@@ -19,11 +19,18 @@ pub(crate) struct Applied {
     pub(crate) session: Session,
     pub(crate) sequence: u64,
     pub(crate) digest: Digest,
-    /// Whether agent and server mean the same set, so that "observed" holds as of this contact.
+    /// Whether the agent sees the whole home namespace.
+    pub(crate) complete: bool,
+    /// Whether agent and server mean the same set.
     pub(crate) confirmed: bool,
 }
 
 impl Applied {
+    /// Whether what is stored was seen to be true as of this contact.
+    pub(crate) fn is_observation(&self) -> bool {
+        self.confirmed && self.complete
+    }
+
     /// What the agent is told.
     pub(crate) fn answer(&self) -> ContactAnswer {
         ContactAnswer {
@@ -70,16 +77,25 @@ impl Beats {
         if !same || contact.body != ContactBody::Heartbeat || contact.opening.is_some() {
             return None;
         }
-        beat.times = ContactTimes { last_contact_at: now, observed_at: Some(now) };
+        beat.times.last_contact_at = beat.times.last_contact_at.max(now);
+        if beat.applied.is_observation() {
+            beat.times.observed_at = beat.times.observed_at.max(Some(now));
+        }
         beat.unwritten = true;
         Some(beat.applied.answer())
     }
 
-    /// Remembers what a contact that went through the database led to.
+    /// Remembers what a contact that went through the database led to. Answers may overtake each other on their way
+    /// here, so what is older than what is known changes nothing.
     pub(crate) fn note(&self, instance: InstanceId, applied: &Applied, now: Timestamp) {
         let mut beats = self.lock();
-        let before = beats.get(&instance).and_then(|beat| beat.times.observed_at);
-        let observed_at = if applied.confirmed { Some(now) } else { before };
+        let known = beats.get(&instance);
+        let position = |applied: &Applied| (applied.session, applied.sequence);
+        if known.is_some_and(|known| position(&known.applied) > position(applied)) {
+            return;
+        }
+        let before = known.and_then(|known| known.times.observed_at);
+        let observed_at = if applied.is_observation() { Some(now) } else { before };
         let times = ContactTimes { last_contact_at: now, observed_at };
         beats.insert(instance, Beat { applied: *applied, times, unwritten: true });
     }

@@ -3,9 +3,11 @@
 //! The protocol is written down in `gk_model::contact`. State only moves forward: a session is issued once, a sequence
 //! number is applied once, and whatever does not fit is answered with what would.
 
-use gk_model::contact::{Contact, ContactBody, Session};
+use gk_model::contact::{Contact, ContactBody, Family, Occupied, Part, Session};
 use gk_model::id::{InstanceId, InstanceRef};
-use gk_model::listener::Digest;
+use gk_model::listener::{Digest, Netns};
+use gk_model::port::Protocol;
+use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
 use uuid::Uuid;
 
@@ -21,18 +23,33 @@ struct SyncState {
     opening: Option<Uuid>,
     sequence: u64,
     digest: Digest,
+    /// Whether the last report covered the whole home namespace: only then is silence about a port an observation.
+    complete: bool,
+}
+
+impl SyncState {
+    /// At the beginning of a session, when nothing is known of the agent's set.
+    fn new(session: Session, opening: Option<Uuid>) -> SyncState {
+        SyncState { session, opening, sequence: 0, digest: Digest::default(), complete: false }
+    }
 }
 
 impl Reader<'_> {
-    fn get_sync_state(&mut self, instance: InstanceId) -> Result<SyncState, Error> {
-        let sql = "select session, opening, sequence, digest from instance where id = $1 and left_at is null";
+    /// The credential is looked at once more, because it may have been replaced since the door let the caller in.
+    fn get_sync_state(&mut self, instance: InstanceId, credential: SecretHash) -> Result<SyncState, Error> {
+        let sql = "select credential, session, opening, sequence, digest, complete from instance \
+                   where id = $1 and left_at is null";
         let row = self.query_one(sql, values![instance])?;
         let mut row = row.ok_or(Refusal::NoSuchInstance(InstanceRef::Id(instance)))?;
+        if row.take::<Option<SecretHash>>()? != Some(credential) {
+            return Err(Refusal::CredentialReplaced.into());
+        }
         Ok(SyncState {
             session: row.take()?,
             opening: row.take()?,
             sequence: row.take()?,
             digest: row.take()?,
+            complete: row.take()?,
         })
     }
 }
@@ -41,52 +58,71 @@ impl Tx<'_> {
     /// Applies a contact: at most once, in order, and only from whoever holds the newest session.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchInstance`]; [`Refusal::IdentitySuperseded`] for an older session;
+    /// [`Refusal::NoSuchInstance`]; [`Refusal::CredentialReplaced`]; [`Refusal::IdentitySuperseded`] for an older session;
     /// [`Refusal::OpensWithoutReport`].
     pub(crate) fn apply_contact(
         &mut self,
         instance: InstanceId,
+        credential: SecretHash,
         contact: &Contact,
         received_at: Timestamp,
     ) -> Result<Applied, Error> {
-        let state = admit(self.get_sync_state(instance)?, contact)?;
-        let repeated = contact.sequence <= state.sequence;
-        let observation = Observation { instance, received_at, sent_at: contact.sent_at };
-        let applied = match &contact.body {
-            ContactBody::Heartbeat => None,
-            _ if repeated => None,
-            ContactBody::Delta { base, .. } if *base != state.sequence => None,
-            ContactBody::Delta { listeners, closed, occupied, .. } => {
-                let digest = self.apply_delta(&observation, state.digest, listeners, closed)?;
-                Some((digest, occupied.as_ref()))
-            }
-            ContactBody::Report { covered, listeners, closed, occupied } => {
-                let digest = self.apply_report(&observation, covered, listeners, closed)?;
-                Some((digest, Some(occupied)))
-            }
+        let before = admit(self.get_sync_state(instance, credential)?, contact)?;
+        let subject = self.get_subject(instance)?;
+        let observation = Observation { instance, subject, received_at, sent_at: contact.sent_at };
+        let (after, occupied) = self.apply_body(&observation, before, contact)?;
+        let applied = Applied {
+            session: after.session,
+            sequence: after.sequence,
+            digest: after.digest,
+            complete: after.complete,
+            confirmed: after.digest == contact.digest && after.sequence == contact.sequence,
         };
-        let (digest, sequence) =
-            applied.map_or((state.digest, state.sequence), |(digest, _)| (digest, contact.sequence));
-        let occupied = applied.and_then(|(_, occupied)| occupied);
-        let confirmed = digest == contact.digest && sequence == contact.sequence;
         self.later(
-            "update instance set session = $2, opening = $3, sequence = $4, digest = $5, last_contact_at = $6, \
-             observed_at = coalesce(cast($7 as bigint), observed_at), occupied = coalesce($8, occupied) where id = $1",
+            "update instance set session = $2, opening = $3, sequence = $4, digest = $5, complete = $6, \
+             last_contact_at = $7, observed_at = coalesce(cast($8 as bigint), observed_at), \
+             occupied = coalesce(cast($9 as text), occupied) where id = $1",
             values![
                 instance,
-                state.session,
-                state.opening,
-                sequence,
-                digest,
+                after.session,
+                after.opening,
+                after.sequence,
+                after.digest,
+                after.complete,
                 received_at,
-                confirmed.then_some(received_at),
+                applied.is_observation().then_some(received_at),
                 occupied.map(Json),
             ],
         )?;
         if occupied.is_some() {
             self.maps.forget(instance);
         }
-        Ok(Applied { session: state.session, sequence, digest, confirmed })
+        Ok(applied)
+    }
+
+    /// Applies what a contact tells, if it is next in line; otherwise nothing changes. Also answers the occupied ports,
+    /// if it told them.
+    fn apply_body<'c>(
+        &mut self,
+        observation: &Observation,
+        before: SyncState,
+        contact: &'c Contact,
+    ) -> Result<(SyncState, Option<&'c Vec<Occupied>>), Error> {
+        let is_repeat = contact.sequence <= before.sequence;
+        let (digest, complete, occupied) = match &contact.body {
+            ContactBody::Heartbeat => return Ok((before, None)),
+            _ if is_repeat => return Ok((before, None)),
+            ContactBody::Delta { base, .. } if *base != before.sequence => return Ok((before, None)),
+            ContactBody::Delta { listeners, closed, occupied, .. } => {
+                let digest = self.apply_delta(observation, before.digest, listeners, closed)?;
+                (digest, before.complete, occupied.as_ref())
+            }
+            ContactBody::Report { covered, listeners, closed, occupied } => {
+                let digest = self.apply_report(observation, covered, listeners, closed)?;
+                (digest, covers_home(covered), Some(occupied))
+            }
+        };
+        Ok((SyncState { sequence: contact.sequence, digest, complete, ..before }, occupied))
     }
 
     /// Writes down contacts that were only in memory; never moves a time back.
@@ -122,12 +158,24 @@ fn admit(state: SyncState, contact: &Contact) -> Result<SyncState, Refusal> {
             return Err(Refusal::OpensWithoutReport(kind(&contact.body)));
         }
         let session = Session(presented.0.saturating_add(1));
-        return Ok(SyncState { session, opening: contact.opening, sequence: 0, digest: Digest::default() });
+        return Ok(SyncState::new(session, contact.opening));
+    }
+    if presented == Session(0) {
+        return Err(Refusal::OpensWithoutReport(kind(&contact.body)));
     }
     if presented > state.session {
-        return Ok(SyncState { session: presented, opening: None, sequence: 0, digest: Digest::default() });
+        return Ok(SyncState::new(presented, None));
     }
     Ok(state)
+}
+
+/// Whether every protocol and family of the home namespace is there.
+fn covers_home(covered: &[Part]) -> bool {
+    let families = |protocol: &Protocol| {
+        let part = |family: &Family| Part { netns: Netns::Home, protocol: *protocol, family: *family };
+        Family::ALL.iter().map(part).collect::<Vec<Part>>()
+    };
+    Protocol::ALL.iter().flat_map(families).all(|part| covered.contains(&part))
 }
 
 fn kind(body: &ContactBody) -> &'static str {
@@ -143,7 +191,7 @@ mod tests {
     use super::*;
 
     fn state(session: u64, opening: Option<Uuid>) -> SyncState {
-        SyncState { session: Session(session), opening, sequence: 5, digest: Digest::default() }
+        SyncState { sequence: 5, complete: true, ..SyncState::new(Session(session), opening) }
     }
 
     fn contact(session: u64, opening: Option<Uuid>, body: ContactBody) -> Contact {
@@ -174,6 +222,7 @@ mod tests {
             (state(3, nonce), contact(2, nonce, report()), Some((3, 5))), // the answer was lost
             (state(3, nonce), contact(2, other, report()), None),         // a clone opens
             (state(3, nonce), contact(2, None, heartbeat()), None),       // a clone goes on
+            (state(0, None), contact(0, None, heartbeat()), None),        // nothing was opened
             (state(3, nonce), contact(1, nonce, report()), None),
             (state(3, None), contact(3, other, heartbeat()), None), // opening needs a report
             (state(3, nonce), contact(7, None, heartbeat()), Some((7, 0))), // the server was restored

@@ -55,9 +55,13 @@ impl Connection {
         self.later(if access == Access::Write { "begin immediate" } else { "begin" }, &[])
     }
 
-    /// Makes a transaction durable. A failure here may have come after the data reached the disk.
+    /// Makes a transaction durable. Most failures here may have come after the data reached the disk; a full disk is
+    /// found before the record that makes the transaction count.
     pub(crate) fn commit(&mut self) -> Result<(), StoreError> {
-        self.later("commit", &[]).map_err(|error| StoreError::Unknown(error.to_string()))
+        self.later("commit", &[]).map_err(|error| match error {
+            StoreError::DiskFull => StoreError::DiskFull,
+            other => StoreError::Unknown(other.to_string()),
+        })
     }
 
     pub(crate) fn rollback(&mut self) -> Result<(), StoreError> {
@@ -85,8 +89,15 @@ impl Connection {
 
     /// Sets what a database of ours keeps from then on. Called once it is known to be ours, because it changes the file.
     pub(crate) fn adopt(&mut self) -> Result<(), StoreError> {
-        let Connection::Sqlite(_) = self;
-        self.later("pragma journal_mode = wal", &[])
+        let Connection::Sqlite(connection) = self;
+        let is_read_only = connection.is_readonly("main").map_err(|error| sqlite_error(&error))?;
+        let answer = self.query("pragma journal_mode = wal", &[])?.pop();
+        let mode: Option<String> = answer.map(|mut row| row.take()).transpose()?;
+        match (is_read_only, mode.as_deref()) {
+            (false, Some("wal")) => Ok(()),
+            (true, _) => Err(StoreError::ReadOnly("this account may not write to the database file")),
+            (false, _) => Err(StoreError::ReadOnly("its file system does not support a write-ahead log")),
+        }
     }
 
     /// The tables there are, in no particular order.

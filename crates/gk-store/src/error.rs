@@ -1,5 +1,7 @@
 //! What can go wrong in the store: refusals, which are answers, and failures, which are not.
 
+use std::collections::BTreeSet;
+
 use gk_model::contact::Session;
 use gk_model::id::{InstanceRef, ReservationId};
 use gk_model::instance::InstanceLink;
@@ -89,7 +91,7 @@ pub enum Refusal {
         instance: InstanceLink,
     },
     /// Every port of the pool is reserved, listened on, in quarantine, or busy.
-    #[error("pool {pool} has no free {protocol} port left on {}", instance.name)]
+    #[error("pool {pool} has no free {protocol} port left on {}{}", instance.name, rest(*resting))]
     PoolExhausted {
         /// The pool.
         pool: PoolName,
@@ -97,6 +99,8 @@ pub enum Refusal {
         protocol: Protocol,
         /// The instance.
         instance: InstanceLink,
+        /// How many of its ports only rest after a release, and could be had by number.
+        resting: usize,
     },
     /// The reservation was released before.
     #[error("the reservation of {}/{} on {} was released before", .0.ports(), .0.protocol, .0.instance.name)]
@@ -118,6 +122,12 @@ pub enum Refusal {
         /// How many.
         count: u64,
     },
+    /// The instance got another credential while this request was under way.
+    #[error("this credential was replaced by another one")]
+    CredentialReplaced,
+    /// Another instance has a credential with that hash.
+    #[error("that credential hash is another instance's")]
+    CredentialTaken,
     /// The join token was used by another machine.
     #[error("this join token was used before: each lets one machine join")]
     JoinTokenUsed,
@@ -146,9 +156,16 @@ pub enum Refusal {
     BadCursor,
 }
 
+fn rest(resting: usize) -> String {
+    match resting {
+        0 => String::new(),
+        count => format!("; {count} of its ports rest for 15 minutes after their release"),
+    }
+}
+
 fn describe(listeners: &[Listener]) -> String {
-    let words: Vec<String> = listeners.iter().map(Listener::describe).collect();
-    words.join(" and ")
+    let words: BTreeSet<String> = listeners.iter().map(Listener::describe).collect();
+    words.into_iter().collect::<Vec<String>>().join(" and ")
 }
 
 /// The store could not do it.
@@ -163,6 +180,9 @@ pub enum StoreError {
     /// The disk is full. Nothing was written.
     #[error("the disk that holds the database is full")]
     DiskFull,
+    /// The database cannot be written to.
+    #[error("the database cannot be written to: {0}")]
+    ReadOnly(&'static str),
     /// The commit failed in a way that leaves open whether it happened.
     #[error("it is unknown whether the change was stored: {0}")]
     Unknown(String),

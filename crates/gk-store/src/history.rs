@@ -10,7 +10,7 @@ use gk_model::reservation::Reservation;
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, StoreError};
-use crate::page;
+use crate::page::{self, Filters};
 use crate::tx::{Reader, Tx};
 use crate::value::{Json, Row, values};
 
@@ -64,9 +64,8 @@ impl Reader<'_> {
     pub(crate) fn resolve(&mut self, instance: Option<&InstanceRef>) -> Result<Option<InstanceId>, Error> {
         match instance {
             None => Ok(None),
-            Some(InstanceRef::Id(id)) => Ok(Some(*id)),
             // The time matters for presence only, which is not asked for.
-            Some(named) => Ok(Some(self.get_instance(named, Timestamp::from_micros(0))?.id)),
+            Some(instance) => Ok(Some(self.get_instance(instance, Timestamp::from_micros(0))?.id)),
         }
     }
 
@@ -76,7 +75,6 @@ impl Reader<'_> {
     /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::BadCursor`].
     pub fn list_history(&mut self, query: &HistoryQuery) -> Result<Page<Interval>, Error> {
         let instance = self.resolve(query.instance.as_ref())?;
-        let ports = query.port.unwrap_or(PortRange::ALL);
         let (began_at, seq) = match &query.cursor {
             Some(cursor) => {
                 let [began_at, seq] = page::parts(cursor)?;
@@ -84,36 +82,26 @@ impl Reader<'_> {
             }
             None => (i64::MAX, i64::MAX),
         };
-        let rows = self.query(
-            "select i.seq, i.kind, i.instance, n.name, i.protocol, i.first_port, i.last_port, i.began_at, i.ended_at, \
-             i.service, i.name, i.holder, i.reservation, i.listener \
-             from interval i join instance n on n.id = i.instance \
-             where (i.began_at, i.seq) < ($1, $2) \
-             and (cast($3 as text) is null or i.instance = $3) and i.first_port <= $5 and i.last_port >= $4 \
-             and (cast($6 as text) is null or i.protocol = $6) and (cast($7 as text) is null or i.kind = $7) \
-             and (cast($8 as bigint) is null or i.ended_at is null or i.ended_at > $8) \
-             and (cast($9 as bigint) is null or i.began_at < $9) \
-             and (cast($10 as bigint) is null or (i.began_at <= $10 and (i.ended_at is null or i.ended_at > $10))) \
-             order by i.began_at desc, i.seq desc limit $11",
-            values![
-                began_at,
-                seq,
-                instance,
-                ports.first(),
-                ports.last(),
-                query.protocol,
-                query.kind,
-                query.since,
-                query.until,
-                query.at,
-                query.limit() + 1,
-            ],
-        )?;
+        let filters = Filters::new("(i.began_at, i.seq) < ($1, $2)", values![began_at, seq])
+            .and("i.instance = $?", instance)
+            .and("i.first_port <= $?", query.port.map(PortRange::last))
+            .and("i.last_port >= $?", query.port.map(PortRange::first))
+            .and("i.protocol = $?", query.protocol)
+            .and("i.kind = $?", query.kind)
+            .and("(i.ended_at is null or i.ended_at > $?)", query.since)
+            .and("i.began_at < $?", query.until)
+            .and("(i.began_at <= $? and (i.ended_at is null or i.ended_at > $?))", query.at);
+        let (sql, values) = filters.finish(SELECT, "i.began_at desc, i.seq desc", query.limit());
+        let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_interval, |last| {
             page::cursor(&[&last.began_at.as_micros(), &last.seq])
         })
     }
 }
+
+const SELECT: &str = "select i.seq, i.kind, i.instance, n.name, i.protocol, i.first_port, i.last_port, i.began_at, \
+                      i.ended_at, i.service, i.name, i.holder, i.reservation, i.listener \
+                      from interval i join instance n on n.id = i.instance";
 
 fn read_interval(mut row: Row) -> Result<Interval, StoreError> {
     Ok(Interval {

@@ -17,6 +17,7 @@ mod events;
 mod history;
 mod instances;
 mod listeners;
+mod membership;
 mod migrate;
 mod page;
 mod port_map;
@@ -33,7 +34,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::id::InstanceId;
+use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
+use tokio::sync::Semaphore;
 
 use crate::beats::Beats;
 use crate::directory::DirectoryLock;
@@ -44,6 +47,9 @@ pub use crate::tx::{Reader, Tx};
 use crate::writer::Writer;
 pub use crate::writer::WriterCounters;
 
+/// How many reads run at once.
+const READERS: usize = 8;
+
 /// A handle to the store; clones share it.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
@@ -52,6 +58,8 @@ struct Inner {
     location: Location,
     shared: Arc<Shared>,
     writer: Writer,
+    /// How many may read at once; each has a connection, and more of them would only wait for the disk.
+    reading: Semaphore,
     idle_readers: Mutex<Vec<Connection>>,
     _lock: DirectoryLock,
 }
@@ -77,7 +85,15 @@ impl Store {
         let shared = Arc::new(Shared { started_at: now, beats: Beats::default() });
         let writer =
             Writer::start(connection, location.clone(), Arc::clone(&shared)).map_err(OpenError::Thread)?;
-        Ok(Store(Arc::new(Inner { location, shared, writer, idle_readers: Mutex::default(), _lock: lock })))
+        let reading = Semaphore::new(READERS);
+        Ok(Store(Arc::new(Inner {
+            location,
+            shared,
+            writer,
+            reading,
+            idle_readers: Mutex::default(),
+            _lock: lock,
+        })))
     }
 
     /// Runs `work` in the writer's next batch; the answer comes after its commit.
@@ -104,6 +120,7 @@ impl Store {
         T: Send + 'static,
         W: FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
     {
+        let _turn = self.0.reading.acquire().await.map_err(|_| StoreError::Closed)?;
         let store = self.clone();
         let run = move || store.read_here(work);
         tokio::task::spawn_blocking(run).await.map_err(|fault| StoreError::Panicked(fault.to_string()))?
@@ -122,7 +139,7 @@ impl Store {
         answer
     }
 
-    /// Takes an agent's contact.
+    /// Takes the contact of an instance that came with this credential.
     ///
     /// A heartbeat that confirms what is known changes memory only and is written down by [`Store::flush_contacts`];
     /// everything else is durable when answered.
@@ -132,13 +149,15 @@ impl Store {
     pub async fn contact(
         &self,
         instance: InstanceId,
+        credential: SecretHash,
         contact: Contact,
         received_at: Timestamp,
     ) -> Result<ContactAnswer, Error> {
         if let Some(answer) = self.0.shared.beats.confirm(instance, &contact, received_at) {
             return Ok(answer);
         }
-        let applied = self.write(move |tx| tx.apply_contact(instance, &contact, received_at)).await?;
+        let applied =
+            self.write(move |tx| tx.apply_contact(instance, credential, &contact, received_at)).await?;
         self.0.shared.beats.note(instance, &applied, received_at);
         Ok(applied.answer())
     }
@@ -158,6 +177,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether changes are still taken: the writer runs.
+    pub fn takes_changes(&self) -> bool {
+        self.0.writer.is_running()
+    }
+
     /// How much the writer has done since it started.
     pub fn writer_counters(&self) -> WriterCounters {
         self.0.writer.counters()
@@ -165,6 +189,8 @@ impl Store {
 
     /// Finishes everything that was accepted, then stops. Later calls answer [`StoreError::Closed`]. Blocks.
     pub fn close(&self) {
+        // The writer's connection is to be the last: then the write-ahead log is folded into the database.
+        self.0.idle_readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.0.writer.close();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! This is the only code that opens and closes listeners, and it knows nothing of reservations (rule 1 of the domain).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gk_model::contact::{Closed, Part};
 use gk_model::history::{EventKind, IntervalKind};
@@ -20,6 +20,8 @@ use crate::value::{Json, Row, Value, values};
 /// Whose contact is applied, and how its clock relates to ours.
 pub(crate) struct Observation {
     pub(crate) instance: InstanceId,
+    /// Who tells it: the actor of its events.
+    pub(crate) subject: Subject,
     pub(crate) received_at: Timestamp,
     pub(crate) sent_at: Timestamp,
 }
@@ -93,7 +95,7 @@ impl Reader<'_> {
         rows.into_iter().map(|mut row| row.take().map(|Json(listener)| listener)).collect()
     }
 
-    fn get_subject(&mut self, instance: InstanceId) -> Result<Subject, StoreError> {
+    pub(crate) fn get_subject(&mut self, instance: InstanceId) -> Result<Subject, StoreError> {
         let row = self.query_one("select subject from instance where id = $1", values![instance])?;
         row.ok_or_else(|| StoreError::Corrupt(format!("instance {instance} is gone")))?.take()
     }
@@ -114,7 +116,7 @@ impl Tx<'_> {
                 self.close(observation, &stored, observation.correct(closed.at))?;
             }
         }
-        for listener in seen {
+        for listener in by_key(seen).into_values() {
             let stored = self.find_stored(observation.instance, &listener.key)?;
             if let Some(stored) = &stored {
                 digest.remove(&stored.listener);
@@ -136,11 +138,11 @@ impl Tx<'_> {
         let mut stored = self.list_stored(observation.instance)?;
         let closed_at: BTreeMap<&ListenerKey, Timestamp> =
             closed.iter().map(|closed| (&closed.key, closed.at)).collect();
-        let present: BTreeSet<&ListenerKey> = seen.iter().map(|listener| &listener.key).collect();
+        let seen = by_key(seen);
         let gone: Vec<ListenerKey> = stored
             .keys()
             .filter(|key| {
-                !present.contains(key) && (covered.contains(&key.part()) || closed_at.contains_key(key))
+                !seen.contains_key(key) && (covered.contains(&key.part()) || closed_at.contains_key(key))
             })
             .cloned()
             .collect();
@@ -150,10 +152,10 @@ impl Tx<'_> {
                 self.close(observation, &stored, at)?;
             }
         }
-        for listener in seen {
-            self.see(observation, stored.get(&listener.key), listener)?;
+        for (key, listener) in &seen {
+            self.see(observation, stored.get(key), listener)?;
         }
-        Ok(Digest::of(seen))
+        Ok(Digest::of(seen.into_values()))
     }
 
     fn see(
@@ -249,19 +251,23 @@ impl Tx<'_> {
         at: Timestamp,
         message: String,
     ) -> Result<u64, StoreError> {
-        let actor = self.get_subject(observation.instance)?;
         self.record(NewEvent {
             at,
             recorded_at: observation.received_at,
             kind,
             instance: observation.instance,
             ports: Some((listener.key.protocol, listener.key.port.into())),
-            actor: &actor,
+            actor: &observation.subject,
             reservation: None,
             listener: Some(listener),
             message,
         })
     }
+}
+
+/// Each listener once: of several with one key, the last counts.
+fn by_key(seen: &[Listener]) -> BTreeMap<&ListenerKey, &Listener> {
+    seen.iter().map(|listener| (&listener.key, listener)).collect()
 }
 
 /// `0.0.0.0:8080/tcp`, `[::1]:53/udp`.

@@ -3,6 +3,7 @@
 use gk_model::query::Page;
 
 use crate::error::{Error, Refusal, StoreError};
+use crate::value::Value;
 
 /// Separates the parts of a cursor; no part contains it.
 const SEPARATOR: char = '~';
@@ -49,4 +50,36 @@ pub(crate) fn contains(text: &str) -> String {
     }
     pattern.push('%');
     pattern
+}
+
+/// The conditions of a list: those that were asked for, and no others, so that the database can choose an index.
+pub(crate) struct Filters {
+    text: String,
+    values: Vec<Value>,
+}
+
+impl Filters {
+    /// Beginning with a condition that always holds for the list, whose values are `$1`, `$2`, ….
+    pub(crate) fn new(condition: &str, values: &[Value]) -> Filters {
+        Filters { text: condition.to_owned(), values: values.to_vec() }
+    }
+
+    /// One more condition, if there is a value for it; `$?` in it stands for that value.
+    #[must_use]
+    pub(crate) fn and<T: Into<Value>>(mut self, condition: &str, value: Option<T>) -> Filters {
+        if let Some(value) = value {
+            self.values.push(value.into());
+            let number = format!("${}", self.values.len());
+            self.text.push_str(" and ");
+            self.text.push_str(&condition.replace("$?", &number));
+        }
+        self
+    }
+
+    /// The whole statement: `select … from …`, the conditions, the order, and one row more than the page holds.
+    pub(crate) fn finish(mut self, select: &str, order: &str, limit: u32) -> (String, Vec<Value>) {
+        self.values.push(Value::from(limit + 1));
+        let text = format!("{select} where {} order by {order} limit ${}", self.text, self.values.len());
+        (text, self.values)
+    }
 }

@@ -32,8 +32,9 @@ pub(crate) struct PortMaps {
 impl PortMaps {
     /// The batch was committed.
     pub(crate) fn keep(&mut self) {
-        if self.maps.len() > MOST {
-            self.maps.clear();
+        while self.maps.len() > MOST {
+            let any = self.maps.keys().next().copied();
+            any.map(|key| self.maps.remove(&key));
         }
     }
 
@@ -92,6 +93,12 @@ impl PortMap {
 
     pub(crate) fn is_claimed(&self, port: Port) -> bool {
         self.claimed.contains(port)
+    }
+
+    /// How many ports of `pool` nothing but the quarantine keeps from being picked.
+    pub(crate) fn count_resting(&self, pool: &PortSet, busy: &PortSet) -> usize {
+        let blocked = [&self.claimed, &self.observed, &self.ephemeral, busy];
+        pool.without(&blocked).count()
     }
 
     /// The ports of `pool` that nothing blocks at `now`, lowest first; `busy` is the caller's own dump.

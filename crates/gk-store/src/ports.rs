@@ -17,9 +17,6 @@ use crate::instances::{link, name_key};
 use crate::page;
 use crate::tx::Reader;
 
-/// The widest range whose free ports are answered one by one.
-const WIDEST_WITH_FREE: u16 = 256;
-
 impl Reader<'_> {
     /// Port states of one instance, or of every joined one, by instance name, protocol and port.
     ///
@@ -59,12 +56,15 @@ impl Reader<'_> {
     /// Every state of one instance that the filters let through.
     fn list_port_states(&mut self, instance: &Instance, query: &PortQuery) -> Result<Vec<PortState>, Error> {
         let mut ports: BTreeMap<(Protocol, Port), (Option<Reservation>, Vec<Listener>)> = BTreeMap::new();
-        if let Some(range) = query.port.filter(|range| range.count() <= WIDEST_WITH_FREE) {
+        if let Some(range) = query.port.filter(|range| range.count() <= PortQuery::WIDEST_WITH_FREE) {
             let every =
                 Protocol::ALL.iter().flat_map(|protocol| range.ports().map(move |port| (*protocol, port)));
             ports.extend(every.map(|key| (key, Default::default())));
         }
-        for listener in self.list_listeners(instance.id, query.port, query.protocol)? {
+        for mut listener in self.list_listeners(instance.id, query.port, query.protocol)? {
+            // Stored is when it last changed; seen it was whenever the whole set was confirmed.
+            listener.last_seen_at =
+                listener.last_seen_at.max(instance.observed_at.unwrap_or(listener.last_seen_at));
             let key = (listener.key.protocol, listener.key.port);
             ports.entry(key).or_default().1.push(listener);
         }

@@ -10,8 +10,8 @@ use gk_model::reservation::Reservation;
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
-use crate::instances::check_version;
-use crate::page;
+use crate::membership::check_version;
+use crate::page::{self, Filters};
 use crate::tx::{NewEvent, Reader, Tx};
 use crate::value::{Row, values};
 
@@ -55,35 +55,23 @@ impl Reader<'_> {
     /// [`Refusal::NoSuchInstance`], [`Refusal::BadCursor`].
     pub fn list_reservations(&mut self, query: &ReservationQuery) -> Result<Page<Reservation>, Error> {
         let instance = self.resolve(query.instance.as_ref())?;
-        let ports = query.port.unwrap_or(PortRange::ALL);
-        let (after_instance, after_protocol, after_port) = match &query.cursor {
+        let after = match &query.cursor {
             Some(cursor) => {
                 let [instance, protocol, port] = page::parts(cursor)?;
                 (instance.to_owned(), protocol.to_owned(), page::part::<i64>(port)?)
             }
             None => (String::new(), String::new(), 0),
         };
-        let rows = self.query(
-            &format!(
-                "{SELECT} where r.released_at is null and (r.instance, r.protocol, r.first_port) > ($1, $2, $3) \
-                 and (cast($4 as text) is null or r.instance = $4) and r.first_port <= $6 and r.last_port >= $5 \
-                 and (cast($7 as text) is null or r.protocol = $7) and (cast($8 as text) is null or r.service = $8) \
-                 and (cast($9 as text) is null or r.holder = $9) \
-                 order by r.instance, r.protocol, r.first_port limit $10"
-            ),
-            values![
-                after_instance,
-                after_protocol,
-                after_port,
-                instance,
-                ports.first(),
-                ports.last(),
-                query.protocol,
-                query.service.as_ref(),
-                query.holder.as_ref(),
-                query.limit() + 1,
-            ],
-        )?;
+        let live = "r.released_at is null and (r.instance, r.protocol, r.first_port) > ($1, $2, $3)";
+        let filters = Filters::new(live, values![after.0, after.1, after.2])
+            .and("r.instance = $?", instance)
+            .and("r.first_port <= $?", query.port.map(PortRange::last))
+            .and("r.last_port >= $?", query.port.map(PortRange::first))
+            .and("r.protocol = $?", query.protocol)
+            .and("r.service = $?", query.service.as_ref())
+            .and("r.holder = $?", query.holder.as_ref());
+        let (sql, values) = filters.finish(SELECT, "r.instance, r.protocol, r.first_port", query.limit());
+        let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_reservation, |last| {
             page::cursor(&[&last.instance.id, &last.protocol, &last.first_port])
         })
@@ -147,6 +135,8 @@ impl Tx<'_> {
         now: Timestamp,
     ) -> Result<(), Error> {
         let ports = ended.ports();
+        // Nothing ends before it began, even if the clock stepped back in between.
+        let ended_at = now.max(ended.created_at);
         let whose =
             if actor.subject == ended.holder { String::new() } else { format!(", held by {}", ended.holder) };
         self.record(NewEvent {
@@ -162,11 +152,11 @@ impl Tx<'_> {
         })?;
         self.later(
             "update reservation set released_at = $2, released_by = $3, version = version + 1 where id = $1",
-            values![ended.id, now, &actor.subject],
+            values![ended.id, ended_at, &actor.subject],
         )?;
         self.later(
             "update interval set ended_at = $2 where seq = (select began_seq from reservation where id = $1)",
-            values![ended.id, now],
+            values![ended.id, ended_at],
         )?;
         self.unclaim(ended, now)?;
         Ok(())

@@ -73,10 +73,13 @@ impl Tx<'_> {
         pool: &Pool,
         now: Timestamp,
     ) -> Result<Port, Error> {
-        self.list_free(instance.id, request, pool, now, 1)?.first().copied().ok_or_else(|| {
-            let (pool, protocol) = (pool.name.clone(), request.protocol);
-            Refusal::PoolExhausted { pool, protocol, instance: instance.clone() }.into()
-        })
+        if let Some(port) = self.list_free(instance.id, request, pool, now, 1)?.first() {
+            return Ok(*port);
+        }
+        let map = self.port_map(instance.id, request.protocol, now)?;
+        let resting = map.count_resting(&pool.ports(), &request.busy);
+        let (pool, protocol) = (pool.name.clone(), request.protocol);
+        Err(Refusal::PoolExhausted { pool, protocol, instance: instance.clone(), resting }.into())
     }
 
     fn list_free(
@@ -186,7 +189,11 @@ impl Tx<'_> {
     /// Gives the ports of a reservation back, keeping them from dynamic picks for a while.
     pub(crate) fn unclaim(&mut self, ended: &Reservation, now: Timestamp) -> Result<(), StoreError> {
         let until = now.plus(Pool::built_in().quarantine);
-        self.later("delete from claim where reservation = $1", values![ended.id])?;
+        // By primary key first: the claims of a whole fleet are in this table.
+        self.later(
+            "delete from claim where space = $1 and protocol = $2 and port between $3 and $4 and reservation = $5",
+            values![ended.instance.id, ended.protocol, ended.first_port, ended.last_port, ended.id],
+        )?;
         for port in ended.ports().ports() {
             self.later(
                 "insert into quarantine (space, protocol, port, until_at) values ($1, $2, $3, $4) \
@@ -210,11 +217,13 @@ fn find_pool(name: Option<&PoolName>) -> Result<Pool, Refusal> {
     }
 }
 
-/// The distinct owners of some listeners, in words: by unit, else by container, else by executable and account.
+/// The distinct owners of some listeners, in words: by unit, else by container, else by executable and account, else by
+/// the account that opened the socket, which is all that an unprivileged agent sees.
 fn owner_groups(listeners: &[Listener]) -> Vec<String> {
     let groups = listeners.iter().flat_map(|listener| match (&listener.unit, &listener.container) {
         (Some(unit), _) => vec![unit.to_string()],
         (None, Some(container)) => vec![format!("{} container {}", container.engine, container.id)],
+        (None, None) if listener.owners.is_empty() => vec![listener.describe()],
         (None, None) => {
             let owners = listener.owners.iter();
             owners

@@ -20,7 +20,7 @@ impl Reader<'_> {
         let instance = "select id, subject from instance where credential = $1 and left_at is null";
         if let Some(mut row) = self.query_one(instance, values![hash])? {
             let own: InstanceId = row.take()?;
-            return Ok(Some(Actor { subject: row.take()?, authority: Authority::Instance(own) }));
+            return Ok(Some(Actor { subject: row.take()?, authority: Authority::Instance(own, hash) }));
         }
         let token = "select kind, subject, role from token where hash = $1 and revoked_at is null \
                      and (expires_at is null or expires_at > $2)";

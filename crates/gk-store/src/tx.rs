@@ -53,6 +53,7 @@ impl<'a> Reader<'a> {
 pub struct Tx<'a> {
     reader: Reader<'a>,
     pub(crate) maps: &'a mut PortMaps,
+    pub(crate) departed: &'a mut Vec<InstanceId>,
     next_seq: &'a mut u64,
     wrote: bool,
 }
@@ -75,9 +76,10 @@ impl<'a> Tx<'a> {
         connection: &'a mut Connection,
         shared: &'a Shared,
         maps: &'a mut PortMaps,
+        departed: &'a mut Vec<InstanceId>,
         next_seq: &'a mut u64,
     ) -> Tx<'a> {
-        Tx { reader: Reader::new(connection, shared), maps, next_seq, wrote: false }
+        Tx { reader: Reader::new(connection, shared), maps, departed, next_seq, wrote: false }
     }
 
     /// Says something whose result nobody waits for.

@@ -103,6 +103,12 @@ impl From<bool> for Value {
     }
 }
 
+impl Column for bool {
+    fn from_value(value: Value) -> Result<bool, StoreError> {
+        i64::from_value(value).map(|flag| flag != 0)
+    }
+}
+
 impl From<u32> for Value {
     fn from(number: u32) -> Value {
         Value::Integer(i64::from(number))

@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
+use gk_model::id::InstanceId;
 use tokio::sync::oneshot;
 
 use crate::Shared;
@@ -68,6 +69,7 @@ impl Writer {
             connection: Some(connection),
             shared,
             maps: PortMaps::default(),
+            departed: Vec::new(),
             last_seq: None,
             counters: Arc::clone(&counters),
         };
@@ -105,6 +107,11 @@ impl Writer {
         }
     }
 
+    pub(crate) fn is_running(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     pub(crate) fn close(&self) {
         self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -113,6 +120,13 @@ impl Writer {
         {
             tracing::error!("the store's writer had panicked");
         }
+    }
+}
+
+/// The directory's lock must outlive the last commit.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -176,6 +190,8 @@ struct Worker {
     connection: Option<Connection>,
     shared: Arc<Shared>,
     maps: PortMaps,
+    /// Instances whose identity ended in the batch under way: their heartbeats are forgotten once it is committed.
+    departed: Vec<InstanceId>,
     /// The event counter after our own last commit; `None` when it must not be trusted.
     last_seq: Option<u64>,
     counters: Arc<Counters>,
@@ -222,6 +238,7 @@ impl Worker {
         match end {
             Ok(()) => {
                 self.maps.keep();
+                self.departed.drain(..).for_each(|instance| self.shared.beats.forget(instance));
                 self.counters.commits.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
@@ -238,6 +255,7 @@ impl Worker {
     /// Forgets everything a batch did. After a failure nothing cached about ports or numbers is trusted.
     fn undo(&mut self) {
         self.maps.clear();
+        self.departed.clear();
         self.last_seq = None;
         if self.connection.as_mut().is_some_and(|connection| connection.rollback().is_err()) {
             self.connection = None;
@@ -263,7 +281,7 @@ impl Worker {
                 connection.later("savepoint closure", &[])?;
             }
             let before = next_seq;
-            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut next_seq);
+            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut self.departed, &mut next_seq);
             if job.run(&mut tx) == Ran::Undo {
                 if !savepoints {
                     return Err(Failed::Closure);

@@ -84,11 +84,10 @@ pub(crate) fn connect(
     Ok(Connection { client, how: choice.how })
 }
 
-/// The server this machine joined, with its credential, over its socket when that is there.
+/// The server this machine joined, with its credential; over its socket when it has one, and then only there.
 pub(crate) fn as_instance(global: &Global, machine: &ThisMachine, credential: Secret) -> Result<Client> {
     let identity = machine.identity.as_ref().context("this machine has not joined")?;
-    let socket = identity.socket.clone().filter(|socket| is_connectable(socket));
-    let server = match socket {
+    let server = match identity.socket.clone() {
         Some(socket) => ServerAddress::Unix(socket),
         None => identity.server.parse().context("instance.json names no server")?,
     };
@@ -147,6 +146,7 @@ fn read_token(file: &Path) -> Result<Secret> {
 /// The order of the module's description, as a pure function.
 fn choose(known: Known, connectable: impl Fn(&Path) -> bool) -> Result<Choice, Failure> {
     let Known { chosen, token, identity_socket, data_socket, identity_server, credential } = known;
+    let is_local = identity_socket.is_some();
     if let Some((server, how)) = chosen {
         // At a socket the account itself is the authority, and more than the instance's.
         let is_own = identity_server.as_ref() == Some(&server) && !matches!(server, ServerAddress::Unix(_));
@@ -169,7 +169,8 @@ fn choose(known: Known, connectable: impl Fn(&Path) -> bool) -> Result<Choice, F
         return Ok(choice);
     }
     Ok(match identity_server {
-        Some(server) => Choice { server, token: credential, how: How::Identity },
+        // On the server's own machine the credential never goes to a TCP port: any account could listen there.
+        Some(server) => Choice { server, token: credential.filter(|_| !is_local), how: How::Identity },
         None => Choice { server: default_server(), token: None, how: How::Default },
     })
 }
@@ -240,6 +241,12 @@ mod tests {
         known.token = None;
         assert_eq!(chosen(known.clone(), &both), ("unix:/identity.sock".into(), None, How::IdentitySocket));
         assert_eq!(chosen(known.clone(), &both[1..]), ("unix:/data.sock".into(), None, How::DataSocket));
+        assert_eq!(
+            chosen(known.clone(), &[]),
+            ("http://joined:1".into(), None, How::Identity),
+            "where the server has a socket on this machine, the credential goes to no TCP port"
+        );
+        known.identity_socket = None;
         assert_eq!(chosen(known.clone(), &[]), ("http://joined:1".into(), Some(secret(2)), How::Identity));
         known.credential = None;
         assert_eq!(chosen(known.clone(), &[]), ("http://joined:1".into(), None, How::Identity));

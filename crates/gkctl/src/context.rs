@@ -9,7 +9,7 @@ use anyhow::Result;
 use gk_client::identity::load_credential;
 use gk_client::{Client, ClientError, all_pages};
 use gk_model::id::InstanceRef;
-use gk_model::query::{MAX_LIMIT, Page};
+use gk_model::query::{Limit, Page};
 use gk_model::secret::Secret;
 use gk_model::time::Timestamp;
 
@@ -115,10 +115,10 @@ pub(crate) fn note(line: impl Display) {
 /// All items of a list, or the first `limit`; `fetch` gets the cursor and how many items the page may have.
 pub(crate) fn collect<T>(
     limit: Option<NonZeroU32>,
-    mut fetch: impl FnMut(Option<String>, Option<u32>) -> Result<Page<T>, ClientError>,
+    mut fetch: impl FnMut(Option<String>, Option<Limit>) -> Result<Page<T>, ClientError>,
 ) -> Result<Vec<T>, ClientError> {
     let wanted = limit.map_or(usize::MAX, |limit| usize::try_from(limit.get()).unwrap_or(usize::MAX));
-    let page_size = limit.map_or(MAX_LIMIT, |limit| limit.get().min(MAX_LIMIT));
+    let page_size = limit.map_or(Limit::MAX, |limit| Limit::at_most(limit.get()));
     all_pages(|cursor| fetch(cursor, Some(page_size))).take(wanted).collect()
 }
 
@@ -128,8 +128,8 @@ mod tests {
 
     #[test]
     fn a_limit_cuts_across_pages_and_asks_for_no_more() {
-        let fetch = |cursor: Option<String>, size: Option<u32>| {
-            assert_eq!(size, Some(3));
+        let fetch = |cursor: Option<String>, size: Option<Limit>| {
+            assert_eq!(size, Some(Limit::at_most(3)));
             let start: u32 = cursor.map_or(0, |cursor| cursor.parse().unwrap());
             assert!(start < 4, "a page too many");
             Ok(Page { items: vec![start, start + 1], next: Some((start + 2).to_string()) })

@@ -113,6 +113,7 @@ fn exit_of_code(code: Code) -> Exit {
         | Code::NothingToAdopt
         | Code::PoolExhausted
         | Code::NameTaken
+        | Code::CredentialTaken
         | Code::AlreadyJoined
         | Code::ReservationsLive
         | Code::IdentitySuperseded

@@ -7,8 +7,9 @@
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use gk_client::identity::{generate_secret, prepare_state_dir, save_identity};
+use anyhow::{Context as _, Error, Result};
+use gk_client::identity::{prepare_state_dir, save_identity};
+use gk_client::join::{JoinError, begin_join, finish_join};
 use gk_client::lock::AgentLock;
 use gk_client::session::{FullReport, SavedSession, open_session, save_session};
 use gk_client::{Client, ClientError, Joined, ServerAddress};
@@ -17,7 +18,7 @@ use gk_model::identity::Identity;
 use gk_model::instance::{Instance, JoinRequest};
 use gk_model::paths::IDENTITY_FILE;
 use gk_model::problem::Code;
-use gk_model::secret::{Secret, SecretKind};
+use gk_model::secret::{Secret, SecretHash};
 
 use crate::args::{Format, Join};
 use crate::connect::{Connection, How};
@@ -75,7 +76,7 @@ fn refresh(context: &Context, wanted: &Join, identity: &Identity) -> Result<Opti
     refuse_another_server(context, identity)?;
     let credential = own_credential(context, identity)?;
     let client = context.client_as_instance(credential.clone())?;
-    match client.join(&request(wanted, &credential)) {
+    match client.join(&request(wanted, credential.hash())) {
         Ok(Joined { instance, .. }) => {
             let renamed = Identity { name: instance.name.clone(), ..identity.clone() };
             save_identity(&context.machine.state_dir, &renamed, &credential)?;
@@ -139,10 +140,10 @@ fn own_credential(context: &Context, identity: &Identity) -> Result<Secret> {
     }
 }
 
-fn request(wanted: &Join, credential: &Secret) -> JoinRequest {
+fn request(wanted: &Join, credential_hash: SecretHash) -> JoinRequest {
     JoinRequest {
         name: wanted.name.clone(),
-        credential_hash: credential.hash(),
+        credential_hash,
         facts: machine::facts(),
         replace: wanted.replace.clone(),
     }
@@ -152,11 +153,22 @@ fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
     let client = context.client()?;
     let state_dir = &context.machine.own_dir;
     prepare_state_dir(state_dir).context("cannot keep the identity of this machine")?;
-    let credential = generate_secret(SecretKind::Instance);
-    let Joined { instance, refreshed } = client.join(&request(wanted, &credential))?;
+    // A machine that the server has forgotten keeps its name, unless told.
+    let known_as = context.machine.identity.as_ref().map(|identity| identity.name.clone());
+    let ask = |hash| {
+        let request = request(wanted, hash);
+        JoinRequest { name: request.name.clone().or_else(|| known_as.clone()), ..request }
+    };
+    let begun = begin_join(&client, state_dir, ask).map_err(|error| match error {
+        JoinError::State(error) => Error::from(error).context("cannot keep the credential of this machine"),
+        // The exit code goes by this type.
+        JoinError::Server(error) => Error::from(error),
+    });
+    let (Joined { instance, refreshed }, credential) = begun?;
     let identity = identity(&instance, &client);
     save_identity(state_dir, &identity, &credential)
         .and_then(|()| save_session(state_dir, SavedSession::default()))
+        .and_then(|()| finish_join(state_dir))
         .context("joined, but the identity of this machine was not kept")?;
     let client = Client::new(client.server().clone(), Some(credential))
         .allow_insecure_http(context.global.insecure_http);

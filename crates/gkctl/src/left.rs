@@ -4,7 +4,7 @@ use gk_client::{Client, ClientError};
 use gk_model::id::InstanceRef;
 use gk_model::instance::{Instance, Presence};
 use gk_model::problem::Code;
-use gk_model::query::{InstanceQuery, MAX_LIMIT};
+use gk_model::query::{InstanceQuery, Limit};
 use gk_model::text::InstanceName;
 
 use crate::context::{collect, note};
@@ -37,7 +37,7 @@ fn find_left(client: &Client, name: &InstanceName) -> Result<Option<Instance>, C
             presence: Some(Presence::Left),
             q: None,
             cursor,
-            limit: Some(MAX_LIMIT),
+            limit: Some(Limit::MAX),
         })
     })?;
     Ok(left.into_iter().max_by_key(|instance| instance.left_at))

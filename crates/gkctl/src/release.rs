@@ -5,7 +5,7 @@ use gk_client::{Client, ClientError};
 use gk_model::history::{Interval, IntervalKind};
 use gk_model::id::InstanceRef;
 use gk_model::port::{Port, Protocol};
-use gk_model::query::{HistoryQuery, ReservationQuery};
+use gk_model::query::{HistoryQuery, Limit, ReservationQuery};
 use gk_model::reservation::Reservation;
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
@@ -66,7 +66,7 @@ impl Place {
             port: Some(self.port.into()),
             protocol: self.protocol,
             kind: Some(IntervalKind::Held),
-            limit: Some(1),
+            limit: Some(Limit::at_most(1)),
             ..HistoryQuery::default()
         };
         let newest = client.list_history(&query)?.items.into_iter().next();

@@ -209,7 +209,8 @@ mod tests {
                 Some("state"),
                 "`state`: `busy` is not a port state: use free, reserved, in_use, conflict, unreserved",
             ),
-            ("limit=many", Some("limit"), "`limit`: invalid digit found in string"),
+            ("limit=many", Some("limit"), "`limit`: a page has 1 to 1000 items"),
+            ("limit=0", Some("limit"), "`limit`: a page has 1 to 1000 items"),
             ("q=a%00b", Some("q"), "parameter `q` holds a control character"),
         ];
         for (query, field, what) in table {

@@ -12,4 +12,4 @@ mod query;
 pub(crate) use etag::{IfMatch, Tagged};
 pub(crate) use json::Json;
 pub(crate) use path::Path;
-pub(crate) use query::Query;
+pub(crate) use query::{NoQuery, Query};

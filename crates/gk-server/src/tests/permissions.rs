@@ -79,7 +79,7 @@ async fn call(api: &Api, token: Option<&Secret>, method: &Method, path: &str) ->
 async fn every_route_lets_in_exactly_whom_its_permission_names() {
     let api = Api::new();
     let (id, credential) = api.join("web-1").await;
-    let own = Authority::Instance(id.parse().unwrap());
+    let own = Authority::Instance(id.parse().unwrap(), credential.hash());
     let mut callers = vec![(own, credential)];
     for role in Role::ALL {
         let name = format!("somebody-{role}");

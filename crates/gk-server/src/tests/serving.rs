@@ -113,7 +113,7 @@ async fn joined(store: &Store, now: Timestamp) -> (InstanceId, Secret) {
     let (instance, _) = store.write(move |tx| tx.join(&actor, &request, now)).await.unwrap();
     let (covered, listeners, closed, occupied) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let report = contact(0, ContactBody::Report { covered, listeners, closed, occupied });
-    store.contact(instance.id, report, now).await.unwrap();
+    store.contact(instance.id, credential.hash(), report, now).await.unwrap();
     (instance.id, credential)
 }
 

@@ -1,7 +1,9 @@
 //! `gkctl` as people type it: the seed's commands, and every mistake with its message.
 
+use std::io::Read;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 
 use gk_client::lock::AgentLock;
 
@@ -179,6 +181,41 @@ fn a_server_that_is_away_and_a_token_that_is_wrong() {
     desk.server.process.kill();
     let gone = desk.run(&["instance", "list"]);
     assert_eq!(gone.status.code(), Some(6), "{}", String::from_utf8_lossy(&gone.stderr));
+}
+
+/// A socket in front of the server: the first `swallowed` connections lose their answer.
+fn lossy_socket(server: &Path, path: &Path, swallowed: usize) {
+    let (listener, server) = (UnixListener::bind(path).unwrap(), server.to_owned());
+    std::thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let (mut client, mut upstream) = (client.unwrap(), UnixStream::connect(&server).unwrap());
+            let (mut from, mut to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            std::thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
+            if number < swallowed {
+                let mut first_byte_of_the_answer = [0; 1];
+                upstream.read_exact(&mut first_byte_of_the_answer).unwrap();
+                client.shutdown(std::net::Shutdown::Both).unwrap();
+            } else {
+                std::thread::spawn(move || drop(std::io::copy(&mut upstream, &mut client)));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_join_whose_answer_was_lost_is_finished_by_joining_again() {
+    let desk = Desk::new();
+    let socket = desk.state.with_extension("sock");
+    lossy_socket(&desk.server.data.join("gatekeeper.sock"), &socket, 1);
+    let through = |words: &[&str]| gkctl_at(&format!("unix:{}", socket.display()), &desk.state, words);
+    let lost = through(&["instance", "join", "--name", "web-1"]);
+    assert!(!lost.status.success());
+    assert_eq!(desk.ok(&["instance", "list", "-o", "name"]), "web-1\n", "the server has taken it");
+    let again = through(&["instance", "join", "--name", "web-1"]);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(desk.ok(&["instance", "list", "-o", "name"]), "web-1\n");
+    assert!(!desk.state.join("credential.pending").exists());
+    desk.ok(&["port", "reserve"]);
 }
 
 #[test]

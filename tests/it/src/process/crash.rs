@@ -23,7 +23,11 @@ fn rounds() -> u64 {
 const CALLERS: usize = 8;
 
 /// What was answered, kept by the test itself.
-type Ledger = Mutex<BTreeMap<ReservationId, u16>>;
+#[derive(Default)]
+struct Ledger {
+    held: Mutex<BTreeMap<ReservationId, u16>>,
+    released: Mutex<BTreeSet<ReservationId>>,
+}
 
 fn join(client: &Client, name: &str, seed: u8) -> InstanceId {
     let request = JoinRequest {
@@ -43,14 +47,15 @@ fn hammer(client: &Client, instance: InstanceId, ledger: &Ledger, answered: &Ato
             Err(ClientError::Refused(problem)) => panic!("refused: {}", problem.detail),
             Err(_gone) => return,
         };
-        ledger.lock().unwrap().insert(made.id, made.first_port.get());
+        ledger.held.lock().unwrap().insert(made.id, made.first_port.get());
         answered.fetch_add(1, Ordering::Relaxed);
         if number % 3 == 2 {
             // Unanswered, it is open whether the release happened: then either is right.
-            ledger.lock().unwrap().remove(&made.id);
+            ledger.held.lock().unwrap().remove(&made.id);
             if client.release(made.id, false).is_err() {
                 return;
             }
+            ledger.released.lock().unwrap().insert(made.id);
         }
     }
 }
@@ -72,7 +77,10 @@ fn check(server: &Server, ledger: &Ledger, round: u64) {
     let live = server.live();
     let stored: BTreeMap<ReservationId, u16> =
         live.iter().map(|made| (made.id, made.first_port.get())).collect();
-    for (id, port) in ledger.lock().unwrap().iter() {
+    for id in ledger.released.lock().unwrap().iter() {
+        assert!(!stored.contains_key(id), "round {round}: an answered release was undone");
+    }
+    for (id, port) in ledger.held.lock().unwrap().iter() {
         assert_eq!(stored.get(id), Some(port), "round {round}: {port} was answered, and is not there");
     }
     let ports: BTreeSet<u16> = stored.values().copied().collect();
@@ -86,7 +94,8 @@ fn clear(server: &Server, ledger: &Ledger) {
     for made in server.live() {
         server.admin().release(made.id, true).unwrap();
     }
-    ledger.lock().unwrap().clear();
+    ledger.held.lock().unwrap().clear();
+    ledger.released.lock().unwrap().clear();
 }
 
 #[test]

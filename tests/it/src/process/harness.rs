@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use gk_client::{Client, ServerAddress};
-use gk_model::query::{EventQuery, ReservationQuery};
+use gk_model::query::{EventQuery, Limit, ReservationQuery};
 use gk_model::reservation::Reservation;
 use tempfile::TempDir;
 
@@ -157,7 +157,7 @@ impl Server {
 
     /// Every live reservation.
     pub(crate) fn live(&self) -> Vec<Reservation> {
-        let query = ReservationQuery { limit: Some(1000), ..Default::default() };
+        let query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
         let client = self.admin();
         gk_client::all_pages(|cursor| client.list_reservations(&ReservationQuery { cursor, ..query.clone() }))
             .collect::<Result<_, _>>()
@@ -166,7 +166,7 @@ impl Server {
 
     /// The number of every event, in the order of the log.
     pub(crate) fn event_numbers(&self) -> Vec<u64> {
-        let query = EventQuery { limit: Some(1000), ..Default::default() };
+        let query = EventQuery { limit: Some(Limit::MAX), ..Default::default() };
         let client = self.admin();
         gk_client::all_pages(|cursor| client.list_events(&EventQuery { cursor, ..query.clone() }))
             .map(|event| event.unwrap().seq)

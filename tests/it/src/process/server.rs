@@ -11,7 +11,7 @@ use gk_model::instance::JoinRequest;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 
-use super::harness::{Place, Server, program};
+use super::harness::{Place, Server, gkctl, program, stdout};
 
 /// A server that must not come up, and what it says.
 fn refused(data: &Path, listen: &str) -> String {
@@ -92,6 +92,41 @@ fn a_foreign_database_and_a_read_only_directory_are_refused() {
     // Root may write anywhere, so the read-only directory needs a file system that says no: /proc does.
     let error = refused(Path::new("/proc/gatekeeper"), "127.0.0.1:0");
     assert!(error.contains("cannot use the data directory /proc/gatekeeper"), "{error}");
+}
+
+#[test]
+fn leaked_database_reveals_no_token() {
+    let place = Place::new();
+    let mut server = Server::start_with(&place.join("data"), "127.0.0.1:0", |command| {
+        command.env("GATEKEEPER_LOG", "trace");
+    });
+    let state = place.join("state");
+    stdout(&gkctl(&server, &state, &["instance", "join"]));
+    let told = program("gatekeeper")
+        .args(["agent", "--once", "--log", "trace"])
+        .env("GATEKEEPER_STATE", &state)
+        .output();
+    let told = told.unwrap();
+    stdout(&told);
+    let credential = std::fs::read_to_string(state.join("credential")).unwrap();
+    let digits = credential.trim().trim_start_matches("gka_").to_owned();
+    assert_eq!(digits.len(), 64);
+    server.process.terminate();
+    let mut searched = vec![
+        ("the agent's log".to_owned(), told.stderr),
+        ("the server's log".to_owned(), server.process.log().into_bytes()),
+    ];
+    for file in std::fs::read_dir(&server.data).unwrap().map(|entry| entry.unwrap().path()) {
+        searched.push((file.display().to_string(), std::fs::read(file).unwrap()));
+    }
+    assert!(
+        searched.iter().any(|(name, bytes)| name.ends_with(".db") && bytes.len() > 4096),
+        "the database is there"
+    );
+    for (name, bytes) in searched {
+        let found = bytes.windows(digits.len()).any(|window| window == digits.as_bytes());
+        assert!(!found, "{name} holds the credential");
+    }
 }
 
 #[test]

@@ -92,6 +92,13 @@ async fn a_pool_ends_with_a_clear_refusal() {
     assert_eq!(world.reserve(&user, &request, at(0)).await.unwrap().first_port, port(8000));
     let refusal = refused(world.reserve(&user, &request, at(0)).await);
     assert_eq!(refusal.to_string(), "pool default has no free tcp port left on web-1");
+    let made = world.live().await.remove(0);
+    world.release(&user, &made, at(1)).await.unwrap();
+    let refusal = refused(world.reserve(&user, &request, at(2)).await);
+    assert_eq!(
+        refusal.to_string(),
+        "pool default has no free tcp port left on web-1; 1 of its ports rest for 15 minutes after their release"
+    );
     let udp = ReserveRequest { protocol: Protocol::Udp, ..request };
     assert_eq!(
         world.reserve(&user, &udp, at(0)).await.unwrap().first_port,

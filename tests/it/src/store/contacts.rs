@@ -1,12 +1,13 @@
 //! What agents tell: applied once, in order, from the right one, and never at a reservation's expense.
 
-use gk_model::access::Role;
+use gk_model::access::{Actor, Authority, Role};
 use gk_model::contact::{Contact, Family, Session};
 use gk_model::history::EventKind;
+use gk_model::instance::JoinRequest;
 use gk_model::listener::Listener;
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
-use gk_model::query::PortQuery;
+use gk_model::query::{HistoryQuery, Limit, PortQuery};
 use gk_model::time::Timestamp;
 use gk_store::Refusal;
 use uuid::Uuid;
@@ -20,11 +21,18 @@ fn tcp(number: u16, pid: u32) -> Listener {
 /// The ports the store shows as listened on, with the pid of the first owner.
 async fn shown(world: &World, agent: &FakeAgent) -> Vec<(u16, u32)> {
     let id = agent.id;
-    let query = PortQuery { limit: Some(1000), ..Default::default() };
+    let query = PortQuery { limit: Some(Limit::MAX), ..Default::default() };
     let page =
         world.store.read(move |reader| reader.list_ports(Some(&id.into()), &query, at(0))).await.unwrap();
     let listeners = page.items.iter().flat_map(|state| &state.listeners);
     listeners.map(|listener| (listener.key.port.get(), listener.owners[0].pid)).collect()
+}
+
+/// When the agent was last heard of, and when what is shown was last confirmed.
+async fn seen_at(world: &World, agent: &FakeAgent) -> (Option<Timestamp>, Option<Timestamp>) {
+    let id = agent.id;
+    let instance = world.store.read(move |reader| reader.get_instance(&id.into(), at(0))).await.unwrap();
+    (instance.last_contact_at, instance.observed_at)
 }
 
 async fn kinds(world: &World) -> Vec<EventKind> {
@@ -82,17 +90,24 @@ async fn uncovered_scan_never_closes() {
     assert_eq!(shown(&world, &agent).await, [(443, 2), (53, 3)], "only the covered part was closed");
     let contact = agent.report_of(vec![], &[], at(2));
     world.contact(&agent, contact, at(2)).await.unwrap();
+    world.contact(&agent, agent.heartbeat(&[], at(3)), at(3)).await.unwrap();
     assert_eq!(shown(&world, &agent).await, [(443, 2), (53, 3)]);
-    let contact = agent.report(&[], at(3));
-    world.contact(&agent, contact, at(3)).await.unwrap();
+    assert_eq!(
+        seen_at(&world, &agent).await,
+        (Some(at(3)), Some(at(0))),
+        "in contact, and seeing nothing since"
+    );
+    let contact = agent.report(&[], at(4));
+    world.contact(&agent, contact, at(4)).await.unwrap();
     assert_eq!(shown(&world, &agent).await, []);
+    assert_eq!(seen_at(&world, &agent).await, (Some(at(4)), Some(at(4))));
 }
 
 #[tokio::test]
 async fn superseded_identity_is_refused() {
     let world = World::new();
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
-    let mut clone = FakeAgent { id: agent.id, session: agent.session, sequence: agent.sequence };
+    let mut clone = FakeAgent { ..agent };
     let opens = |agent: &mut FakeAgent, nonce: u128, now: Timestamp| {
         agent.sequence = 0;
         Contact { opening: Some(Uuid::from_u128(nonce)), ..agent.report(&[], now) }
@@ -110,6 +125,56 @@ async fn superseded_identity_is_refused() {
     let refusal = refused(world.contact(&clone, opening, at(2)).await);
     assert!(matches!(refusal, Refusal::IdentitySuperseded { .. }));
     world.contact(&agent, agent.heartbeat(&[], at(3)), at(3)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_credential_that_was_replaced_meanwhile_is_refused() {
+    let world = World::new();
+    let mut old = world.join_with_agent("web-1", 1, &[]).await;
+    let replace = JoinRequest { replace: Some(old.id.into()), ..super::world::join_request("web-1", 2) };
+    let admin = actor("root", Role::Admin);
+    world.store.write(move |tx| tx.join(&admin, &replace, at(1))).await.unwrap();
+    // Both were let in at the door before the credential was replaced.
+    for contact in [old.heartbeat(&[], at(2)), old.report(&[tcp(80, 1)], at(2))] {
+        let refusal = refused(world.contact(&old, contact, at(2)).await);
+        assert!(matches!(refusal, Refusal::CredentialReplaced), "{refusal}");
+    }
+    let own = Actor { subject: "x".parse().unwrap(), authority: Authority::Instance(old.id, old.credential) };
+    let request = super::world::join_request("web-1", 1);
+    let late = world.store.write(move |tx| tx.join(&own, &request, at(2))).await;
+    assert!(matches!(refused(late), Refusal::CredentialReplaced), "and does not come back by a late refresh");
+}
+
+#[tokio::test]
+async fn a_listener_that_is_told_twice_is_one() {
+    let world = World::new();
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let (one, other) = (tcp(80, 1), tcp(80, 2));
+    let contact = agent.report(&[one, other.clone()], at(1));
+    world.contact(&agent, contact, at(1)).await.unwrap();
+    assert_eq!(shown(&world, &agent).await, [(80, 2)]);
+    let contact = agent.report(&[], at(2));
+    world.contact(&agent, contact, at(2)).await.unwrap();
+    let query = HistoryQuery::default();
+    let history = world.store.read(move |reader| reader.list_history(&query)).await.unwrap().items;
+    assert_eq!(
+        history.iter().map(|past| past.ended_at).collect::<Vec<_>>(),
+        [Some(at(2))],
+        "nothing stays open"
+    );
+}
+
+#[tokio::test]
+async fn a_listener_is_last_seen_when_the_set_was_confirmed() {
+    let world = World::new();
+    let agent = world.join_with_agent("web-1", 1, &[tcp(80, 1)]).await;
+    world.contact(&agent, agent.heartbeat(&[tcp(80, 1)], at(60)), at(60)).await.unwrap();
+    let id = agent.id;
+    let query = PortQuery::default();
+    let page =
+        world.store.read(move |reader| reader.list_ports(Some(&id.into()), &query, at(61))).await.unwrap();
+    let listener = &page.items[0].listeners[0];
+    assert_eq!((listener.first_seen_at, listener.last_seen_at), (at(0), at(60)));
 }
 
 #[tokio::test]

@@ -3,13 +3,13 @@
 use gk_model::access::Role;
 use gk_model::history::{Interval, IntervalKind};
 use gk_model::port::Protocol;
-use gk_model::query::HistoryQuery;
+use gk_model::query::{HistoryQuery, Limit};
 
 use super::world::{World, actor, at, listener};
 
 async fn history(world: &World, query: HistoryQuery) -> Vec<Interval> {
     let mut found = Vec::new();
-    let mut query = HistoryQuery { limit: Some(2), ..query };
+    let mut query = HistoryQuery { limit: Some(Limit::at_most(2)), ..query };
     loop {
         let asked = query.clone();
         let page = world.store.read(move |reader| reader.list_history(&asked)).await.unwrap();
@@ -78,6 +78,18 @@ async fn history_answers_who_and_when() {
     );
     let elsewhere = HistoryQuery { port: Some("1-8079".parse().unwrap()), ..Default::default() };
     assert_eq!(history(&world, elsewhere).await, []);
+}
+
+#[tokio::test]
+async fn nothing_ends_before_it_began_when_the_clock_steps_back() {
+    let world = World::new();
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    let request = gk_model::reservation::ReserveRequest::next_free(id);
+    let made = world.reserve(&ada, &request, at(1000)).await.unwrap();
+    let released = world.release(&ada, &made, at(10)).await.unwrap();
+    assert_eq!(released.released_at, Some(at(1000)));
+    assert_eq!(history(&world, HistoryQuery::default()).await[0].ended_at, Some(at(1000)));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use gk_model::facts::Facts;
 use gk_model::history::EventKind;
 use gk_model::instance::{Instance, JoinRequest, Presence};
 use gk_model::port::Protocol;
-use gk_model::query::{HistoryQuery, InstanceQuery};
+use gk_model::query::{HistoryQuery, InstanceQuery, Limit};
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::text::Subject;
 use gk_store::{Error, Refusal};
@@ -61,7 +61,7 @@ async fn the_old_credential_refreshes_and_the_lost_one_is_replaced() {
         async move { store.read(move |reader| reader.find_actor(hash(seed), at(1))).await.unwrap() }
     };
     let own = who(1).await.unwrap();
-    assert_eq!((own.subject.as_str(), own.authority), ("instance:web-1", Authority::Instance(id)));
+    assert_eq!((own.subject.as_str(), own.authority), ("instance:web-1", Authority::Instance(id, hash(1))));
     assert_eq!(who(2).await, None);
 
     let mut request = join_request("web-1", 1);
@@ -73,7 +73,20 @@ async fn the_old_credential_refreshes_and_the_lost_one_is_replaced() {
     let replace = JoinRequest { replace: Some(id.into()), ..join_request("web-1", 2) };
     assert_eq!(join(&world, replace).await.unwrap().0.id, id);
     assert_eq!(who(1).await, None, "the lost credential is worthless");
-    assert_eq!(who(2).await, Some(own), "and the new one is the same subject");
+    let again = Actor { authority: Authority::Instance(id, hash(2)), ..own };
+    assert_eq!(who(2).await, Some(again), "and the new one is the same subject");
+}
+
+#[tokio::test]
+async fn a_join_whose_answer_was_lost_is_repeated() {
+    let world = World::new();
+    let request = on_stack(join_request("web-1", 1), 5, 7);
+    let (first, anew) = join(&world, request.clone()).await.unwrap();
+    let (again, anew_again) = join(&world, request.clone()).await.unwrap();
+    assert_eq!((again.id, anew, anew_again), (first.id, true, false));
+    // The same hash from elsewhere is no repetition.
+    let elsewhere = on_stack(JoinRequest { name: Some("web-2".parse().unwrap()), ..request }, 5, 8);
+    assert!(matches!(refused(join(&world, elsewhere).await), Refusal::CredentialTaken));
 }
 
 #[tokio::test]
@@ -168,7 +181,12 @@ async fn instances_are_listed_in_pages_by_name() {
     ledger.sort();
     let (mut found, mut cursor) = (Vec::new(), None);
     loop {
-        let query = InstanceQuery { limit: Some(4), cursor, q: Some("NODE".into()), ..Default::default() };
+        let query = InstanceQuery {
+            limit: Some(Limit::at_most(4)),
+            cursor,
+            q: Some("NODE".into()),
+            ..Default::default()
+        };
         let page = world.store.read(move |reader| reader.list_instances(&query, at(1))).await.unwrap();
         found.extend(page.items.into_iter().map(|instance| instance.name.to_string()));
         cursor = page.next;

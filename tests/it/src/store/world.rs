@@ -10,9 +10,9 @@ use gk_model::id::InstanceId;
 use gk_model::instance::JoinRequest;
 use gk_model::listener::{Digest, Listener, ListenerKey, Netns, Owner};
 use gk_model::port::{Port, Protocol};
-use gk_model::query::{EventQuery, ReservationQuery};
+use gk_model::query::{EventQuery, Limit, ReservationQuery};
 use gk_model::reservation::{Reservation, ReserveRequest};
-use gk_model::secret::{Secret, SecretKind};
+use gk_model::secret::{Secret, SecretHash, SecretKind};
 use gk_model::time::Timestamp;
 use gk_store::{Error, Refusal, Store};
 use tempfile::TempDir;
@@ -36,10 +36,15 @@ pub(crate) fn port(number: u16) -> Port {
     Port::new(number).unwrap()
 }
 
+/// The hash of the credential that the instance joined with this seed has.
+pub(crate) fn credential(seed: u8) -> SecretHash {
+    Secret::from_random(SecretKind::Instance, &[seed; 32]).hash()
+}
+
 pub(crate) fn join_request(name: &str, seed: u8) -> JoinRequest {
     JoinRequest {
         name: Some(name.parse().unwrap()),
-        credential_hash: Secret::from_random(SecretKind::Instance, &[seed; 32]).hash(),
+        credential_hash: credential(seed),
         facts: Facts { host_name: name.into(), ..Facts::default() },
         replace: None,
     }
@@ -85,8 +90,10 @@ pub(crate) fn everything_covered() -> Vec<Part> {
 }
 
 /// What an agent would send: it keeps the session and counts.
+#[derive(Clone, Copy)]
 pub(crate) struct FakeAgent {
     pub(crate) id: InstanceId,
+    pub(crate) credential: SecretHash,
     pub(crate) session: Session,
     pub(crate) sequence: u64,
 }
@@ -164,7 +171,7 @@ impl World {
     /// Joins an instance and opens its agent's first session with these listeners.
     pub(crate) async fn join_with_agent(&self, name: &str, seed: u8, listeners: &[Listener]) -> FakeAgent {
         let id = self.join(name, seed).await;
-        let mut agent = FakeAgent { id, session: Session(0), sequence: 0 };
+        let mut agent = FakeAgent { id, credential: credential(seed), session: Session(0), sequence: 0 };
         let mut opening = agent.report(listeners, at(0));
         opening.opening = Some(Uuid::from_u128(u128::from(seed)));
         agent.session = self.contact(&agent, opening, at(0)).await.unwrap().session;
@@ -177,7 +184,7 @@ impl World {
         contact: Contact,
         received_at: Timestamp,
     ) -> Result<ContactAnswer, Error> {
-        self.store.contact(agent.id, contact, received_at).await
+        self.store.contact(agent.id, agent.credential, contact, received_at).await
     }
 
     pub(crate) async fn reserve(
@@ -211,14 +218,14 @@ impl World {
     }
 
     pub(crate) async fn live(&self) -> Vec<Reservation> {
-        let query = ReservationQuery { limit: Some(1000), ..Default::default() };
+        let query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
         self.store.read(move |reader| reader.list_reservations(&query)).await.unwrap().items
     }
 
     /// The whole event log, page by page.
     pub(crate) async fn events(&self) -> Vec<Event> {
         let mut events = Vec::new();
-        let mut query = EventQuery { limit: Some(7), ..Default::default() };
+        let mut query = EventQuery { limit: Some(Limit::at_most(7)), ..Default::default() };
         loop {
             let asked = query.clone();
             let page = self.store.read(move |reader| reader.list_events(&asked)).await.unwrap();

@@ -1,0 +1,72 @@
+//! Joining so that it can be repeated: a lost answer strands nobody.
+//!
+//! The new credential is on disk before the server hears of it. Whoever joins again finds it there, and shows it first:
+//! when the earlier request had arrived, it is good already, whatever happened to the answer (and to the join token,
+//! which admits one machine only).
+
+use std::io;
+use std::path::Path;
+
+use gk_model::instance::JoinRequest;
+use gk_model::paths::PENDING_CREDENTIAL_FILE;
+use gk_model::problem::Code;
+use gk_model::secret::{Secret, SecretHash, SecretKind};
+
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::files::{self, Readers};
+use crate::identity::generate_secret;
+use crate::routes::Joined;
+
+/// Why a join did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The state directory cannot be used.
+    #[error("cannot keep the credential of this machine")]
+    State(#[from] io::Error),
+    /// The server refused, or did not answer; after the latter, joining again finishes what was begun.
+    #[error(transparent)]
+    Server(#[from] ClientError),
+}
+
+/// Joins with a credential made here, on the authority of `client`. The credential stays pending in `state_dir` until
+/// [`finish_join`] is called, once identity and credential are kept.
+///
+/// # Errors
+/// [`JoinError`].
+pub fn begin_join(
+    client: &Client,
+    state_dir: &Path,
+    request: impl Fn(SecretHash) -> JoinRequest,
+) -> Result<(Joined, Secret), JoinError> {
+    let request = |credential: &Secret| request(credential.hash());
+    if let Some(pending) = load_pending(state_dir, client)? {
+        match client.clone().with_token(pending.clone()).join(&request(&pending)) {
+            Err(ClientError::Refused(problem)) if problem.code == Code::Unauthenticated => {}
+            answer => return Ok((answer?, pending)),
+        }
+        return Ok((client.join(&request(&pending))?, pending));
+    }
+    let credential = generate_secret(SecretKind::Instance);
+    let text = format!("{}\n{}\n", credential.reveal(), client.server());
+    files::ensure_dir(state_dir)?;
+    files::write(state_dir, PENDING_CREDENTIAL_FILE, &text, Readers::Owner)?;
+    Ok((client.join(&request(&credential))?, credential))
+}
+
+/// Ends what [`begin_join`] began.
+///
+/// # Errors
+/// When the pending credential cannot be removed.
+pub fn finish_join(state_dir: &Path) -> io::Result<()> {
+    files::remove(state_dir, PENDING_CREDENTIAL_FILE)
+}
+
+/// The pending credential, if it was made for this server; no other one is to see it.
+fn load_pending(state_dir: &Path, client: &Client) -> io::Result<Option<Secret>> {
+    let Some(text) = files::read(state_dir, PENDING_CREDENTIAL_FILE)? else { return Ok(None) };
+    match text.lines().collect::<Vec<_>>()[..] {
+        [credential, server] if server == client.server().to_string() => Ok(credential.parse().ok()),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,309 @@
+//! Membership: how instances join, come back, are taken over, renamed, and leave.
+
+use gk_model::access::{Actor, Authority};
+use gk_model::facts::Facts;
+use gk_model::history::EventKind;
+use gk_model::id::{InstanceId, InstanceRef};
+use gk_model::instance::{Instance, InstanceLink, JoinRequest};
+use gk_model::listener::Digest;
+use gk_model::secret::SecretHash;
+use gk_model::text::{InstanceName, Subject};
+use gk_model::time::Timestamp;
+
+use crate::error::{Error, Refusal, StoreError};
+use crate::instances::{link, name_key};
+use crate::tx::{NewEvent, Reader, Tx};
+use crate::value::{Json, values};
+
+/// What a request to join is.
+enum Joining {
+    /// An instance that nobody knows yet.
+    New,
+    /// One that has joined tells its facts again; also a join whose answer was lost, and which is therefore repeated.
+    Refresh(InstanceId),
+    /// A machine whose credential was lost takes its old identity over.
+    TakeOver(InstanceId),
+}
+
+impl Reader<'_> {
+    /// The joined instance with the same boot and network namespace, but for `except`.
+    fn find_same_stack(
+        &mut self,
+        facts: &Facts,
+        except: Option<InstanceId>,
+    ) -> Result<Option<InstanceLink>, StoreError> {
+        let (Some(boot_id), Some(inode)) = (facts.boot_id, facts.netns_inode) else { return Ok(None) };
+        let rows = self.query(
+            "select id, name from instance where boot_id = $1 and netns_inode = $2 and left_at is null",
+            values![boot_id, inode],
+        )?;
+        let links = rows.into_iter().map(|mut row| Ok(InstanceLink { id: row.take()?, name: row.take()? }));
+        let links = links.collect::<Result<Vec<_>, StoreError>>()?;
+        Ok(links.into_iter().find(|link| Some(link.id) != except))
+    }
+
+    fn check_name_is_free(&mut self, name: &InstanceName, except: Option<InstanceId>) -> Result<(), Error> {
+        let sql = "select id from instance where name_key = $1 and left_at is null";
+        let taken_by = self.query_one(sql, values![name_key(name)])?.map(|mut row| row.take()).transpose()?;
+        if taken_by.is_some() && taken_by != except {
+            return Err(Refusal::NameTaken(name.clone()).into());
+        }
+        Ok(())
+    }
+
+    /// A subject for a new instance that no joined one has: names can be reused after a rename.
+    fn choose_subject(&mut self, name: &InstanceName, id: InstanceId) -> Result<Subject, StoreError> {
+        let plain = format!("instance:{name}");
+        let taken = "select id from instance where subject = $1 and left_at is null";
+        let text = match self.query_one(taken, values![plain.as_str()])? {
+            Some(_) => format!("{plain}+{id}"),
+            None => plain,
+        };
+        text.parse().map_err(|_| StoreError::Corrupt(format!("{text} is no subject")))
+    }
+
+    fn find_by_credential(&mut self, credential: SecretHash) -> Result<Option<InstanceId>, StoreError> {
+        let sql = "select id from instance where credential = $1 and left_at is null";
+        self.query_one(sql, values![credential])?.map(|mut row| row.take()).transpose()
+    }
+
+    /// Tells what a request to join is, refusing what it cannot be.
+    fn find_joining(
+        &mut self,
+        actor: &Actor,
+        request: &JoinRequest,
+        now: Timestamp,
+    ) -> Result<Joining, Error> {
+        let user_of_hash = self.find_by_credential(request.credential_hash)?;
+        if let Authority::Instance(own, credential) = actor.authority {
+            if self.find_by_credential(credential)? != Some(own) {
+                return Err(Refusal::CredentialReplaced.into());
+            }
+            return match user_of_hash {
+                Some(other) if other != own => Err(Refusal::CredentialTaken.into()),
+                _ => Ok(Joining::Refresh(own)),
+            };
+        }
+        match (user_of_hash, &request.replace) {
+            (Some(known), _) if self.is_same_stack(known, &request.facts, now)? => {
+                Ok(Joining::Refresh(known))
+            }
+            (Some(_), _) => Err(Refusal::CredentialTaken.into()),
+            (None, Some(replaced)) => Ok(Joining::TakeOver(self.get_joined(replaced, now)?.id)),
+            (None, None) => Ok(Joining::New),
+        }
+    }
+
+    fn is_same_stack(&mut self, known: InstanceId, facts: &Facts, now: Timestamp) -> Result<bool, Error> {
+        Ok(self.get_instance(&known.into(), now)?.facts.same_network_stack(facts))
+    }
+}
+
+impl Tx<'_> {
+    /// Brings a machine in, refreshes the facts of one that is known by its credential, or lets it take over the
+    /// identity it lost. The second value says whether it joined anew.
+    ///
+    /// # Errors
+    /// [`Refusal::NameTaken`], [`Refusal::JoinTokenUsed`], [`Refusal::CredentialTaken`],
+    /// [`Refusal::CredentialReplaced`]; [`Refusal::AlreadyJoined`] when the same network stack is known under another
+    /// identity.
+    pub fn join(
+        &mut self,
+        actor: &Actor,
+        request: &JoinRequest,
+        now: Timestamp,
+    ) -> Result<(Instance, bool), Error> {
+        let joining = self.find_joining(actor, request, now)?;
+        let known = match joining {
+            Joining::New => None,
+            Joining::Refresh(known) | Joining::TakeOver(known) => Some(known),
+        };
+        if let Some(other) = self.find_same_stack(&request.facts, known)? {
+            return Err(Refusal::AlreadyJoined(other).into());
+        }
+        match joining {
+            Joining::New => Ok((self.create_instance(actor, request, now)?, true)),
+            Joining::Refresh(known) => Ok((self.refresh(actor, known, request, now)?, false)),
+            Joining::TakeOver(known) => Ok((self.take_over(actor, known, request, now)?, false)),
+        }
+    }
+
+    fn create_instance(
+        &mut self,
+        actor: &Actor,
+        request: &JoinRequest,
+        now: Timestamp,
+    ) -> Result<Instance, Error> {
+        let token = match actor.authority {
+            Authority::Join(token) => Some(token),
+            Authority::Role(_) | Authority::Instance(..) => None,
+        };
+        token.map_or(Ok(()), |token| self.check_join_token(token))?;
+        let from_host = || InstanceName::from_host_name(request.facts.host_name.as_str());
+        let name = request.name.clone().unwrap_or_else(from_host);
+        self.check_name_is_free(&name, None)?;
+        let id = InstanceId::generate(now);
+        let subject = self.choose_subject(&name, id)?;
+        self.later(
+            "insert into instance (id, name, name_key, subject, credential, facts, boot_id, netns_inode, joined_at, \
+             version, session, sequence, digest, complete, occupied) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, 0, 0, $10, 0, '[]')",
+            values![
+                id,
+                &name,
+                name_key(&name),
+                &subject,
+                request.credential_hash,
+                Json(&request.facts),
+                request.facts.boot_id,
+                request.facts.netns_inode,
+                now,
+                Digest::default(),
+            ],
+        )?;
+        token.map_or(Ok(()), |token| self.use_join_token(token, now))?;
+        self.record_instance(EventKind::Joined, id, actor, format!("{name} joined"), now)?;
+        self.get_instance(&id.into(), now)
+    }
+
+    fn refresh(
+        &mut self,
+        actor: &Actor,
+        known: InstanceId,
+        request: &JoinRequest,
+        now: Timestamp,
+    ) -> Result<Instance, Error> {
+        if let Some(name) = &request.name {
+            self.rename_instance(actor, &known.into(), name, None, now)?;
+        }
+        self.later(
+            "update instance set credential = $2, facts = $3, boot_id = $4, netns_inode = $5, version = version + 1 \
+             where id = $1",
+            values![
+                known,
+                request.credential_hash,
+                Json(&request.facts),
+                request.facts.boot_id,
+                request.facts.netns_inode,
+            ],
+        )?;
+        self.maps.forget(known);
+        self.get_instance(&known.into(), now)
+    }
+
+    fn take_over(
+        &mut self,
+        actor: &Actor,
+        known: InstanceId,
+        request: &JoinRequest,
+        now: Timestamp,
+    ) -> Result<Instance, Error> {
+        let taken_over = self.refresh(actor, known, request, now)?;
+        // The new credential begins without a session; whoever still has the old one is not let in any more.
+        self.later(
+            "update instance set session = 0, opening = null, sequence = 0 where id = $1",
+            values![known],
+        )?;
+        self.departed.push(known);
+        let message = "joined again in place of the lost identity".to_owned();
+        self.record_instance(EventKind::Joined, known, actor, message, now)?;
+        Ok(taken_over)
+    }
+
+    /// Gives an instance another name; the same name again changes nothing.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchInstance`], [`Refusal::NameTaken`], [`Refusal::VersionMismatch`].
+    pub fn rename_instance(
+        &mut self,
+        actor: &Actor,
+        instance: &InstanceRef,
+        name: &InstanceName,
+        if_version: Option<u64>,
+        now: Timestamp,
+    ) -> Result<Instance, Error> {
+        let before = self.get_joined(instance, now)?;
+        check_version(if_version, before.version)?;
+        if before.name == *name {
+            return Ok(before);
+        }
+        self.check_name_is_free(name, Some(before.id))?;
+        self.later(
+            "update instance set name = $2, name_key = $3, version = version + 1 where id = $1",
+            values![before.id, name, name_key(name)],
+        )?;
+        let message = format!("{} renamed to {name}", before.name);
+        self.record_instance(EventKind::Renamed, before.id, actor, message, now)?;
+        self.get_instance(&before.id.into(), now)
+    }
+
+    /// Lets an instance leave. Its history stays; what was open closes at its last contact.
+    ///
+    /// # Errors
+    /// [`Refusal::VersionMismatch`]; [`Refusal::ReservationsLive`] unless `release`, which ends them in the same transaction.
+    pub fn leave(
+        &mut self,
+        actor: &Actor,
+        instance: &InstanceRef,
+        release: bool,
+        if_version: Option<u64>,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let leaving = self.get_joined(instance, now)?;
+        check_version(if_version, leaving.version)?;
+        let live = self.list_live_of(leaving.id)?;
+        if !live.is_empty() && !release {
+            let count = live.len() as u64;
+            return Err(Refusal::ReservationsLive { instance: link(&leaving), count }.into());
+        }
+        for reservation in &live {
+            self.end_reservation(actor, reservation, now)?;
+        }
+        let last_seen_at = leaving.last_contact_at.unwrap_or(now);
+        // Where the clock stepped back in between, an interval ends where it began, not before.
+        self.later(
+            "update interval set ended_at = case when began_at > $2 then began_at else $2 end \
+             where ended_at is null and seq in (select began_seq from listener where instance = $1)",
+            values![leaving.id, last_seen_at],
+        )?;
+        self.later("delete from listener where instance = $1", values![leaving.id])?;
+        self.later(
+            "update instance set left_at = $2, credential = null, last_contact_at = $3, version = version + 1 \
+             where id = $1",
+            values![leaving.id, now, leaving.last_contact_at],
+        )?;
+        self.maps.forget(leaving.id);
+        self.departed.push(leaving.id);
+        self.record_instance(EventKind::Left, leaving.id, actor, format!("{} left", leaving.name), now)?;
+        Ok(())
+    }
+
+    fn record_instance(
+        &mut self,
+        kind: EventKind,
+        instance: InstanceId,
+        actor: &Actor,
+        message: String,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        self.record(NewEvent {
+            at: now,
+            recorded_at: now,
+            kind,
+            instance,
+            ports: None,
+            actor: &actor.subject,
+            reservation: None,
+            listener: None,
+            message,
+        })
+    }
+}
+
+/// Refuses a change that builds on an older version of the row.
+pub(crate) fn check_version(expected: Option<u64>, current: u64) -> Result<(), Refusal> {
+    match expected {
+        Some(version) if version != current => Err(Refusal::VersionMismatch { current }),
+        _ => Ok(()),
+    }
+}
