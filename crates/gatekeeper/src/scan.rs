@@ -1,11 +1,9 @@
 //! `gatekeeper scan`: what the agent sees, printed.
 
 use std::io::Write as _;
-use std::net::IpAddr;
 
 use anyhow::Context as _;
 use comfy_table::{ContentArrangement, Table, presets};
-use gk_model::listener::ListenerKey;
 use gk_model::time::Timestamp;
 use gk_scan::{Scan, Scanner};
 
@@ -48,7 +46,7 @@ fn table(scan: &Scan, all: bool) -> String {
     for listener in &scan.listeners {
         let port = format!("{}/{}", listener.key.port, listener.key.protocol);
         let account = listener.account.as_ref().map_or_else(nothing, ToString::to_string);
-        table.add_row([port, listener.describe(), bound_to(&listener.key), account]);
+        table.add_row([port, listener.describe(), listener.key.bound_to(), account]);
     }
     for occupied in scan.occupied.iter().filter(|_| all) {
         let port = format!("{}/{}", occupied.port, occupied.protocol);
@@ -64,63 +62,28 @@ fn nothing() -> String {
     "-".to_owned()
 }
 
-/// `0.0.0.0`, `[::1]`, `127.0.0.1%lo` for one interface. A plain `[::]` also accepts IPv4, `[::] v6only` does not.
-/// `gkctl port list` writes the same, and is tested with the same table.
-fn bound_to(key: &ListenerKey) -> String {
-    let interface = key.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
-    match key.address {
-        IpAddr::V4(address) => format!("{address}{interface}"),
-        IpAddr::V6(address) if address.is_unspecified() && key.v6only => {
-            format!("[{address}]{interface} v6only")
-        }
-        IpAddr::V6(address) => format!("[{address}]{interface}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use gk_model::listener::{Listener, Netns, Owner};
+    use gk_model::listener::{Listener, ListenerKey, Netns, Owner};
     use gk_model::port::{Port, Protocol};
 
     use super::*;
-
-    fn key(address: &str, interface: Option<&str>, v6only: bool) -> ListenerKey {
-        ListenerKey {
-            netns: Netns::Home,
-            protocol: Protocol::Tcp,
-            port: Port::new(80).unwrap(),
-            address: address.parse().unwrap(),
-            interface: interface.map(Into::into),
-            v6only,
-        }
-    }
-
-    #[test]
-    fn addresses_are_written_as_gkctl_port_list_writes_them() {
-        let table = [
-            // (address, interface, v6only, written)
-            ("0.0.0.0", None, false, "0.0.0.0"),
-            ("127.0.0.1", None, false, "127.0.0.1"),
-            ("127.0.0.1", Some("lo"), false, "127.0.0.1%lo"),
-            ("0.0.0.0", Some("eth0"), false, "0.0.0.0%eth0"),
-            ("::", None, false, "[::]"),
-            ("::", None, true, "[::] v6only"),
-            ("::", Some("eth0"), true, "[::]%eth0 v6only"),
-            ("::1", None, true, "[::1]"),
-            ("fe80::1", Some("eth0"), false, "[fe80::1]%eth0"),
-        ];
-        for (address, interface, v6only, written) in table {
-            assert_eq!(bound_to(&key(address, interface, v6only)), written);
-        }
-    }
 
     #[test]
     fn the_table_is_flush_left_and_names_owners_in_the_words_of_the_domain() {
         let at = Timestamp::from_micros(0);
         let owner =
             Owner { pid: 9301, started_ticks: 7, name: "python3".into(), exe: None, account: "ada".into() };
+        let key = ListenerKey {
+            netns: Netns::Home,
+            protocol: Protocol::Tcp,
+            port: Port::new(80).unwrap(),
+            address: "::".parse().unwrap(),
+            interface: None,
+            v6only: false,
+        };
         let listener = Listener {
-            key: key("::", None, false),
+            key,
             account: Some("ada".into()),
             owners: vec![owner],
             unit: None,

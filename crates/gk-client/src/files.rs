@@ -84,5 +84,11 @@ pub(crate) fn at(path: &Path, error: &io::Error) -> io::Error {
 
 /// The error for a file whose contents are not what they should be.
 pub(crate) fn malformed(dir: &Path, name: &str, why: &dyn std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", dir.join(name).display()))
+    let path = dir.join(name);
+    let message = format!(
+        "{} is damaged ({why}): remove it, and take the identity of this machine back with `gkctl instance join \
+         --replace NAME`",
+        path.display()
+    );
+    io::Error::new(io::ErrorKind::InvalidData, message)
 }

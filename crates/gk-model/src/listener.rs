@@ -72,6 +72,21 @@ pub struct ListenerKey {
     pub v6only: bool,
 }
 
+impl ListenerKey {
+    /// Where it is bound, for people: `0.0.0.0`, `[::1]`, `127.0.0.1%lo` for one interface. A plain `[::]` also accepts
+    /// IPv4, `[::] v6only` does not.
+    pub fn bound_to(&self) -> String {
+        let interface = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
+        match self.address {
+            IpAddr::V4(address) => format!("{address}{interface}"),
+            IpAddr::V6(address) if address.is_unspecified() && self.v6only => {
+                format!("[{address}]{interface} v6only")
+            }
+            IpAddr::V6(address) => format!("[{address}]{interface}"),
+        }
+    }
+}
+
 /// An empty name is no name, so that one listener has one key.
 fn not_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Observed>, D::Error> {
     Ok(Option::deserialize(deserializer)?.filter(|name: &Observed| !name.as_str().is_empty()))
@@ -258,6 +273,26 @@ pub(crate) mod tests {
             container: None,
             first_seen_at: now,
             last_seen_at: now,
+        }
+    }
+
+    #[test]
+    fn where_a_listener_is_bound_is_written_one_way() {
+        let table = [
+            // (address, interface, v6only, written)
+            ("0.0.0.0", None, false, "0.0.0.0"),
+            ("127.0.0.1", None, false, "127.0.0.1"),
+            ("127.0.0.1", Some("lo"), false, "127.0.0.1%lo"),
+            ("::", None, false, "[::]"),
+            ("::", None, true, "[::] v6only"),
+            ("::", Some("eth0"), true, "[::]%eth0 v6only"),
+            ("::1", None, true, "[::1]"),
+            ("fe80::1", Some("eth0"), false, "[fe80::1]%eth0"),
+        ];
+        for (address, interface, v6only, written) in table {
+            let key = listener(Protocol::Tcp, address, 80, 1).key;
+            let key = ListenerKey { interface: interface.map(Into::into), v6only, ..key };
+            assert_eq!(key.bound_to(), written);
         }
     }
 

@@ -82,7 +82,8 @@ fn place(
     is_root: bool,
     env: impl Fn(&str) -> Option<PathBuf>,
 ) -> PathBuf {
-    let under_home = || env("HOME").unwrap_or_else(|| PathBuf::from(".")).join(below_home);
+    // Without a home there is no place of one's own: better a path that cannot be made than the working directory.
+    let under_home = || env("HOME").unwrap_or_else(|| PathBuf::from("/nonexistent")).join(below_home);
     let set = |name: &str| env(name).filter(|path| path.is_absolute());
     match env(variable).filter(|path| !path.as_os_str().is_empty()) {
         Some(chosen) => chosen,
@@ -102,6 +103,7 @@ mod tests {
         assert_eq!(state_dir(true, none), system_state_dir());
         let home = |name: &str| (name == "HOME").then(|| PathBuf::from("/home/ada"));
         assert_eq!(data_dir(false, home), Path::new("/home/ada/.local/share/gatekeeper/server"));
+        assert!(data_dir(false, none).is_absolute(), "no secret lands in the working directory");
         let xdg = |name: &str| (name == "XDG_STATE_HOME").then(|| PathBuf::from("/state"));
         assert_eq!(state_dir(false, xdg), Path::new("/state/gatekeeper/agent"));
         let chosen = |name: &str| (name == "GATEKEEPER_STATE").then(|| PathBuf::from("/x"));

@@ -3,6 +3,7 @@
 //! This is the only code that opens and closes listeners, and it knows nothing of reservations (rule 1 of the domain).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use gk_model::contact::{Closed, Part};
 use gk_model::history::{EventKind, IntervalKind};
@@ -272,9 +273,5 @@ fn by_key(seen: &[Listener]) -> BTreeMap<&ListenerKey, &Listener> {
 
 /// `0.0.0.0:8080/tcp`, `[::1]:53/udp`.
 fn place(key: &ListenerKey) -> String {
-    let address = match key.address {
-        std::net::IpAddr::V4(address) => address.to_string(),
-        std::net::IpAddr::V6(address) => format!("[{address}]"),
-    };
-    format!("{address}:{}/{}", key.port, key.protocol)
+    format!("{}/{}", SocketAddr::new(key.address, key.port.get()), key.protocol)
 }

@@ -1,11 +1,10 @@
 //! `gkctl port list` and `gkctl port show`: who may use a port, and who does.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use anyhow::Result;
 use gk_model::instance::Presence;
-use gk_model::listener::{Listener, ListenerKey, Netns};
+use gk_model::listener::{Listener, Netns};
 use gk_model::port_state::{PortState, State};
 use gk_model::query::PortQuery;
 use gk_model::reservation::Reservation;
@@ -164,20 +163,7 @@ fn address(listener: &Listener) -> String {
         Netns::Home => String::new(),
         Netns::Other(inode) => format!(" (netns {inode})"),
     };
-    format!("{}{place}", bound_to(&listener.key))
-}
-
-/// `0.0.0.0`, `[::1]`, `127.0.0.1%lo` for one interface. A plain `[::]` also accepts IPv4, `[::] v6only` does not.
-/// `gatekeeper scan` writes the same, and is tested with the same table.
-fn bound_to(key: &ListenerKey) -> String {
-    let interface = key.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
-    match key.address {
-        IpAddr::V4(address) => format!("{address}{interface}"),
-        IpAddr::V6(address) if address.is_unspecified() && key.v6only => {
-            format!("[{address}]{interface} v6only")
-        }
-        IpAddr::V6(address) => format!("[{address}]{interface}"),
-    }
+    format!("{}{place}", listener.key.bound_to())
 }
 
 fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {
@@ -270,33 +256,6 @@ mod tests {
         );
         let many: Vec<PortState> = (0..8).map(|n| port(&format!("w{n}"), Presence::Offline, None)).collect();
         assert_eq!(stale(&many, now).last().unwrap(), "3 more instances are not online");
-    }
-
-    #[test]
-    fn addresses_are_written_as_gatekeeper_scan_writes_them() {
-        let table = [
-            // (address, interface, v6only, written)
-            ("0.0.0.0", None, false, "0.0.0.0"),
-            ("127.0.0.1", None, false, "127.0.0.1"),
-            ("127.0.0.1", Some("lo"), false, "127.0.0.1%lo"),
-            ("0.0.0.0", Some("eth0"), false, "0.0.0.0%eth0"),
-            ("::", None, false, "[::]"),
-            ("::", None, true, "[::] v6only"),
-            ("::", Some("eth0"), true, "[::]%eth0 v6only"),
-            ("::1", None, true, "[::1]"),
-            ("fe80::1", Some("eth0"), false, "[fe80::1]%eth0"),
-        ];
-        for (address, interface, v6only, written) in table {
-            let key = ListenerKey {
-                netns: Netns::Home,
-                protocol: Protocol::Tcp,
-                port: Port::new(80).unwrap(),
-                address: address.parse().unwrap(),
-                interface: interface.map(Into::into),
-                v6only,
-            };
-            assert_eq!(bound_to(&key), written);
-        }
     }
 
     #[test]
