@@ -99,8 +99,9 @@ impl Process {
 
     /// SIGTERM, and the exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+        // The shell's own `kill`: a fresh machine may have no other.
+        let kill = format!("kill {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         wait_for("the process to end", || self.child.try_wait().unwrap()).code()
     }
 }
