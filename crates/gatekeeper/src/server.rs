@@ -1,9 +1,10 @@
 //! `gatekeeper server`: opens the store, binds, serves until told to stop.
 
 use std::collections::HashMap;
+use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -129,10 +130,14 @@ fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
         }
         _ => {}
     }
-    UnixListener::bind(path).with_context(|| match path.as_os_str().len() {
+    let socket = UnixListener::bind(path).with_context(|| match path.as_os_str().len() {
         0..=107 => format!("cannot listen on {}", path.display()),
         _ => format!("cannot listen on {}: the path of a Unix socket has at most 107 bytes", path.display()),
-    })
+    })?;
+    // The directory is private already, unless somebody opened an existing one.
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        .context("cannot make the socket private")?;
+    Ok(socket)
 }
 
 /// Who is admin at the Unix socket without a token: root, and the server's own account.

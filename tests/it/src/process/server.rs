@@ -134,7 +134,7 @@ fn what_it_writes_is_its_own_and_a_clean_stop_is_clean() {
     let place = Place::new();
     let mut server = Server::start(&place.join("data"));
     assert_eq!(std::fs::metadata(&server.data).unwrap().mode() & 0o777, 0o700);
-    for file in ["gatekeeper.db", "gatekeeper.db-wal", "gatekeeper.lock"] {
+    for file in ["gatekeeper.db", "gatekeeper.db-wal", "gatekeeper.lock", "gatekeeper.sock"] {
         assert_eq!(std::fs::metadata(server.data.join(file)).unwrap().mode() & 0o077, 0, "{file}");
     }
     assert_eq!(server.process.terminate(), Some(0), "{}", server.process.log());
