@@ -24,7 +24,11 @@ impl Home {
         let dir = &config.state_dir;
         let lock = AgentLock::acquire(dir)?.ok_or_else(|| AgentError::AlreadyRuns(dir.clone()))?;
         let (identity, credential) = match (load_identity(dir)?, load_credential(dir)?, &config.join) {
-            (Some(identity), Some(credential), _) => (identity, credential),
+            (Some(identity), Some(credential), _) => {
+                // A join that was interrupted at its very end is over all the same.
+                finish_join(dir)?;
+                (identity, credential)
+            }
             (_, _, Some(by)) => join(config, by)?,
             _ => return Err(AgentError::NotJoined),
         };

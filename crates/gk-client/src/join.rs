@@ -12,6 +12,7 @@ use gk_model::paths::PENDING_CREDENTIAL_FILE;
 use gk_model::problem::Code;
 use gk_model::secret::{Secret, SecretHash, SecretKind};
 
+use crate::address::ServerAddress;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::files::{self, Readers};
@@ -40,7 +41,9 @@ pub fn begin_join(
     request: impl Fn(SecretHash) -> JoinRequest,
 ) -> Result<(Joined, Secret), JoinError> {
     let request = |credential: &Secret| request(credential.hash());
-    if let Some(pending) = load_pending(state_dir, client)? {
+    if let Some(pending) =
+        load_pending(state_dir, client)?.filter(|pending| is_worth_showing(client, &request(pending)))
+    {
         match client.clone().with_token(pending.clone()).join(&request(&pending)) {
             Err(ClientError::Refused(problem)) if problem.code == Code::Unauthenticated => {}
             answer => return Ok((answer?, pending)),
@@ -60,6 +63,13 @@ pub fn begin_join(
 /// When the pending credential cannot be removed.
 pub fn finish_join(state_dir: &Path) -> io::Result<()> {
     files::remove(state_dir, PENDING_CREDENTIAL_FILE)
+}
+
+/// A take-over is an operator's, who may repeat it, and is there to change the credential. And where nobody is known to
+/// be trusted with a token, none is shown.
+fn is_worth_showing(client: &Client, request: &JoinRequest) -> bool {
+    let is_trusted = client.has_token() || matches!(client.server(), ServerAddress::Unix(_));
+    is_trusted && request.replace.is_none()
 }
 
 /// The pending credential, if it was made for this server; no other one is to see it.

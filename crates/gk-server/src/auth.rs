@@ -113,7 +113,7 @@ async fn authenticate(app: &App, credential: Credential) -> Result<Actor, ApiErr
         Credential::Local(actor) => Ok(actor),
         Credential::Token(hash) => {
             let now = app.now();
-            let found = app.store.read(move |reader| reader.find_actor(hash, now)).await?;
+            let found = app.store.find_actor(hash, now).await?;
             found.ok_or(ApiError::Unauthenticated("the token is unknown, expired or revoked"))
         }
     }

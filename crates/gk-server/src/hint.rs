@@ -89,7 +89,7 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
             "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
                 .to_owned()
         }
-        Refusal::CredentialReplaced => "read the credential of this machine again".to_owned(),
+        Refusal::CredentialReplaced => "to see how this machine stands: gkctl status".to_owned(),
         Refusal::CredentialTaken => "make a new credential; one is never shared".to_owned(),
         Refusal::JoinTokenUsed => "ask for a new join token".to_owned(),
         Refusal::OpensWithoutReport(_) => "send a full report".to_owned(),

@@ -11,11 +11,14 @@ use gk_model::contact::{Contact, ContactAnswer, ContactBody, Session};
 use gk_model::id::InstanceId;
 use gk_model::instance::HEARTBEAT_EVERY;
 use gk_model::listener::Digest;
+use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
 
 /// What the database holds about the sync with an agent, after a contact was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Applied {
+    /// Whose contact it was: another credential has to show itself to the database.
+    pub(crate) credential: SecretHash,
     pub(crate) session: Session,
     pub(crate) sequence: u64,
     pub(crate) digest: Digest,
@@ -67,13 +70,16 @@ impl Beats {
     pub(crate) fn confirm(
         &self,
         instance: InstanceId,
+        credential: SecretHash,
         contact: &Contact,
         now: Timestamp,
     ) -> Option<ContactAnswer> {
         let mut beats = self.lock();
         let beat = beats.get_mut(&instance)?;
         let known = (beat.applied.session, beat.applied.sequence, beat.applied.digest);
-        let same = beat.applied.confirmed && known == (contact.session, contact.sequence, contact.digest);
+        let same = beat.applied.confirmed
+            && beat.applied.credential == credential
+            && known == (contact.session, contact.sequence, contact.digest);
         if !same || contact.body != ContactBody::Heartbeat || contact.opening.is_some() {
             return None;
         }
@@ -90,8 +96,11 @@ impl Beats {
     pub(crate) fn note(&self, instance: InstanceId, applied: &Applied, now: Timestamp) {
         let mut beats = self.lock();
         let known = beats.get(&instance);
-        let position = |applied: &Applied| (applied.session, applied.sequence);
-        if known.is_some_and(|known| position(&known.applied) > position(applied)) {
+        let is_older = |known: &Beat| {
+            let position = |applied: &Applied| (applied.session, applied.sequence);
+            known.applied.credential == applied.credential && position(&known.applied) > position(applied)
+        };
+        if known.is_some_and(is_older) {
             return;
         }
         let before = known.and_then(|known| known.times.observed_at);

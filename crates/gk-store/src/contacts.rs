@@ -72,6 +72,7 @@ impl Tx<'_> {
         let observation = Observation { instance, subject, received_at, sent_at: contact.sent_at };
         let (after, occupied) = self.apply_body(&observation, before, contact)?;
         let applied = Applied {
+            credential,
             session: after.session,
             sequence: after.sequence,
             digest: after.digest,

@@ -90,13 +90,13 @@ impl Connection {
     /// Sets what a database of ours keeps from then on. Called once it is known to be ours, because it changes the file.
     pub(crate) fn adopt(&mut self) -> Result<(), StoreError> {
         let Connection::Sqlite(connection) = self;
-        let is_read_only = connection.is_readonly("main").map_err(|error| sqlite_error(&error))?;
+        if connection.is_readonly("main").map_err(|error| sqlite_error(&error))? {
+            return Err(StoreError::ReadOnly("this account may not write to the database file"));
+        }
         let answer = self.query("pragma journal_mode = wal", &[])?.pop();
-        let mode: Option<String> = answer.map(|mut row| row.take()).transpose()?;
-        match (is_read_only, mode.as_deref()) {
-            (false, Some("wal")) => Ok(()),
-            (true, _) => Err(StoreError::ReadOnly("this account may not write to the database file")),
-            (false, _) => Err(StoreError::ReadOnly("its file system does not support a write-ahead log")),
+        match answer.map(|mut row| row.take::<String>()).transpose()?.as_deref() {
+            Some("wal") => Ok(()),
+            _ => Err(StoreError::ReadOnly("its file system does not support a write-ahead log")),
         }
     }
 

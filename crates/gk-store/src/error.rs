@@ -159,7 +159,8 @@ pub enum Refusal {
 fn rest(resting: usize) -> String {
     match resting {
         0 => String::new(),
-        count => format!("; {count} of its ports rest for 15 minutes after their release"),
+        1 => "; one of its ports rests after its release, and can be had by number".to_owned(),
+        count => format!("; {count} of its ports rest after their release, and can be had by number"),
     }
 }
 

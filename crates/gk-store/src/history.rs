@@ -51,9 +51,11 @@ impl Tx<'_> {
         )
     }
 
+    /// Ends an interval; where clocks disagree, where it began and not before.
     pub(crate) fn end_interval(&mut self, seq: u64, ended_at: Timestamp) -> Result<(), StoreError> {
         self.later(
-            "update interval set ended_at = $2 where seq = $1 and ended_at is null",
+            "update interval set ended_at = case when began_at > $2 then began_at else $2 end \
+             where seq = $1 and ended_at is null",
             values![seq, ended_at],
         )
     }

@@ -62,13 +62,15 @@ impl Reader<'_> {
             }
             None => (String::new(), String::new()),
         };
-        let left = query.presence == Some(Presence::Left);
+        let members = match query.presence {
+            Some(Presence::Left) => "left_at is not null and (name_key, id) > ($1, $2)",
+            _ => "left_at is null and (name_key, id) > ($1, $2)",
+        };
         let mut found: Vec<Instance> = Vec::new();
         let (mut key, mut id) = (after_key, after_id);
         // Presence is computed, so it cannot be asked for in SQL: read on until the page is full.
         loop {
-            let filters = Filters::new("(name_key, id) > ($1, $2)", values![key.as_str(), id.as_str()])
-                .and("(left_at is not null) = (cast($? as bigint) = 1)", Some(left))
+            let filters = Filters::new(members, values![key.as_str(), id.as_str()])
                 .and("name_key = $?", query.name.as_ref().map(|name| name.to_lowercase()))
                 .and("name_key like $? escape '~'", query.q.as_ref().map(|text| page::contains(text)));
             let select = format!("select {COLUMNS} from instance");

@@ -32,6 +32,7 @@ mod writer;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use gk_model::access::Actor;
 use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::id::InstanceId;
 use gk_model::secret::SecretHash;
@@ -59,7 +60,9 @@ struct Inner {
     shared: Arc<Shared>,
     writer: Writer,
     /// How many may read at once; each has a connection, and more of them would only wait for the disk.
-    reading: Semaphore,
+    reading: Arc<Semaphore>,
+    /// The same for finding out who calls, so that long lists do not keep everybody waiting at the door.
+    at_the_door: Arc<Semaphore>,
     idle_readers: Mutex<Vec<Connection>>,
     _lock: DirectoryLock,
 }
@@ -85,12 +88,12 @@ impl Store {
         let shared = Arc::new(Shared { started_at: now, beats: Beats::default() });
         let writer =
             Writer::start(connection, location.clone(), Arc::clone(&shared)).map_err(OpenError::Thread)?;
-        let reading = Semaphore::new(READERS);
         Ok(Store(Arc::new(Inner {
             location,
             shared,
             writer,
-            reading,
+            reading: Arc::new(Semaphore::new(READERS)),
+            at_the_door: Arc::new(Semaphore::new(READERS)),
             idle_readers: Mutex::default(),
             _lock: lock,
         })))
@@ -120,9 +123,29 @@ impl Store {
         T: Send + 'static,
         W: FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
     {
-        let _turn = self.0.reading.acquire().await.map_err(|_| StoreError::Closed)?;
+        self.read_in_turn(&self.0.reading, work).await
+    }
+
+    /// Who comes with the secret of this hash; see [`Reader::find_actor`].
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the database cannot be read.
+    pub async fn find_actor(&self, hash: SecretHash, now: Timestamp) -> Result<Option<Actor>, Error> {
+        self.read_in_turn(&self.0.at_the_door, move |reader| reader.find_actor(hash, now)).await
+    }
+
+    async fn read_in_turn<T, W>(&self, turns: &Arc<Semaphore>, work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
+    {
+        let turn = Arc::clone(turns).acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let store = self.clone();
-        let run = move || store.read_here(work);
+        let run = move || {
+            // Held by the work itself: whoever asked may give up waiting, and the connection is busy all the same.
+            let _turn = turn;
+            store.read_here(work)
+        };
         tokio::task::spawn_blocking(run).await.map_err(|fault| StoreError::Panicked(fault.to_string()))?
     }
 
@@ -153,7 +176,7 @@ impl Store {
         contact: Contact,
         received_at: Timestamp,
     ) -> Result<ContactAnswer, Error> {
-        if let Some(answer) = self.0.shared.beats.confirm(instance, &contact, received_at) {
+        if let Some(answer) = self.0.shared.beats.confirm(instance, credential, &contact, received_at) {
             return Ok(answer);
         }
         let applied =

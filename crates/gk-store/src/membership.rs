@@ -67,6 +67,17 @@ impl Reader<'_> {
         self.query_one(sql, values![credential])?.map(|mut row| row.take()).transpose()
     }
 
+    /// Looks at an instance's credential once more, under the writer's lock: it may have been replaced since the door let
+    /// the caller in.
+    pub(crate) fn check_credential(&mut self, actor: &Actor) -> Result<(), Error> {
+        match actor.authority {
+            Authority::Instance(own, credential) if self.find_by_credential(credential)? != Some(own) => {
+                Err(Refusal::CredentialReplaced.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Tells what a request to join is, refusing what it cannot be.
     fn find_joining(
         &mut self,
@@ -75,17 +86,15 @@ impl Reader<'_> {
         now: Timestamp,
     ) -> Result<Joining, Error> {
         let user_of_hash = self.find_by_credential(request.credential_hash)?;
-        if let Authority::Instance(own, credential) = actor.authority {
-            if self.find_by_credential(credential)? != Some(own) {
-                return Err(Refusal::CredentialReplaced.into());
-            }
+        self.check_credential(actor)?;
+        if let Authority::Instance(own, _) = actor.authority {
             return match user_of_hash {
                 Some(other) if other != own => Err(Refusal::CredentialTaken.into()),
                 _ => Ok(Joining::Refresh(own)),
             };
         }
         match (user_of_hash, &request.replace) {
-            (Some(known), _) if self.is_same_stack(known, &request.facts, now)? => {
+            (Some(known), None) if self.is_same_stack(known, &request.facts, now)? => {
                 Ok(Joining::Refresh(known))
             }
             (Some(_), _) => Err(Refusal::CredentialTaken.into()),
@@ -222,6 +231,7 @@ impl Tx<'_> {
         if_version: Option<u64>,
         now: Timestamp,
     ) -> Result<Instance, Error> {
+        self.check_credential(actor)?;
         let before = self.get_joined(instance, now)?;
         check_version(if_version, before.version)?;
         if before.name == *name {
@@ -249,6 +259,7 @@ impl Tx<'_> {
         if_version: Option<u64>,
         now: Timestamp,
     ) -> Result<(), Error> {
+        self.check_credential(actor)?;
         let leaving = self.get_joined(instance, now)?;
         check_version(if_version, leaving.version)?;
         let live = self.list_live_of(leaving.id)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use gk_model::id::InstanceRef;
 use gk_model::instance::Instance;
-use gk_model::listener::Listener;
+use gk_model::listener::{Listener, Netns};
 use gk_model::port::{Port, Protocol};
 use gk_model::port_state::{PortState, State};
 use gk_model::query::{InstanceQuery, Page, PortQuery};
@@ -62,9 +62,10 @@ impl Reader<'_> {
             ports.extend(every.map(|key| (key, Default::default())));
         }
         for mut listener in self.list_listeners(instance.id, query.port, query.protocol)? {
-            // Stored is when it last changed; seen it was whenever the whole set was confirmed.
-            listener.last_seen_at =
-                listener.last_seen_at.max(instance.observed_at.unwrap_or(listener.last_seen_at));
+            // Stored is when it last changed; seen it was whenever the home namespace was confirmed.
+            if let Some(observed_at) = instance.observed_at.filter(|_| listener.key.netns == Netns::Home) {
+                listener.last_seen_at = listener.last_seen_at.max(observed_at);
+            }
             let key = (listener.key.protocol, listener.key.port);
             ports.entry(key).or_default().1.push(listener);
         }

@@ -49,7 +49,7 @@ impl Reader<'_> {
         Ok(read_reservation(row.ok_or(Refusal::NoSuchReservation(id))?)?)
     }
 
-    /// Live reservations by instance name, protocol and port.
+    /// Live reservations by instance, protocol and port.
     ///
     /// # Errors
     /// [`Refusal::NoSuchInstance`], [`Refusal::BadCursor`].
@@ -115,6 +115,7 @@ impl Tx<'_> {
         if_version: Option<u64>,
         now: Timestamp,
     ) -> Result<Reservation, Error> {
+        self.check_credential(actor)?;
         let reservation = self.get_reservation(id)?;
         if reservation.released_at.is_some() {
             return Err(Refusal::AlreadyReleased(Box::new(reservation)).into());

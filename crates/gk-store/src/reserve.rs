@@ -38,6 +38,7 @@ impl Tx<'_> {
         request: &ReserveRequest,
         now: Timestamp,
     ) -> Result<Reservation, Error> {
+        self.check_credential(actor)?;
         let instance = link(&self.get_joined(&request.instance, now)?);
         let pool = find_pool(request.pool.as_ref())?;
         let port = match request.port {

@@ -280,13 +280,14 @@ impl Worker {
             if savepoints {
                 connection.later("savepoint closure", &[])?;
             }
-            let before = next_seq;
+            let before = (next_seq, self.departed.len());
             let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut self.departed, &mut next_seq);
             if job.run(&mut tx) == Ran::Undo {
                 if !savepoints {
                     return Err(Failed::Closure);
                 }
-                next_seq = before;
+                next_seq = before.0;
+                self.departed.truncate(before.1);
                 self.maps.clear();
                 connection.later("rollback to savepoint closure", &[])?;
             }

@@ -1,6 +1,6 @@
 //! `gkctl instance join`: brings this machine in, or refreshes what is known of it.
 //!
-//! The credential is made here and never travels at a join; the server gets its hash. The state directory is tried
+//! The credential is made here; the server gets its hash, and the credential itself only when it may know it already. The state directory is tried
 //! before the server hears anything, so that a machine does not join without being able to remember it. Nothing is
 //! started; when no agent runs, this program sends one full report in its place, holding the agent's lock meanwhile.
 
@@ -80,6 +80,8 @@ fn refresh(context: &Context, wanted: &Join, identity: &Identity) -> Result<Opti
         Ok(Joined { instance, .. }) => {
             let renamed = Identity { name: instance.name.clone(), ..identity.clone() };
             save_identity(&context.machine.state_dir, &renamed, &credential)?;
+            // A join that was interrupted at its very end is over all the same.
+            finish_join(&context.machine.state_dir)?;
             let headline = if wanted.name.is_some() && identity.name != instance.name {
                 format!("renamed from {} to {}; facts refreshed", identity.name, instance.name)
             } else {
@@ -164,7 +166,7 @@ fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
         // The exit code goes by this type.
         JoinError::Server(error) => Error::from(error),
     });
-    let (Joined { instance, refreshed }, credential) = begun?;
+    let (Joined { instance, .. }, credential) = begun?;
     let identity = identity(&instance, &client);
     save_identity(state_dir, &identity, &credential)
         .and_then(|()| save_session(state_dir, SavedSession::default()))
@@ -172,8 +174,7 @@ fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
         .context("joined, but the identity of this machine was not kept")?;
     let client = Client::new(client.server().clone(), Some(credential))
         .allow_insecure_http(context.global.insecure_http);
-    // The server refreshes what it knew when the identity of a lost instance is taken over.
-    let place = if refreshed { ", in place of its lost identity" } else { "" };
+    let place = if wanted.replace.is_some() { ", in place of its lost identity" } else { "" };
     let headline = format!("joined as {}{place}", instance.name);
     Ok(Outcome { instance, headline, client })
 }

@@ -219,6 +219,20 @@ fn a_join_whose_answer_was_lost_is_finished_by_joining_again() {
 }
 
 #[test]
+fn a_take_over_whose_answer_was_lost_is_repeated() {
+    let desk = Desk::joined();
+    std::fs::remove_dir_all(&desk.state).unwrap();
+    let socket = desk.state.with_extension("sock");
+    lossy_socket(&desk.server.data.join("gatekeeper.sock"), &socket, 1);
+    let words = ["instance", "join", "--replace", "web-1"];
+    let through = || gkctl_at(&format!("unix:{}", socket.display()), &desk.state, &words);
+    assert!(!through().status.success());
+    let again = through();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    desk.ok(&["port", "reserve"]);
+}
+
+#[test]
 fn outputs_are_for_programs_too() {
     let desk = Desk::joined();
     desk.ok(&["port", "reserve", "--service", "billing"]);

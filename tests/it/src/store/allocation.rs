@@ -97,7 +97,7 @@ async fn a_pool_ends_with_a_clear_refusal() {
     let refusal = refused(world.reserve(&user, &request, at(2)).await);
     assert_eq!(
         refusal.to_string(),
-        "pool default has no free tcp port left on web-1; 1 of its ports rest for 15 minutes after their release"
+        "pool default has no free tcp port left on web-1; one of its ports rests after its release, and can be had by number"
     );
     let udp = ReserveRequest { protocol: Protocol::Udp, ..request };
     assert_eq!(

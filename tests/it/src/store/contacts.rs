@@ -131,6 +131,10 @@ async fn superseded_identity_is_refused() {
 async fn a_credential_that_was_replaced_meanwhile_is_refused() {
     let world = World::new();
     let mut old = world.join_with_agent("web-1", 1, &[]).await;
+    world.contact(&old, old.heartbeat(&[], at(1)), at(1)).await.expect("known from memory");
+    let stranger = FakeAgent { credential: super::world::credential(9), ..old };
+    let refusal = refused(world.contact(&stranger, old.heartbeat(&[], at(1)), at(1)).await);
+    assert!(matches!(refusal, Refusal::CredentialReplaced), "memory knows whose it is");
     let replace = JoinRequest { replace: Some(old.id.into()), ..super::world::join_request("web-1", 2) };
     let admin = actor("root", Role::Admin);
     world.store.write(move |tx| tx.join(&admin, &replace, at(1))).await.unwrap();
@@ -141,8 +145,13 @@ async fn a_credential_that_was_replaced_meanwhile_is_refused() {
     }
     let own = Actor { subject: "x".parse().unwrap(), authority: Authority::Instance(old.id, old.credential) };
     let request = super::world::join_request("web-1", 1);
-    let late = world.store.write(move |tx| tx.join(&own, &request, at(2))).await;
+    let late = own.clone();
+    let late = world.store.write(move |tx| tx.join(&late, &request, at(2))).await;
     assert!(matches!(refused(late), Refusal::CredentialReplaced), "and does not come back by a late refresh");
+    let late = world.reserve_port(&own, old.id, 8080).await;
+    assert!(matches!(refused(late), Refusal::CredentialReplaced));
+    let late = world.store.write(move |tx| tx.leave(&own, &old.id.into(), true, None, at(2))).await;
+    assert!(matches!(refused(late), Refusal::CredentialReplaced), "nor takes the machine out");
 }
 
 #[tokio::test]

@@ -93,6 +93,26 @@ async fn nothing_ends_before_it_began_when_the_clock_steps_back() {
 }
 
 #[tokio::test]
+async fn nothing_ends_before_it_began_when_contacts_travel_unevenly() {
+    let world = World::new();
+    let on = |pid, seconds| listener(Protocol::Tcp, "0.0.0.0", 80, pid, at(seconds));
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let handed_over = gk_model::listener::Listener { last_seen_at: at(95), ..on(2, 10) };
+    // Sent at 95 and received at 100, so the handover is taken for one at 100; the end, at 97, travels at once.
+    for (seen, closed, sent, received) in [
+        (vec![on(1, 10)], vec![], 10, 10),
+        (vec![handed_over], vec![], 95, 100),
+        (vec![], vec![(on(2, 10).key, at(97))], 101, 101),
+    ] {
+        let contact = agent.delta(&seen, &closed, &seen, at(sent));
+        world.contact(&agent, contact, at(received)).await.unwrap();
+    }
+    for interval in history(&world, HistoryQuery::default()).await {
+        assert!(interval.ended_at >= Some(interval.began_at), "{interval:?}");
+    }
+}
+
+#[tokio::test]
 async fn pages_join_to_the_whole() {
     let world = World::new();
     let ada = actor("ada", Role::User);
