@@ -6,7 +6,7 @@
 
 use std::fmt::Display;
 
-use anyhow::{Error, Result};
+use anyhow::{Context as _, Error, Result};
 use gk_client::{Client, ClientError};
 use gk_model::id::{InstanceRef, ReservationId};
 use gk_model::port::{Port, Protocol};
@@ -70,7 +70,7 @@ fn reserve_this_very_port(
     let reservation = client.reserve(request).map_err(|error| advise(error, context, wanted))?;
     let (port, protocol) = (reservation.first_port, reservation.protocol);
     let Some(listener) = machine::find_listener(protocol, port, context.now) else { return Ok(reservation) };
-    client.release(reservation.id, false)?;
+    client.release(reservation.id, false).with_context(|| stays_reserved(&reservation))?;
     let message = format!("{port}/{protocol} is in use by {}, so it was given back", listener.describe());
     Err(Failure::new(Exit::Conflict, message)
         .hint("if that process is the rightful one, add --adopt once `gkctl port list` shows it")
@@ -141,11 +141,20 @@ fn first_bindable(
         if can_bind(reservation.protocol, port) {
             return Ok(reservation);
         }
-        give_back(reservation.id)?;
+        give_back(reservation.id).with_context(|| stays_reserved(&reservation))?;
         busy.insert(port);
         tried.push(port);
     }
     Err(nothing_bindable(&tried).into())
+}
+
+/// For the one case in which a port is held that nobody was told of.
+fn stays_reserved(reservation: &Reservation) -> String {
+    let (ports, protocol) = (reservation.ports(), reservation.protocol);
+    format!(
+        "{ports}/{protocol} cannot be used here and could not be given back: it stays reserved until \
+         `gkctl port release {ports} --protocol {protocol}`"
+    )
 }
 
 /// Without a list of its own, the request relies on the agent's newest report and on the test that follows.
@@ -263,6 +272,14 @@ mod tests {
             command(port, &global, &wanted),
             "gkctl port reserve --port 8003 --protocol udp --service dns --name main --note 'ada'\\''s' --instance web-1"
         );
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_given_back_is_named() {
+        let ask = |_| Ok(reservation(Protocol::Udp, None));
+        let fault = || ClientError::NoTls { server: "https://away:1".parse().unwrap() };
+        let error = first_bindable(PortSet::default(), ask, |_| Err(fault()), |_, _| false).unwrap_err();
+        assert!(error.to_string().contains("gkctl port release 8000 --protocol udp"), "{error}");
     }
 
     #[test]
