@@ -74,3 +74,22 @@ fn create_private(directory: &Path) -> io::Result<()> {
         created => created,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_data_directory_is_private_and_what_is_above_it_is_not() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("gatekeeper/server");
+        let _lock = DirectoryLock::acquire(&directory).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&directory), 0o700);
+        assert_eq!(
+            mode(directory.parent().unwrap()) & 0o055,
+            0o055,
+            "an agent's identity beside it stays readable"
+        );
+    }
+}

@@ -102,6 +102,19 @@ fn the_agent_starts_before_the_server_and_outlives_it() {
 }
 
 #[test]
+fn beside_its_server_the_agents_credential_goes_to_no_tcp_port() {
+    let here = Joined::new();
+    let identity = std::fs::read_to_string(here.state.join("instance.json")).unwrap();
+    assert!(
+        identity.contains(&format!("http://{}", here.server.address)),
+        "others learn the address: {identity}"
+    );
+    let agent = here.agent();
+    wait_for("the agent to start", || agent.log().contains("agent started").then_some(()));
+    assert!(agent.log().contains("server.address=unix:"), "{}", agent.log());
+}
+
+#[test]
 fn a_reservation_without_a_listener_survives_any_number_of_reports() {
     let here = Joined::new();
     let port = stdout(&gkctl(&here.server, &here.state, &["port", "reserve", "--service", "quiet"]));
