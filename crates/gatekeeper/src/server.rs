@@ -13,7 +13,7 @@ use gk_model::paths::{self, SOCKET_FILE};
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 use gk_server::{Config, Listeners};
-use gk_store::Store;
+use gk_store::{Store, StoreConfig};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -74,7 +74,7 @@ impl Server {
         }
         let data = args.data.clone().unwrap_or_else(|| paths::data_dir(is_root(), env));
         // The store first: its lock decides whose socket file lies in the directory.
-        let store = Store::open(&data, Timestamp::from_clock())?;
+        let store = Store::open(StoreConfig::embedded(&data), Timestamp::from_clock()).await?;
         let tcp = TcpListener::bind(args.listen).await.map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => anyhow::anyhow!(
                 "{} is in use: another server may be running (`gkctl status` asks it); choose another port with \

@@ -245,6 +245,8 @@ fn failure_code(error: &StoreError) -> Code {
         StoreError::Closed
         | StoreError::QueueFull
         | StoreError::DiskFull
+        | StoreError::Away(_)
+        | StoreError::Unsuitable(_)
         | StoreError::Unknown(_)
         | StoreError::Database(_) => Code::Unavailable,
         StoreError::Corrupt(_)

@@ -114,6 +114,11 @@ impl Beats {
         self.lock().remove(&instance);
     }
 
+    /// Drops everything.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
     /// The newest times, if newer ones than the database's are known.
     pub(crate) fn times(&self, instance: InstanceId) -> Option<ContactTimes> {
         self.lock().get(&instance).map(|beat| beat.times)

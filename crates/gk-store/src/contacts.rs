@@ -97,6 +97,7 @@ impl Tx<'_> {
         )?;
         if occupied.is_some() {
             self.maps.forget(instance);
+            self.note_change(instance)?;
         }
         Ok(applied)
     }

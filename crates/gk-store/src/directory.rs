@@ -24,17 +24,20 @@ pub enum OpenError {
     /// Another process owns it.
     #[error("another server is using the data directory {}: stop it, or choose another one with --data", .0.display())]
     Locked(PathBuf),
-    /// The database in it cannot be used.
-    #[error("cannot use the database in {}", path.display())]
+    /// The database cannot be used.
+    #[error("cannot use the database {place}")]
     Database {
-        /// The directory.
-        path: PathBuf,
+        /// The file, or the address without its password.
+        place: String,
         /// Why.
         source: StoreError,
     },
     /// The writer's thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// Opening panicked.
+    #[error("a fault in the server: {0}")]
+    Fault(String),
 }
 
 /// Held for as long as the store is open; the kernel lets go of it when the process ends, however it ends.

@@ -10,10 +10,12 @@
 
 mod beats;
 mod contacts;
+mod database_url;
 mod directory;
 mod driver;
 mod error;
 mod events;
+mod follow;
 mod history;
 mod instances;
 mod listeners;
@@ -29,8 +31,8 @@ mod tx;
 mod value;
 mod writer;
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gk_model::access::Actor;
 use gk_model::contact::{Contact, ContactAnswer};
@@ -40,6 +42,7 @@ use gk_model::time::Timestamp;
 use tokio::sync::Semaphore;
 
 use crate::beats::Beats;
+pub use crate::database_url::{DatabaseUrl, DatabaseUrlError};
 use crate::directory::DirectoryLock;
 pub use crate::directory::OpenError;
 use crate::driver::{Access, Connection, Location};
@@ -50,6 +53,28 @@ pub use crate::writer::WriterCounters;
 
 /// How many reads run at once.
 const READERS: usize = 8;
+
+/// Where a store is, and how it works.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The data directory, of this process alone. The SQLite database is in it.
+    pub directory: PathBuf,
+    /// A PostgreSQL database, which several servers may share, instead of SQLite.
+    pub database: Option<DatabaseUrl>,
+    /// How many writes one transaction may carry. Fewer than [`StoreConfig::MAX_BATCH`] only make it slower, which a
+    /// benchmark may want to see.
+    pub max_batch: usize,
+}
+
+impl StoreConfig {
+    /// How many writes one transaction may carry unless told.
+    pub const MAX_BATCH: usize = 4096;
+
+    /// SQLite in this directory.
+    pub fn embedded(directory: impl Into<PathBuf>) -> StoreConfig {
+        StoreConfig { directory: directory.into(), database: None, max_batch: StoreConfig::MAX_BATCH }
+    }
+}
 
 /// A handle to the store; clones share it.
 #[derive(Clone)]
@@ -74,20 +99,26 @@ pub(crate) struct Shared {
 }
 
 impl Store {
-    /// Opens the store in `directory`, which is created when missing and then owned by this process alone.
+    /// Opens the store. Its directory is created when missing and then owned by this process alone.
     ///
     /// # Errors
-    /// [`OpenError`] when the directory cannot be used, another server owns it, or the database in it is not ours, is
-    /// damaged or from a newer version. A refused database is left untouched.
-    pub fn open(directory: &Path, now: Timestamp) -> Result<Store, OpenError> {
-        let lock = DirectoryLock::acquire(directory)?;
-        let location = Location::in_directory(directory);
-        let about = |source| OpenError::Database { path: directory.to_owned(), source };
+    /// [`OpenError`] when the directory cannot be used, another server owns it, or the database is out of reach, not
+    /// ours, damaged or from a newer version. A refused database is left untouched.
+    pub async fn open(config: StoreConfig, now: Timestamp) -> Result<Store, OpenError> {
+        // Connecting blocks.
+        let opened = tokio::task::spawn_blocking(move || Store::open_here(&config, now)).await;
+        opened.unwrap_or_else(|fault| Err(OpenError::Fault(fault.to_string())))
+    }
+
+    fn open_here(config: &StoreConfig, now: Timestamp) -> Result<Store, OpenError> {
+        let lock = DirectoryLock::acquire(&config.directory)?;
+        let location = Location::new(&config.directory, config.database.as_ref());
+        let about = |source| OpenError::Database { place: location.to_string(), source };
         let mut connection = Connection::open(&location, Access::Write).map_err(about)?;
         migrate::migrate(&mut connection, now).map_err(about)?;
         let shared = Arc::new(Shared { started_at: now, beats: Beats::default() });
-        let writer =
-            Writer::start(connection, location.clone(), Arc::clone(&shared)).map_err(OpenError::Thread)?;
+        let writer = Writer::start(connection, location.clone(), Arc::clone(&shared), config.max_batch)
+            .map_err(OpenError::Thread)?;
         Ok(Store(Arc::new(Inner {
             location,
             shared,
@@ -116,12 +147,14 @@ impl Store {
 
     /// Runs `work` on a read-only connection, in one consistent view, on a thread that may block.
     ///
+    /// `work` may run twice, when a connection that was kept turns out to have been cut meanwhile.
+    ///
     /// # Errors
     /// What `work` answers, or [`Error::Failed`] when the database cannot be read.
     pub async fn read<T, W>(&self, work: W) -> Result<T, Error>
     where
         T: Send + 'static,
-        W: FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
+        W: FnMut(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
     {
         self.read_in_turn(&self.0.reading, work).await
     }
@@ -137,7 +170,7 @@ impl Store {
     async fn read_in_turn<T, W>(&self, turns: &Arc<Semaphore>, work: W) -> Result<T, Error>
     where
         T: Send + 'static,
-        W: FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
+        W: FnMut(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
     {
         let turn = Arc::clone(turns).acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let store = self.clone();
@@ -149,17 +182,34 @@ impl Store {
         tokio::task::spawn_blocking(run).await.map_err(|fault| StoreError::Panicked(fault.to_string()))?
     }
 
-    fn read_here<T>(&self, work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
-        let idle = self.0.idle_readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None => Connection::open(&self.0.location, Access::Read)?,
-        };
+    fn read_here<T>(&self, mut work: impl FnMut(&mut Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        // Named, so that the list is not locked while the connection is used.
+        let kept = self.idle_readers().pop();
+        if let Some(kept) = kept {
+            match self.read_on(kept, &mut work) {
+                Err(Error::Failed(StoreError::Away(_))) => self.idle_readers().clear(),
+                answer => return answer,
+            }
+        }
+        self.read_on(Connection::open(&self.0.location, Access::Read)?, &mut work)
+    }
+
+    fn read_on<T>(
+        &self,
+        mut connection: Connection,
+        work: &mut impl FnMut(&mut Reader<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         connection.begin(Access::Read)?;
         let answer = work(&mut Reader::new(&mut connection, &self.0.shared));
-        connection.rollback()?;
-        self.0.idle_readers.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        // A connection that cannot be given back clean is not given back; what was read stays read.
+        if connection.rollback().is_ok() {
+            self.idle_readers().push(connection);
+        }
         answer
+    }
+
+    fn idle_readers(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.0.idle_readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the contact of an instance that came with this credential.
@@ -191,7 +241,8 @@ impl Store {
     /// [`Error::Failed`]; the contacts stay in memory for the next time.
     pub async fn flush_contacts(&self) -> Result<(), Error> {
         let unwritten = self.0.shared.beats.list_unwritten();
-        if unwritten.is_empty() {
+        // Where other servers write too, even an empty batch brings news of them.
+        if unwritten.is_empty() && !self.0.location.is_shared() {
             return Ok(());
         }
         let written = unwritten.clone();
@@ -213,7 +264,7 @@ impl Store {
     /// Finishes everything that was accepted, then stops. Later calls answer [`StoreError::Closed`]. Blocks.
     pub fn close(&self) {
         // The writer's connection is to be the last: then the write-ahead log is folded into the database.
-        self.0.idle_readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.idle_readers().clear();
         self.0.writer.close();
     }
 }

@@ -197,6 +197,7 @@ impl Tx<'_> {
             ],
         )?;
         self.maps.forget(known);
+        self.note_change(known)?;
         self.get_instance(&known.into(), now)
     }
 

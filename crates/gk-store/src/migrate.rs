@@ -10,30 +10,53 @@ use crate::error::StoreError;
 use crate::value::values;
 
 /// Every step in order; the version of a database is how many of them it has taken.
-const STEPS: &[&str] = &[include_str!("../migrations/0001_start.sql")];
+const STEPS: &[&str] =
+    &[include_str!("../migrations/0001_start.sql"), include_str!("../migrations/0005_cluster.sql")];
+
+/// How often a step is looked at again when another server took it at the same time.
+const MOST_TRIES: usize = 5;
 
 /// Brings the database to the newest version.
+///
+/// Where several servers start at once, each step is taken by the one whose row for it comes first; the others wait for
+/// that row, fail on it, and look again.
 pub(crate) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
-    let version = find_version(connection)?;
     let known = STEPS.len() as u64;
-    if version > known {
-        return Err(StoreError::Newer { found: version, known });
-    }
-    connection.adopt()?;
-    for (number, step) in (1..).zip(STEPS).skip_while(|(number, _)| *number <= version) {
-        connection.begin(Access::Write)?;
-        if number == 1 {
-            connection.script(
-                "create table migration (version bigint not null primary key, applied_at bigint not null)",
-            )?;
+    let mut tries = 0;
+    loop {
+        let version = find_version(connection)?;
+        if version > known {
+            return Err(StoreError::Newer { found: version, known });
         }
-        connection.script(step)?;
-        connection
-            .later("insert into migration (version, applied_at) values ($1, $2)", values![number, now])?;
-        connection.commit()?;
-        tracing::info!(schema.version = number, "database migrated");
+        connection.adopt()?;
+        if version == known {
+            return Ok(());
+        }
+        let number = version + 1;
+        match take_step(connection, number, now) {
+            Ok(()) => tracing::info!(schema.version = number, "database migrated"),
+            Err(error) => {
+                connection.rollback()?;
+                tries += 1;
+                if tries == MOST_TRIES || find_version(connection)? == version {
+                    return Err(error);
+                }
+            }
+        }
     }
-    Ok(())
+}
+
+fn take_step(connection: &mut Connection, number: u64, now: Timestamp) -> Result<(), StoreError> {
+    connection.begin(Access::Write)?;
+    if number == 1 {
+        connection.script(
+            "create table migration (version bigint not null primary key, applied_at bigint not null)",
+        )?;
+    }
+    connection.later("insert into migration (version, applied_at) values ($1, $2)", values![number, now])?;
+    let step = usize::try_from(number - 1).ok().and_then(|index| STEPS.get(index));
+    connection.script(step.ok_or_else(|| StoreError::Corrupt(format!("there is no step {number}")))?)?;
+    connection.commit()
 }
 
 /// 0 for an empty database.
@@ -59,7 +82,7 @@ mod tests {
 
     use tempfile::TempDir;
 
-    use crate::{OpenError, Store, StoreError};
+    use crate::{OpenError, Store, StoreConfig, StoreError};
 
     use super::*;
 
@@ -67,11 +90,15 @@ mod tests {
         Timestamp::from_micros(1_700_000_000_000_000)
     }
 
+    async fn open(directory: &Path) -> Result<Store, OpenError> {
+        Store::open(StoreConfig::embedded(directory), now()).await
+    }
+
     /// Opening must fail, and leave the file as it was.
-    fn refuses(directory: &Path) -> StoreError {
+    async fn refuses(directory: &Path) -> StoreError {
         let file = directory.join("gatekeeper.db");
         let before = std::fs::read(&file).unwrap();
-        let error = Store::open(directory, now()).err().expect("must be refused");
+        let error = open(directory).await.err().expect("must be refused");
         assert!(std::fs::read(&file).unwrap() == before, "the file was touched");
         let OpenError::Database { source, .. } = error else { panic!("{error:?}") };
         source
@@ -83,49 +110,49 @@ mod tests {
         connection.close().unwrap();
     }
 
-    #[test]
-    fn a_database_from_a_newer_version_is_refused_untouched() {
+    #[tokio::test]
+    async fn a_database_from_a_newer_version_is_refused_untouched() {
         let directory = TempDir::new().unwrap();
-        Store::open(directory.path(), now()).unwrap().close();
+        open(directory.path()).await.unwrap().close();
         sqlite_file(directory.path(), "insert into migration (version, applied_at) values (99, 0)");
-        let refusal = refuses(directory.path());
+        let refusal = refuses(directory.path()).await;
         assert_eq!(
             refusal.to_string(),
             "the database has schema version 99, and this Gatekeeper knows versions up to 1: use the newer one"
         );
     }
 
-    #[test]
-    fn somebody_elses_database_is_refused_untouched() {
+    #[tokio::test]
+    async fn somebody_elses_database_is_refused_untouched() {
         let directory = TempDir::new().unwrap();
         sqlite_file(directory.path(), "create table recipes (id integer primary key)");
-        assert!(matches!(refuses(directory.path()), StoreError::NotOurs(_)));
+        assert!(matches!(refuses(directory.path()).await, StoreError::NotOurs(_)));
     }
 
-    #[test]
-    fn a_file_that_is_no_database_is_refused_untouched() {
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_refused_untouched() {
         let directory = TempDir::new().unwrap();
         std::fs::write(directory.path().join("gatekeeper.db"), "dear diary, ".repeat(1000)).unwrap();
-        let refusal = refuses(directory.path());
+        let refusal = refuses(directory.path()).await;
         assert_eq!(refusal.to_string(), "this is not a Gatekeeper database: it is not an SQLite database");
     }
 
-    #[test]
-    fn a_directory_serves_one_store_at_a_time() {
+    #[tokio::test]
+    async fn a_directory_serves_one_store_at_a_time() {
         let directory = TempDir::new().unwrap();
-        let first = Store::open(directory.path(), now()).unwrap();
-        assert!(matches!(Store::open(directory.path(), now()), Err(OpenError::Locked(_))));
+        let first = open(directory.path()).await.unwrap();
+        assert!(matches!(open(directory.path()).await, Err(OpenError::Locked(_))));
         first.close();
         drop(first);
-        Store::open(directory.path(), now()).unwrap().close();
+        open(directory.path()).await.unwrap().close();
     }
 
-    #[test]
-    fn a_directory_that_others_may_write_is_refused() {
+    #[tokio::test]
+    async fn a_directory_that_others_may_write_is_refused() {
         use std::os::unix::fs::PermissionsExt;
         let directory = TempDir::new().unwrap();
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        let error = Store::open(directory.path(), now()).err().unwrap();
+        let error = open(directory.path()).await.err().unwrap();
         assert!(error.source().is_none() && error.to_string().contains("chmod go-w"), "{error}");
     }
 }

@@ -12,6 +12,7 @@ use gk_model::time::Timestamp;
 use crate::Shared;
 use crate::driver::Connection;
 use crate::error::StoreError;
+use crate::follow::{CHANGES_KEPT, Next};
 use crate::port_map::PortMaps;
 use crate::value::{Json, Row, Value, values};
 
@@ -54,8 +55,10 @@ pub struct Tx<'a> {
     reader: Reader<'a>,
     pub(crate) maps: &'a mut PortMaps,
     pub(crate) departed: &'a mut Vec<InstanceId>,
-    next_seq: &'a mut u64,
+    next: &'a mut Next,
     wrote: bool,
+    /// Whether a savepoint is around this closure, so that its failures must show before it ends.
+    pub(crate) alone: bool,
 }
 
 /// Something that happened, before it has a number.
@@ -77,9 +80,9 @@ impl<'a> Tx<'a> {
         shared: &'a Shared,
         maps: &'a mut PortMaps,
         departed: &'a mut Vec<InstanceId>,
-        next_seq: &'a mut u64,
+        next: &'a mut Next,
     ) -> Tx<'a> {
-        Tx { reader: Reader::new(connection, shared), maps, departed, next_seq, wrote: false }
+        Tx { reader: Reader::new(connection, shared), maps, departed, next, wrote: false, alone: false }
     }
 
     /// Says something whose result nobody waits for.
@@ -92,8 +95,7 @@ impl<'a> Tx<'a> {
 
     /// Writes an event down and answers its number: consecutive, because the writer holds the counter's row.
     pub(crate) fn record(&mut self, event: NewEvent<'_>) -> Result<u64, StoreError> {
-        let seq = *self.next_seq;
-        *self.next_seq += 1;
+        let seq = self.next.take_seq();
         let (protocol, range) = event.ports.unzip();
         self.later(
             "insert into event (seq, at, recorded_at, kind, instance, protocol, first_port, last_port, actor, \
@@ -114,6 +116,30 @@ impl<'a> Tx<'a> {
             ],
         )?;
         Ok(seq)
+    }
+
+    /// Tells the other servers that what they may have cached about an instance has changed, though history has nothing
+    /// to say about it.
+    pub(crate) fn note_change(&mut self, instance: InstanceId) -> Result<(), StoreError> {
+        let number = self.next.take_change();
+        self.later(
+            "insert into instance_change (number, instance) values ($1, $2)",
+            values![number, instance],
+        )?;
+        if number.is_multiple_of(CHANGES_KEPT) {
+            let oldest = number.saturating_sub(CHANGES_KEPT);
+            self.later("delete from instance_change where number < $1", values![oldest])?;
+        }
+        Ok(())
+    }
+
+    /// Where a savepoint is around this closure: waits until everything that it said is done.
+    pub(crate) fn settle_alone(&mut self) -> Result<(), StoreError> {
+        if !self.alone || !self.wrote {
+            return Ok(());
+        }
+        let settled = self.reader.connection.settle();
+        settled.inspect_err(|error| self.reader.failed = Some(error.clone()))
     }
 
     /// Whether anything was written, or a statement failed: what a refusal must not have done.

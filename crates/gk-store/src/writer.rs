@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use gk_model::id::InstanceId;
 use tokio::sync::oneshot;
@@ -21,6 +22,7 @@ use tokio::sync::oneshot;
 use crate::Shared;
 use crate::driver::{Access, Connection, Location};
 use crate::error::{Error, StoreError};
+use crate::follow::{Seen, follow};
 use crate::port_map::PortMaps;
 use crate::tx::Tx;
 use crate::value::values;
@@ -28,8 +30,11 @@ use crate::value::values;
 /// How many closures may wait; more are answered [`StoreError::QueueFull`].
 const QUEUE: usize = 8192;
 
-/// How many closures one transaction may carry.
-const MAX_BATCH: usize = 4096;
+/// How long a batch is tried again while the database is away; once it was away for so long, each batch is tried once.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What the writer has done since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +66,7 @@ impl Writer {
         connection: Connection,
         location: Location,
         shared: Arc<Shared>,
+        max_batch: usize,
     ) -> std::io::Result<Writer> {
         let (queue, jobs) = sync_channel(QUEUE);
         let counters = Arc::new(Counters::default());
@@ -70,7 +76,9 @@ impl Writer {
             shared,
             maps: PortMaps::default(),
             departed: Vec::new(),
-            last_seq: None,
+            seen: None,
+            away_since: None,
+            max_batch,
             counters: Arc::clone(&counters),
         };
         let thread =
@@ -164,6 +172,10 @@ where
             (Ok(_), Some(failure)) => Err(failure.into()),
             (outcome, _) => outcome,
         };
+        let outcome = match outcome {
+            Ok(answer) => tx.settle_alone().map(|()| answer).map_err(Error::from),
+            refused => refused,
+        };
         let undo = outcome.is_err() && (tx.is_dirty() || panicked);
         self.outcome = Some(outcome);
         if undo { Ran::Undo } else { Ran::Keep }
@@ -192,8 +204,11 @@ struct Worker {
     maps: PortMaps,
     /// Instances whose identity ended in the batch under way: their heartbeats are forgotten once it is committed.
     departed: Vec<InstanceId>,
-    /// The event counter after our own last commit; `None` when it must not be trusted.
-    last_seq: Option<u64>,
+    /// How far the maps have followed; `None` when nothing is known to be true.
+    seen: Option<Seen>,
+    /// Since when the database has been away.
+    away_since: Option<Instant>,
+    max_batch: usize,
     counters: Arc<Counters>,
 }
 
@@ -215,7 +230,7 @@ impl Worker {
     fn run(mut self, jobs: &Receiver<Box<dyn Job>>) {
         while let Ok(first) = jobs.recv() {
             let mut batch = vec![first];
-            batch.extend(jobs.try_iter().take(MAX_BATCH - 1));
+            batch.extend(jobs.try_iter().take(self.max_batch - 1));
             let failure = self.commit(&mut batch).err();
             if let Some(error) = &failure {
                 tracing::error!(error = %error, batch.size = batch.len(), "a batch was not committed");
@@ -227,36 +242,49 @@ impl Worker {
         }
     }
 
-    /// One batch: optimistic first, with savepoints when a closure has to be undone.
+    /// One batch: optimistic first, with savepoints when a closure has to be undone, and again when the database went
+    /// away before the commit.
     fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
-        let mut end = self.attempt(batch, false);
-        if matches!(end, Err(Failed::Closure | Failed::Database(StoreError::Database(_)))) {
-            self.undo();
-            self.counters.replays.fetch_add(1, Ordering::Relaxed);
-            end = self.attempt(batch, true);
-        }
-        match end {
-            Ok(()) => {
+        let mut savepoints = false;
+        loop {
+            let Err(failed) = self.attempt(batch, savepoints) else {
                 self.maps.keep();
                 self.departed.drain(..).for_each(|instance| self.shared.beats.forget(instance));
                 self.counters.commits.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(failed) => {
-                self.undo();
-                Err(match failed {
-                    Failed::Database(error) => error,
-                    Failed::Closure => StoreError::Database("a closure could not be undone".to_owned()),
-                })
+                self.away_since = None;
+                return Ok(());
+            };
+            self.undo();
+            match failed {
+                Failed::Closure | Failed::Database(StoreError::Database(_)) if !savepoints => {
+                    savepoints = true;
+                    self.counters.replays.fetch_add(1, Ordering::Relaxed);
+                }
+                Failed::Database(error @ StoreError::Away(_)) => self.pause(error)?,
+                Failed::Database(error) => return Err(error),
+                Failed::Closure => {
+                    return Err(StoreError::Database("a closure could not be undone".to_owned()));
+                }
             }
         }
+    }
+
+    /// Waits a little for a database that is away, or gives up.
+    fn pause(&mut self, error: StoreError) -> Result<(), StoreError> {
+        self.connection = None;
+        let away_since = *self.away_since.get_or_insert_with(Instant::now);
+        if away_since.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        std::thread::park_timeout(PAUSE);
+        Ok(())
     }
 
     /// Forgets everything a batch did. After a failure nothing cached about ports or numbers is trusted.
     fn undo(&mut self) {
         self.maps.clear();
         self.departed.clear();
-        self.last_seq = None;
+        self.seen = None;
         if self.connection.as_mut().is_some_and(|connection| connection.rollback().is_err()) {
             self.connection = None;
         }
@@ -268,25 +296,25 @@ impl Worker {
             missing => missing.insert(Connection::open(&self.location, Access::Write)?),
         };
         connection.begin(Access::Write)?;
-        let taken = connection.query("update event_seq set seq = seq where id = 0 returning seq", &[])?;
-        let counter =
-            taken.into_iter().next().ok_or_else(|| StoreError::Corrupt("no event counter".to_owned()))?;
-        let seq = { counter }.take::<u64>()?;
-        if self.last_seq != Some(seq) {
-            self.maps.clear();
+        let found = take_turn(connection)?;
+        match self.seen {
+            Some(seen) if seen == found => {}
+            Some(seen) => follow(connection, seen, found, &mut self.maps, &self.shared)?,
+            None => self.maps.clear(),
         }
-        let mut next_seq = seq + 1;
+        let mut next = found.next();
         for job in batch {
             if savepoints {
                 connection.later("savepoint closure", &[])?;
             }
-            let before = (next_seq, self.departed.len());
-            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut self.departed, &mut next_seq);
+            let before = (next, self.departed.len());
+            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut self.departed, &mut next);
+            tx.alone = savepoints;
             if job.run(&mut tx) == Ran::Undo {
                 if !savepoints {
                     return Err(Failed::Closure);
                 }
-                next_seq = before.0;
+                next = before.0;
                 self.departed.truncate(before.1);
                 self.maps.clear();
                 connection.later("rollback to savepoint closure", &[])?;
@@ -295,11 +323,24 @@ impl Worker {
                 connection.later("release savepoint closure", &[])?;
             }
         }
-        if next_seq > seq + 1 {
-            connection.later("update event_seq set seq = $1 where id = 0", values![next_seq - 1])?;
+        let seen = next.last();
+        if seen != found {
+            connection.later(
+                "update event_seq set seq = $1, changes = $2 where id = 0",
+                values![seen.seq, seen.changes],
+            )?;
         }
         connection.commit()?;
-        self.last_seq = Some(next_seq - 1);
+        self.seen = Some(seen);
         Ok(())
     }
+}
+
+/// Takes the row of the counters, which makes this writer the only one of the whole cluster until the commit.
+fn take_turn(connection: &mut Connection) -> Result<Seen, StoreError> {
+    let taken =
+        connection.query("update event_seq set seq = seq where id = 0 returning seq, changes", &[])?;
+    let mut row =
+        taken.into_iter().next().ok_or_else(|| StoreError::Corrupt("no event counter".to_owned()))?;
+    Ok(Seen { seq: row.take()?, changes: row.take()? })
 }

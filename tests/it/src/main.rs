@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "every line here is a test, where a panic is the verdict")]
 
+mod cluster;
 mod house;
 mod process;
 mod store;

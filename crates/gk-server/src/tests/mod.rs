@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use gk_model::access::Role;
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::time::Timestamp;
-use gk_store::Store;
+use gk_store::{Store, StoreConfig};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -70,7 +70,8 @@ fn config(store: Store) -> Config {
 impl Api {
     fn new() -> Api {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path(), Timestamp::from_clock()).unwrap();
+        let store =
+            Store::open(StoreConfig::embedded(directory.path()), Timestamp::from_clock()).await.unwrap();
         let (router, document) = router(config(store.clone()));
         Api { router, document, store, _directory: directory }
     }

@@ -19,7 +19,7 @@ use gk_model::problem::Problem;
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
-use gk_store::{Error, Store, StoreError};
+use gk_store::{Error, Store, StoreConfig, StoreError};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -45,7 +45,7 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str
 #[tokio::test]
 async fn the_kernel_says_who_is_at_the_unix_socket_and_the_server_stops_in_order() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path(), Timestamp::from_clock()).unwrap();
+    let store = Store::open(StoreConfig::embedded(directory.path()), Timestamp::from_clock()).await.unwrap();
     let config = Config { local_subjects: this_account(directory.path()), ..config(store.clone()) };
     let socket = directory.path().join("gatekeeper.sock");
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -74,7 +74,7 @@ async fn the_kernel_says_who_is_at_the_unix_socket_and_the_server_stops_in_order
 
 /// A server on a Unix socket that admits this account, and the means to stop it.
 async fn start(directory: &Path) -> (UnixStream, oneshot::Sender<()>, JoinHandle<Result<(), ServeError>>) {
-    let store = Store::open(directory, Timestamp::from_clock()).unwrap();
+    let store = Store::open(StoreConfig::embedded(directory), Timestamp::from_clock()).await.unwrap();
     let socket = directory.join("gatekeeper.sock");
     let listeners = Listeners { tcp: None, unix: Some(UnixListener::bind(&socket).unwrap()) };
     let (stop, stopped) = oneshot::channel::<()>();
@@ -141,7 +141,7 @@ async fn the_last_heartbeats_are_stored_at_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let joined_at = Timestamp::from_clock();
     let heard_at = joined_at.plus(Duration::from_secs(60));
-    let store = Store::open(directory.path(), joined_at).unwrap();
+    let store = Store::open(StoreConfig::embedded(directory.path()), joined_at).await.unwrap();
     let (id, credential) = joined(&store, joined_at).await;
     let socket = directory.path().join("gatekeeper.sock");
     let listeners = Listeners { tcp: None, unix: Some(UnixListener::bind(&socket).unwrap()) };
@@ -161,7 +161,7 @@ async fn the_last_heartbeats_are_stored_at_the_end() {
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
 
-    let store = Store::open(directory.path(), heard_at).unwrap();
+    let store = Store::open(StoreConfig::embedded(directory.path()), heard_at).await.unwrap();
     let instance = store.read(move |reader| reader.get_instance(&id.into(), heard_at)).await.unwrap();
     assert_eq!(instance.last_contact_at, Some(heard_at));
 }

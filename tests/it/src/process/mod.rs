@@ -3,5 +3,5 @@
 mod agent;
 mod cli;
 mod crash;
-mod harness;
+pub(crate) mod harness;
 mod server;

@@ -8,11 +8,11 @@ use gk_model::port_set::PortSet;
 use gk_model::reservation::ReserveRequest;
 use gk_store::{Error, Refusal, StoreError};
 
-use super::world::{World, actor, at, listener, port, refused};
+use crate::store::world::{actor, at, listener, port, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_double_allocation() {
-    let world = World::new();
+    let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
     let callers: Vec<_> = (0..16)
         .map(|caller| {
@@ -46,7 +46,7 @@ async fn no_double_allocation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_neighbour_harms_nobody_and_leaves_no_gap() {
-    let world = World::new();
+    let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
     let user = actor("ada", Role::User);
     let mut answers = Vec::new();
@@ -84,7 +84,7 @@ async fn a_failing_neighbour_harms_nobody_and_leaves_no_gap() {
 
 #[tokio::test]
 async fn a_pool_ends_with_a_clear_refusal() {
-    let world = World::new();
+    let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
     let user = actor("ada", Role::User);
     let busy: PortSet = (8001..=9999).map(port).collect();
@@ -109,7 +109,7 @@ async fn a_pool_ends_with_a_clear_refusal() {
 
 #[tokio::test]
 async fn a_taken_port_is_refused_with_its_holder_and_alternatives() {
-    let world = World::new();
+    let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
     let (ada, bob) = (actor("ada", Role::User), actor("bob", Role::User));
     let request = ReserveRequest {
@@ -130,7 +130,7 @@ async fn a_taken_port_is_refused_with_its_holder_and_alternatives() {
 
 #[tokio::test]
 async fn a_released_port_rests_before_it_is_picked_again() {
-    let world = World::new();
+    let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
     let user = actor("ada", Role::User);
     let next = ReserveRequest::next_free(id);
@@ -145,7 +145,7 @@ async fn a_released_port_rests_before_it_is_picked_again() {
     // The same from a cold cache, and by number at once.
     let made = world.live().await.remove(0);
     world.release(&user, &made, at(1000)).await.unwrap();
-    let world = world.reopen(at(1001));
+    let world = world.reopen(at(1001)).await;
     assert_eq!(world.reserve(&user, &next, at(1002)).await.unwrap().first_port, port(8003));
     let request = ReserveRequest { port: Some(made.first_port), ..next };
     world.reserve(&user, &request, at(1002)).await.unwrap();
@@ -153,7 +153,7 @@ async fn a_released_port_rests_before_it_is_picked_again() {
 
 #[tokio::test]
 async fn picks_avoid_what_the_machine_uses() {
-    let world = World::new();
+    let world = super::new_world().await;
     let seen =
         [listener(Protocol::Tcp, "127.0.0.1", 8000, 1, at(0)), listener(Protocol::Tcp, "::", 8001, 2, at(0))];
     let agent = world.join_with_agent("web-1", 1, &seen).await;
@@ -172,7 +172,7 @@ async fn picks_avoid_what_the_machine_uses() {
 
 #[tokio::test]
 async fn release_requires_holder() {
-    let world = World::new();
+    let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
     let (ada, bob, op) = (actor("ada", Role::User), actor("bob", Role::User), actor("op", Role::Operator));
     let made = world.reserve_port(&ada, id, 8080).await.unwrap();

@@ -12,7 +12,7 @@ use gk_model::time::Timestamp;
 use gk_store::Refusal;
 use uuid::Uuid;
 
-use super::world::{FakeAgent, World, actor, at, everything_covered, listener, refused};
+use crate::store::world::{FakeAgent, World, actor, at, everything_covered, listener, refused};
 
 fn tcp(number: u16, pid: u32) -> Listener {
     listener(Protocol::Tcp, "0.0.0.0", number, pid, at(0))
@@ -41,7 +41,7 @@ async fn kinds(world: &World) -> Vec<EventKind> {
 
 #[tokio::test]
 async fn report_never_touches_reservations() {
-    let world = World::new();
+    let world = super::new_world().await;
     let mut agent = world.join_with_agent("web-1", 1, &[tcp(8080, 1)]).await;
     let ada = actor("ada", Role::User);
     for number in [8000, 8001, 9000] {
@@ -59,7 +59,7 @@ async fn report_never_touches_reservations() {
 
 #[tokio::test]
 async fn replayed_contact_changes_nothing() {
-    let world = World::new();
+    let world = super::new_world().await;
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
     let reported = agent.report(&[tcp(22, 9)], at(1));
     let opened = agent.delta(&[tcp(80, 1)], &[], &[tcp(22, 9), tcp(80, 1)], at(1));
@@ -79,7 +79,7 @@ async fn replayed_contact_changes_nothing() {
 
 #[tokio::test]
 async fn uncovered_scan_never_closes() {
-    let world = World::new();
+    let world = super::new_world().await;
     let v6 = listener(Protocol::Tcp, "::", 443, 2, at(0));
     let udp = listener(Protocol::Udp, "0.0.0.0", 53, 3, at(0));
     let mut agent = world.join_with_agent("web-1", 1, &[tcp(80, 1), v6, udp]).await;
@@ -105,7 +105,7 @@ async fn uncovered_scan_never_closes() {
 
 #[tokio::test]
 async fn superseded_identity_is_refused() {
-    let world = World::new();
+    let world = super::new_world().await;
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
     let mut clone = FakeAgent { ..agent };
     let opens = |agent: &mut FakeAgent, nonce: u128, now: Timestamp| {
@@ -129,13 +129,14 @@ async fn superseded_identity_is_refused() {
 
 #[tokio::test]
 async fn a_credential_that_was_replaced_meanwhile_is_refused() {
-    let world = World::new();
+    let world = super::new_world().await;
     let mut old = world.join_with_agent("web-1", 1, &[]).await;
     world.contact(&old, old.heartbeat(&[], at(1)), at(1)).await.expect("known from memory");
-    let stranger = FakeAgent { credential: super::world::credential(9), ..old };
+    let stranger = FakeAgent { credential: crate::store::world::credential(9), ..old };
     let refusal = refused(world.contact(&stranger, old.heartbeat(&[], at(1)), at(1)).await);
     assert!(matches!(refusal, Refusal::CredentialReplaced), "memory knows whose it is");
-    let replace = JoinRequest { replace: Some(old.id.into()), ..super::world::join_request("web-1", 2) };
+    let replace =
+        JoinRequest { replace: Some(old.id.into()), ..crate::store::world::join_request("web-1", 2) };
     let admin = actor("root", Role::Admin);
     world.store.write(move |tx| tx.join(&admin, &replace, at(1))).await.unwrap();
     // Both were let in at the door before the credential was replaced.
@@ -144,7 +145,7 @@ async fn a_credential_that_was_replaced_meanwhile_is_refused() {
         assert!(matches!(refusal, Refusal::CredentialReplaced), "{refusal}");
     }
     let own = Actor { subject: "x".parse().unwrap(), authority: Authority::Instance(old.id, old.credential) };
-    let request = super::world::join_request("web-1", 1);
+    let request = crate::store::world::join_request("web-1", 1);
     let late = own.clone();
     let late = world.store.write(move |tx| tx.join(&late, &request, at(2))).await;
     assert!(matches!(refused(late), Refusal::CredentialReplaced), "and does not come back by a late refresh");
@@ -156,7 +157,7 @@ async fn a_credential_that_was_replaced_meanwhile_is_refused() {
 
 #[tokio::test]
 async fn a_listener_that_is_told_twice_is_one() {
-    let world = World::new();
+    let world = super::new_world().await;
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
     let (one, other) = (tcp(80, 1), tcp(80, 2));
     let contact = agent.report(&[one, other.clone()], at(1));
@@ -175,7 +176,7 @@ async fn a_listener_that_is_told_twice_is_one() {
 
 #[tokio::test]
 async fn a_listener_is_last_seen_when_the_set_was_confirmed() {
-    let world = World::new();
+    let world = super::new_world().await;
     let agent = world.join_with_agent("web-1", 1, &[tcp(80, 1)]).await;
     world.contact(&agent, agent.heartbeat(&[tcp(80, 1)], at(60)), at(60)).await.unwrap();
     let id = agent.id;
@@ -188,7 +189,7 @@ async fn a_listener_is_last_seen_when_the_set_was_confirmed() {
 
 #[tokio::test]
 async fn a_gap_or_a_wrong_digest_asks_for_a_report() {
-    let world = World::new();
+    let world = super::new_world().await;
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
     let _lost = agent.delta(&[tcp(80, 1)], &[], &[tcp(80, 1)], at(1));
     let both = [tcp(80, 1), tcp(81, 1)];
@@ -209,7 +210,7 @@ async fn a_gap_or_a_wrong_digest_asks_for_a_report() {
 
 #[tokio::test]
 async fn an_unchanged_heartbeat_costs_no_transaction() {
-    let world = World::new();
+    let world = super::new_world().await;
     let agent = world.join_with_agent("web-1", 1, &[tcp(80, 1)]).await;
     let before = world.store.writer_counters().commits;
     for seconds in 1..100 {
@@ -226,13 +227,13 @@ async fn an_unchanged_heartbeat_costs_no_transaction() {
         "and is seen all the same"
     );
     world.store.flush_contacts().await.unwrap();
-    let world = world.reopen(at(200));
+    let world = world.reopen(at(200)).await;
     assert_eq!(world.store.read(get).await.unwrap().observed_at, Some(at(99)), "and survives once flushed");
 }
 
 #[tokio::test]
 async fn times_are_corrected_by_the_clocks_offset_and_never_in_the_future() {
-    let world = World::new();
+    let world = super::new_world().await;
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
     // The agent's clock is an hour ahead: it saw the port open 5 s before it sent this.
     let seen = listener(Protocol::Tcp, "0.0.0.0", 80, 1, at(3600 + 95));
@@ -250,12 +251,12 @@ async fn times_are_corrected_by_the_clocks_offset_and_never_in_the_future() {
 
 #[tokio::test]
 async fn states_join_intent_and_fact() {
-    let world = World::new();
+    let world = super::new_world().await;
     let agent = world.join_with_agent("web-1", 1, &[tcp(8080, 1), tcp(22, 2)]).await;
     let ada = actor("ada", Role::User);
     world.reserve_port(&ada, agent.id, 9000).await.unwrap();
     let request = gk_model::reservation::ReserveRequest {
-        port: Some(super::world::port(8080)),
+        port: Some(crate::store::world::port(8080)),
         adopt: true,
         ..gk_model::reservation::ReserveRequest::next_free(agent.id)
     };

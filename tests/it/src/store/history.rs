@@ -5,7 +5,7 @@ use gk_model::history::{Interval, IntervalKind};
 use gk_model::port::Protocol;
 use gk_model::query::{HistoryQuery, Limit};
 
-use super::world::{World, actor, at, listener};
+use crate::store::world::{World, actor, at, listener};
 
 async fn history(world: &World, query: HistoryQuery) -> Vec<Interval> {
     let mut found = Vec::new();
@@ -24,7 +24,7 @@ async fn history(world: &World, query: HistoryQuery) -> Vec<Interval> {
 
 #[tokio::test]
 async fn history_answers_who_and_when() {
-    let world = World::new();
+    let world = super::new_world().await;
     let ada = actor("ada", Role::User);
     let on = |pid, seconds| listener(Protocol::Tcp, "0.0.0.0", 8080, pid, at(seconds));
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
@@ -82,7 +82,7 @@ async fn history_answers_who_and_when() {
 
 #[tokio::test]
 async fn nothing_ends_before_it_began_when_the_clock_steps_back() {
-    let world = World::new();
+    let world = super::new_world().await;
     let ada = actor("ada", Role::User);
     let id = world.join("web-1", 1).await;
     let request = gk_model::reservation::ReserveRequest::next_free(id);
@@ -94,7 +94,7 @@ async fn nothing_ends_before_it_began_when_the_clock_steps_back() {
 
 #[tokio::test]
 async fn nothing_ends_before_it_began_when_contacts_travel_unevenly() {
-    let world = World::new();
+    let world = super::new_world().await;
     let on = |pid, seconds| listener(Protocol::Tcp, "0.0.0.0", 80, pid, at(seconds));
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
     let handed_over = gk_model::listener::Listener { last_seen_at: at(95), ..on(2, 10) };
@@ -114,7 +114,7 @@ async fn nothing_ends_before_it_began_when_contacts_travel_unevenly() {
 
 #[tokio::test]
 async fn pages_join_to_the_whole() {
-    let world = World::new();
+    let world = super::new_world().await;
     let ada = actor("ada", Role::User);
     let id = world.join("web-1", 1).await;
     let mut ledger = Vec::new();

@@ -11,7 +11,7 @@ use gk_model::text::Subject;
 use gk_store::{Error, Refusal};
 use uuid::Uuid;
 
-use super::world::{World, actor, at, join_request, listener, refused};
+use crate::store::world::{World, actor, at, join_request, listener, refused};
 
 async fn join(world: &World, request: JoinRequest) -> Result<(Instance, bool), Error> {
     let admin = actor("root", Role::Admin);
@@ -25,7 +25,7 @@ fn on_stack(request: JoinRequest, boot: u128, inode: u64) -> JoinRequest {
 
 #[tokio::test]
 async fn names_are_unique_without_regard_to_case() {
-    let world = World::new();
+    let world = super::new_world().await;
     world.join("web-1", 1).await;
     assert!(matches!(refused(join(&world, join_request("WEB-1", 2)).await), Refusal::NameTaken(_)));
     let facts = Facts { host_name: "my host".into(), ..Facts::default() };
@@ -35,7 +35,7 @@ async fn names_are_unique_without_regard_to_case() {
 
 #[tokio::test]
 async fn one_network_stack_joins_once() {
-    let world = World::new();
+    let world = super::new_world().await;
     let (first, anew) = join(&world, on_stack(join_request("web-1", 1), 5, 7)).await.unwrap();
     assert!(anew);
     let again = on_stack(join_request("web-2", 2), 5, 7);
@@ -53,7 +53,7 @@ async fn one_network_stack_joins_once() {
 
 #[tokio::test]
 async fn the_old_credential_refreshes_and_the_lost_one_is_replaced() {
-    let world = World::new();
+    let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
     let hash = |seed| Secret::from_random(SecretKind::Instance, &[seed; 32]).hash();
     let who = |seed| {
@@ -79,7 +79,7 @@ async fn the_old_credential_refreshes_and_the_lost_one_is_replaced() {
 
 #[tokio::test]
 async fn a_join_whose_answer_was_lost_is_repeated() {
-    let world = World::new();
+    let world = super::new_world().await;
     let request = on_stack(join_request("web-1", 1), 5, 7);
     let (first, anew) = join(&world, request.clone()).await.unwrap();
     let (again, anew_again) = join(&world, request.clone()).await.unwrap();
@@ -91,7 +91,7 @@ async fn a_join_whose_answer_was_lost_is_repeated() {
 
 #[tokio::test]
 async fn a_join_token_lets_one_machine_join() {
-    let world = World::new();
+    let world = super::new_world().await;
     let token = Secret::from_random(SecretKind::Join, &[9; 32]).hash();
     let subject: Subject = "installer".parse().unwrap();
     let create = move |tx: &mut gk_store::Tx<'_>| {
@@ -117,7 +117,7 @@ async fn a_join_token_lets_one_machine_join() {
 
 #[tokio::test]
 async fn renaming_keeps_the_id_and_is_history() {
-    let world = World::new();
+    let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
     world.join("web-2", 2).await;
     let rename = |name: &str, version| {
@@ -141,7 +141,7 @@ async fn renaming_keeps_the_id_and_is_history() {
 
 #[tokio::test]
 async fn leaving_needs_free_hands_and_keeps_history() {
-    let world = World::new();
+    let world = super::new_world().await;
     let seen = [listener(Protocol::Tcp, "0.0.0.0", 80, 1, at(0))];
     let agent = world.join_with_agent("web-1", 1, &seen).await;
     let (id, ada) = (agent.id, actor("ada", Role::User));
@@ -173,7 +173,7 @@ async fn leaving_needs_free_hands_and_keeps_history() {
 
 #[tokio::test]
 async fn instances_are_listed_in_pages_by_name() {
-    let world = World::new();
+    let world = super::new_world().await;
     let mut ledger: Vec<String> = (0..25).map(|number| format!("node-{:02}", (number * 7) % 25)).collect();
     for (seed, name) in (1..).zip(&ledger) {
         world.join(name, seed).await;

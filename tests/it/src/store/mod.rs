@@ -1,7 +1,9 @@
-//! The store, called directly: every promise that does not need a process or a socket.
+//! The store, called directly: every promise that does not need a process or a socket, on each database alike.
 
-mod allocation;
-mod contacts;
-mod history;
-mod instances;
-mod world;
+pub(crate) mod world;
+
+#[path = "suite.rs"]
+mod postgres;
+#[path = "suite.rs"]
+#[expect(clippy::duplicate_mod, reason = "the point: the same tests once more, on the other database")]
+mod sqlite;

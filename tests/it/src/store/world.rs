@@ -14,12 +14,13 @@ use gk_model::query::{EventQuery, Limit, ReservationQuery};
 use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::secret::{Secret, SecretHash, SecretKind};
 use gk_model::time::Timestamp;
-use gk_store::{Error, Refusal, Store};
+use gk_store::{DatabaseUrl, Error, Refusal, Store, StoreConfig};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 pub(crate) struct World {
     pub(crate) directory: TempDir,
+    pub(crate) config: StoreConfig,
     pub(crate) store: Store,
 }
 
@@ -148,19 +149,21 @@ impl FakeAgent {
 }
 
 impl World {
-    pub(crate) fn new() -> World {
+    /// On SQLite, or in a PostgreSQL database of its own.
+    pub(crate) async fn new(database: Option<DatabaseUrl>) -> World {
         let directory = TempDir::new().unwrap();
-        let store = Store::open(directory.path(), at(0)).unwrap();
-        World { directory, store }
+        let config = StoreConfig { database, ..StoreConfig::embedded(directory.path()) };
+        let store = Store::open(config.clone(), at(0)).await.unwrap();
+        World { directory, config, store }
     }
 
     /// Closes the store as a clean shutdown does, and opens it again.
-    pub(crate) fn reopen(self, now: Timestamp) -> World {
+    pub(crate) async fn reopen(self, now: Timestamp) -> World {
         self.store.close();
-        let World { directory, store } = self;
+        let World { directory, config, store } = self;
         drop(store);
-        let store = Store::open(directory.path(), now).unwrap();
-        World { directory, store }
+        let store = Store::open(config.clone(), now).await.unwrap();
+        World { directory, config, store }
     }
 
     pub(crate) async fn join(&self, name: &str, seed: u8) -> InstanceId {

@@ -1,0 +1,502 @@
+//! PostgreSQL: a database across a network, shared with other servers.
+//!
+//! The client is asynchronous and the store is not, so each connection brings a runtime of its own, which runs only
+//! while somebody waits for an answer. What is only *said* (see [`crate::driver`]) is kept back and sent in one flight with
+//! the next question or the commit, because a round trip costs more than most statements; plain inserts into the same
+//! table travel as one statement of several rows.
+//!
+//! Promises: the server that is written to does not lose what it acknowledged (`fsync` and `synchronous_commit` are
+//! looked at on every connection); a session that hangs with the writer's lock in its hands loses it within seconds;
+//! a lost connection before the commit is [`StoreError::Away`], one during it [`StoreError::Unknown`].
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use gk_model::time::Timestamp;
+use tokio::runtime::Runtime;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
+use tokio_postgres::{Client, NoTls, Statement};
+
+use crate::database_url::DatabaseUrl;
+use crate::driver::{Access, tls};
+use crate::error::StoreError;
+use crate::value::{Row, Value};
+
+/// How long an answer may take before the connection counts as lost. Longer than what the server allows a statement.
+const PATIENCE: Duration = Duration::from_secs(35);
+
+/// The first version with `client_connection_check_interval`.
+const OLDEST_VERSION: i64 = 140_000;
+
+/// Texts of statements kept prepared; lists with other filters are other texts.
+const MOST_PREPARED: usize = 512;
+
+/// Rows that one statement carries. Powers of two up to this, so that eight texts per table are enough.
+const MOST_ROWS: usize = 128;
+
+/// One connection.
+pub(super) struct Postgres {
+    client: Client,
+    /// Taken only when dropped: a runtime that is simply dropped would block, which an asynchronous caller may not.
+    runtime: Option<Runtime>,
+    prepared: HashMap<String, Statement>,
+    said: Vec<Said>,
+    /// Whether there is something to roll back.
+    begun: bool,
+    /// An answer never came: nothing that arrives from now on can be told apart from it.
+    lost: bool,
+}
+
+/// Something that was said and not yet sent.
+enum Said {
+    /// Rows for one table, each of this many values.
+    Rows {
+        sql: String,
+        width: usize,
+        values: Vec<Value>,
+    },
+    Statement {
+        sql: String,
+        values: Vec<Value>,
+    },
+}
+
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<tokio_postgres::Row>, tokio_postgres::Error>> + 'a>>;
+
+/// Statements in the order in which they are sent.
+type Flight = Vec<(Statement, Vec<Value>)>;
+
+/// Which statement of a flight failed, and how; without an error no answer came in time.
+struct Failed {
+    index: usize,
+    error: Option<tokio_postgres::Error>,
+}
+
+impl Postgres {
+    pub(super) fn open(url: &DatabaseUrl, access: Access) -> Result<Postgres, StoreError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| StoreError::Away(format!("no runtime: {error}")))?;
+        let client = runtime.block_on(connect(url))?;
+        let mut opened = Postgres {
+            client,
+            runtime: Some(runtime),
+            prepared: HashMap::new(),
+            said: Vec::new(),
+            begun: false,
+            lost: false,
+        };
+        opened.check_server()?;
+        opened.wait(async |client| client.batch_execute(settings(access)).await)?;
+        Ok(opened)
+    }
+
+    /// Refuses a server that may lose what it acknowledged, or that is too old.
+    fn check_server(&mut self) -> Result<(), StoreError> {
+        let sql = "select cast(current_setting('server_version_num') as bigint), current_setting('server_version'), \
+                   current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes')";
+        let row = self.query(sql, &[])?.pop();
+        let mut row = row.ok_or_else(|| StoreError::Away("it tells nothing of itself".to_owned()))?;
+        let (number, version): (i64, String) = (row.take()?, row.take()?);
+        if number < OLDEST_VERSION {
+            return Err(StoreError::Unsuitable(format!(
+                "PostgreSQL {version} is too old, it must be 14 or newer"
+            )));
+        }
+        for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
+            if row.take::<String>()? == "off" {
+                return Err(StoreError::Unsuitable(format!(
+                    "PostgreSQL has {setting} = off, and would lose acknowledged changes in a crash: switch it on"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sent along with the first statement.
+    pub(super) fn begin(&mut self, access: Access) -> Result<(), StoreError> {
+        self.begun = true;
+        let sql = match access {
+            Access::Read => "begin isolation level repeatable read read only",
+            Access::Write => "begin isolation level read committed",
+        };
+        self.later(sql, &[])
+    }
+
+    /// A statement that was refused has aborted the transaction, and `commit` then only ends it, without an error of its
+    /// own; so what came before it is looked at first. A connection that breaks while `commit` is under way leaves open
+    /// what became of it; a server that says that it ends the connection before that does not.
+    pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        self.later("commit", &[])?;
+        let flight = self.load_flight(None)?;
+        let last = flight.len() - 1;
+        match self.send(&flight) {
+            Ok(_) => {
+                self.begun = false;
+                Ok(())
+            }
+            Err(Failed { index, error: Some(error) })
+                if error.as_db_error().is_some() && (index < last || !ends_connection(&error)) =>
+            {
+                Err(failure(&error))
+            }
+            Err(failed) => Err(StoreError::Unknown(describe(failed.error.as_ref()))),
+        }
+    }
+
+    pub(super) fn rollback(&mut self) -> Result<(), StoreError> {
+        self.said.clear();
+        match std::mem::take(&mut self.begun) {
+            true => self.wait(async |client| client.batch_execute("rollback").await),
+            false => Ok(()),
+        }
+    }
+
+    /// Everything that was said, and the question, in one flight.
+    pub(super) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+        let flight = self.load_flight(Some((sql, values)))?;
+        let rows = self.send(&flight).map_err(|failed| refused(&failed))?;
+        rows.iter().map(read_row).collect()
+    }
+
+    pub(super) fn later(&mut self, sql: &str, values: &[Value]) -> Result<(), StoreError> {
+        if !is_plain_insert(sql) {
+            self.said.push(Said::Statement { sql: sql.to_owned(), values: values.to_vec() });
+            return Ok(());
+        }
+        // Inserts may change places among themselves (there are no foreign keys), and with nothing else.
+        for said in self.said.iter_mut().rev() {
+            match said {
+                Said::Rows { sql: same, values: rows, .. } if same == sql => {
+                    rows.extend_from_slice(values);
+                    return Ok(());
+                }
+                Said::Rows { .. } => {}
+                Said::Statement { .. } => break,
+            }
+        }
+        self.said.push(Said::Rows { sql: sql.to_owned(), width: values.len(), values: values.to_vec() });
+        Ok(())
+    }
+
+    pub(super) fn settle(&mut self) -> Result<(), StoreError> {
+        let flight = self.load_flight(None)?;
+        self.send(&flight).map(drop).map_err(|failed| refused(&failed))
+    }
+
+    /// A migration. Text is compared byte by byte, as in SQLite, whatever language the database was made for.
+    pub(super) fn script(&mut self, sql: &str) -> Result<(), StoreError> {
+        self.settle()?;
+        let sql = sql.replace(" text", " text collate \"C\"");
+        self.wait(async |client| client.batch_execute(&sql).await)
+    }
+
+    pub(super) fn list_tables(&mut self) -> Result<Vec<String>, StoreError> {
+        let sql = "select cast(tablename as text) from pg_tables where schemaname = current_schema()";
+        self.query(sql, &[])?.into_iter().map(|mut row| row.take()).collect()
+    }
+
+    pub(super) fn clock(&mut self) -> Result<Timestamp, StoreError> {
+        let sql = "select cast(extract(epoch from clock_timestamp()) * 1000000 as bigint)";
+        let row = self.query(sql, &[])?.pop();
+        row.ok_or_else(|| StoreError::Away("it does not tell the time".to_owned()))?.take()
+    }
+
+    /// Turns what was said, and the question, into prepared statements in the same order.
+    fn load_flight(&mut self, question: Option<(&str, &[Value])>) -> Result<Flight, StoreError> {
+        self.check_connection()?;
+        let mut flight = Flight::new();
+        for said in std::mem::take(&mut self.said) {
+            match said {
+                Said::Statement { sql, values } => flight.push((self.prepare(&sql)?, values)),
+                Said::Rows { sql, width, values } => {
+                    let mut rest = values.as_slice();
+                    while !rest.is_empty() {
+                        let rows = 1 << (rest.len() / width).min(MOST_ROWS).ilog2();
+                        let (now, later) = rest.split_at(rows * width);
+                        flight.push((self.prepare(&with_rows(&sql, rows, width))?, now.to_vec()));
+                        rest = later;
+                    }
+                }
+            }
+        }
+        if let Some((sql, values)) = question {
+            flight.push((self.prepare(sql)?, values.to_vec()));
+        }
+        Ok(flight)
+    }
+
+    fn prepare(&mut self, sql: &str) -> Result<Statement, StoreError> {
+        if let Some(known) = self.prepared.get(sql) {
+            return Ok(known.clone());
+        }
+        let statement = self.wait(async |client| client.prepare(sql).await)?;
+        if self.prepared.len() >= MOST_PREPARED {
+            self.prepared.clear();
+        }
+        self.prepared.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    /// Sends a flight and waits for every answer; the rows are those of the last statement.
+    fn send(&mut self, flight: &Flight) -> Result<Vec<tokio_postgres::Row>, Failed> {
+        let client = &self.client;
+        let answers = async {
+            // Sent in this order, because each is polled for the first time in this order.
+            let asked = flight.iter().map(|(statement, values)| ask(client, statement, values));
+            let mut answers: FuturesOrdered<Answer<'_>> = asked.collect();
+            let (mut index, mut rows) = (0, Vec::new());
+            while let Some(answer) = answers.next().await {
+                rows = answer.map_err(|error| Failed { index, error: Some(error) })?;
+                index += 1;
+            }
+            Ok(rows)
+        };
+        let ended = self.runtime().block_on(async { tokio::time::timeout(PATIENCE, answers).await });
+        ended.unwrap_or_else(|_| {
+            self.lost = true;
+            Err(Failed { index: flight.len(), error: None })
+        })
+    }
+
+    /// One exchange that is no flight.
+    fn wait<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, StoreError> {
+        self.check_connection()?;
+        let client = &self.client;
+        match self.runtime().block_on(async { tokio::time::timeout(PATIENCE, work(client)).await }) {
+            Ok(answer) => answer.map_err(|error| failure(&error)),
+            Err(_) => {
+                self.lost = true;
+                Err(StoreError::Away(describe(None)))
+            }
+        }
+    }
+
+    fn check_connection(&self) -> Result<(), StoreError> {
+        match self.lost || self.client.is_closed() {
+            true => Err(StoreError::Away(describe(None))),
+            false => Ok(()),
+        }
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("taken only when dropped")
+    }
+}
+
+fn ask<'a>(client: &'a Client, statement: &'a Statement, values: &'a [Value]) -> Answer<'a> {
+    let parameters: Vec<_> = values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+    Box::pin(async move { client.query(statement, &parameters).await })
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn connect(url: &DatabaseUrl) -> Result<Client, StoreError> {
+    if url.needs_tls() {
+        let (client, connection) = url
+            .config()
+            .connect(tls::connector(url.root_certificates())?)
+            .await
+            .map_err(|error| failure(&error))?;
+        drive(connection);
+        Ok(client)
+    } else {
+        let (client, connection) = url.config().connect(NoTls).await.map_err(|error| failure(&error))?;
+        drive(connection);
+        Ok(client)
+    }
+}
+
+/// Lets a connection run beside its client. How it ended is told by the statement that noticed.
+fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = describe(Some(&error)), "a connection to PostgreSQL ended");
+        }
+    });
+}
+
+/// A server of ours that hangs between two statements keeps the writer's lock for no longer than the first of these; the
+/// others wait for it a little longer than that. One that is gone is noticed even while a statement of its runs.
+fn settings(access: Access) -> &'static str {
+    match access {
+        Access::Write => {
+            "set idle_in_transaction_session_timeout = '5s'; set lock_timeout = '10s'; set statement_timeout = '30s'; \
+             set client_connection_check_interval = '2s'; set client_min_messages = warning"
+        }
+        Access::Read => {
+            "set idle_in_transaction_session_timeout = '60s'; set statement_timeout = '30s'; \
+             set client_connection_check_interval = '2s'; set client_min_messages = warning"
+        }
+    }
+}
+
+/// Whether rows of several such statements may become one statement: on a conflict they would not be the same.
+fn is_plain_insert(sql: &str) -> bool {
+    sql.starts_with("insert into ")
+        && sql.contains(" values (")
+        && sql.ends_with(')')
+        && !sql.contains("on conflict")
+}
+
+/// The same insert for several rows: `values ($1, $2)` becomes `values ($1, $2), ($3, $4)`.
+fn with_rows(sql: &str, rows: usize, width: usize) -> String {
+    let (head, row) = sql.split_once(" values ").expect("looked at by is_plain_insert");
+    let mut text = format!("{head} values {row}");
+    for number in 1..rows {
+        text.push_str(", ");
+        let mut parts = row.split('$');
+        text.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            let digits = part.find(|character: char| !character.is_ascii_digit()).unwrap_or(part.len());
+            let (place, after) = part.split_at(digits);
+            let place: usize = place.parse().expect("a placeholder is a number");
+            text.push_str(&format!("${}{after}", place + number * width));
+        }
+    }
+    text
+}
+
+fn read_row(row: &tokio_postgres::Row) -> Result<Row, StoreError> {
+    let columns = (0..row.len()).map(|index| row.try_get::<_, Value>(index));
+    columns.collect::<Result<_, _>>().map(Row::new).map_err(|error| failure(&error))
+}
+
+impl ToSql for Value {
+    fn to_sql(
+        &self,
+        wanted: &Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        match self {
+            Value::Null => Ok(IsNull::Yes),
+            Value::Integer(number) if *wanted == Type::INT8 => number.to_sql(wanted, out),
+            Value::Text(text) if *wanted == Type::TEXT => text.to_sql(wanted, out),
+            other => Err(format!("{other:?} where PostgreSQL wants {wanted}").into()),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Value {
+    fn from_sql(found: &Type, raw: &'a [u8]) -> Result<Value, Box<dyn std::error::Error + Sync + Send>> {
+        match *found {
+            Type::INT8 => i64::from_sql(found, raw).map(Value::Integer),
+            Type::INT4 => i32::from_sql(found, raw).map(|number| Value::Integer(number.into())),
+            _ => String::from_sql(found, raw).map(Value::Text),
+        }
+    }
+
+    fn from_sql_null(_: &Type) -> Result<Value, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Value::Null)
+    }
+
+    fn accepts(found: &Type) -> bool {
+        matches!(*found, Type::INT8 | Type::INT4) || <String as FromSql<'_>>::accepts(found)
+    }
+}
+
+/// Whether the server ended the connection along with saying so.
+fn ends_connection(error: &tokio_postgres::Error) -> bool {
+    let code = error.code().map_or("", SqlState::code);
+    code.starts_with("08")
+        || code.starts_with("57P")
+        || *code == *SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT.code()
+}
+
+fn refused(failed: &Failed) -> StoreError {
+    match &failed.error {
+        Some(error) => failure(error),
+        None => StoreError::Away(describe(None)),
+    }
+}
+
+/// What a failure before or instead of a commit means: nothing was stored, and either it can be tried again or not.
+fn failure(error: &tokio_postgres::Error) -> StoreError {
+    let text = describe(Some(error));
+    match error.code() {
+        Some(code) if *code == SqlState::DISK_FULL => StoreError::DiskFull,
+        Some(code) if ends_connection(error) || may_be_tried_again(code) => StoreError::Away(text),
+        Some(_) => StoreError::Database(text),
+        // What our own side refused to send or could not read is a fault of a statement, not of the connection.
+        None if error.is_closed() || is_io(error) => StoreError::Away(text),
+        None => StoreError::Database(text),
+    }
+}
+
+/// Another server held what we needed, there are too many connections, nobody is let in, or this is a standby.
+fn may_be_tried_again(code: &SqlState) -> bool {
+    let tried_again = [
+        SqlState::T_R_SERIALIZATION_FAILURE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::QUERY_CANCELED,
+        SqlState::READ_ONLY_SQL_TRANSACTION,
+        SqlState::UNDEFINED_DATABASE,
+    ];
+    tried_again.contains(code) || code.code().starts_with("53") || code.code().starts_with("28")
+}
+
+fn is_io(error: &tokio_postgres::Error) -> bool {
+    let source = std::error::Error::source(error);
+    error.to_string().contains("connect") || source.is_some_and(|source| source.is::<std::io::Error>())
+}
+
+/// The whole chain in one line. Never a password: the client library keeps it out of its errors.
+fn describe(error: Option<&tokio_postgres::Error>) -> String {
+    let Some(error) = error else { return "no answer came".to_owned() };
+    if let Some(said) = error.as_db_error() {
+        return format!("{} ({})", said.message(), said.code().code());
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(deeper) = source {
+        text = format!("{text}: {deeper}");
+        source = deeper.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_one_table_travel_together() {
+        let sql = "insert into claim (space, port, kind) values ($1, $2, 'x')";
+        assert!(is_plain_insert(sql));
+        assert_eq!(with_rows(sql, 1, 2), sql);
+        assert_eq!(
+            with_rows(sql, 3, 2),
+            "insert into claim (space, port, kind) values ($1, $2, 'x'), ($3, $4, 'x'), ($5, $6, 'x')"
+        );
+        assert_eq!(
+            with_rows("insert into t (a) values ($10, $1)", 2, 12),
+            "insert into t (a) values ($10, $1), ($22, $13)"
+        );
+        for other in [
+            "insert into t (a) values ($1) on conflict (a) do nothing",
+            "update t set a = $1",
+            "insert into t select 1",
+        ] {
+            assert!(!is_plain_insert(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! SQLite: one file in the data directory, a write-ahead log beside it, every commit synced.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::types::{Null, ValueRef};
+use rusqlite::{ErrorCode, OpenFlags};
+
+use crate::driver::Access;
+use crate::error::StoreError;
+use crate::value::{Row, Value};
+
+/// How long a statement waits for another process (a backup, say) to let go of the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A connection to a database file.
+pub(super) struct Sqlite(rusqlite::Connection);
+
+impl Sqlite {
+    pub(super) fn open(path: &Path, access: Access) -> Result<Sqlite, StoreError> {
+        open(path, access).map(Sqlite).map_err(|error| failure(&error))
+    }
+
+    /// A transaction that may write takes the database's write lock at once, never half-way through.
+    pub(super) fn begin(&mut self, access: Access) -> Result<(), StoreError> {
+        self.query(if access == Access::Write { "begin immediate" } else { "begin" }, &[]).map(drop)
+    }
+
+    /// Most failures here may have come after the data reached the disk; a full disk is found before the record that
+    /// makes the transaction count.
+    pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        self.query("commit", &[]).map(drop).map_err(|error| match error {
+            StoreError::DiskFull => StoreError::DiskFull,
+            other => StoreError::Unknown(other.to_string()),
+        })
+    }
+
+    /// SQLite has already rolled back by itself after some failures, such as a full disk.
+    pub(super) fn rollback(&mut self) -> Result<(), StoreError> {
+        if self.0.is_autocommit() { Ok(()) } else { self.query("rollback", &[]).map(drop) }
+    }
+
+    pub(super) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+        query(&self.0, sql, values).map_err(|error| failure(&error))
+    }
+
+    pub(super) fn script(&mut self, sql: &str) -> Result<(), StoreError> {
+        self.0.execute_batch(sql).map_err(|error| failure(&error))
+    }
+
+    pub(super) fn adopt(&mut self) -> Result<(), StoreError> {
+        if self.0.is_readonly("main").map_err(|error| failure(&error))? {
+            return Err(StoreError::ReadOnly("this account may not write to the database file"));
+        }
+        let answer = self.query("pragma journal_mode = wal", &[])?.pop();
+        match answer.map(|mut row| row.take::<String>()).transpose()?.as_deref() {
+            Some("wal") => Ok(()),
+            _ => Err(StoreError::ReadOnly("its file system does not support a write-ahead log")),
+        }
+    }
+
+    pub(super) fn list_tables(&mut self) -> Result<Vec<String>, StoreError> {
+        let sql =
+            "select name from sqlite_schema where type = 'table' and name not like 'sqlite~_%' escape '~'";
+        self.query(sql, &[])?.into_iter().map(|mut row| row.take()).collect()
+    }
+}
+
+fn open(path: &Path, access: Access) -> rusqlite::Result<rusqlite::Connection> {
+    if access == Access::Write {
+        create_private(path)?;
+    }
+    let mode = match access {
+        Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
+        Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
+    };
+    let connection = rusqlite::Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(128);
+    // FULL: the write-ahead log is synced at every commit. With NORMAL a power cut takes back what was acknowledged.
+    connection.execute_batch(
+        "pragma synchronous = full; pragma cache_size = -32768; pragma temp_store = memory;",
+    )?;
+    Ok(connection)
+}
+
+/// Makes an empty database file that only its owner may read; SQLite gives the files beside it the same mode.
+fn create_private(path: &Path) -> rusqlite::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let created = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path);
+    match created {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+            Err(rusqlite::Error::SqliteFailure(
+                code,
+                Some(format!("cannot create {}: {error}", path.display())),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn query(connection: &rusqlite::Connection, sql: &str, values: &[Value]) -> rusqlite::Result<Vec<Row>> {
+    let mut statement = connection.prepare_cached(sql)?;
+    for (index, value) in values.iter().enumerate() {
+        bind(&mut statement, index + 1, value)?;
+    }
+    let width = statement.column_count();
+    let mut found = Vec::new();
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next()? {
+        let mut columns = Vec::with_capacity(width);
+        for index in 0..width {
+            columns.push(match row.get_ref(index)? {
+                ValueRef::Null => Value::Null,
+                ValueRef::Integer(number) => Value::Integer(number),
+                other => Value::Text(other.as_str()?.to_owned()),
+            });
+        }
+        found.push(Row::new(columns));
+    }
+    Ok(found)
+}
+
+/// Binds by name: SQLite numbers `$2` by where it first appears in the text, not by its digit.
+fn bind(statement: &mut rusqlite::Statement<'_>, number: usize, value: &Value) -> rusqlite::Result<()> {
+    let name = format!("${number}");
+    let Some(index) = statement.parameter_index(&name)? else {
+        return Err(rusqlite::Error::InvalidParameterName(name));
+    };
+    match value {
+        Value::Null => statement.raw_bind_parameter(index, Null),
+        Value::Integer(number) => statement.raw_bind_parameter(index, number),
+        Value::Text(text) => statement.raw_bind_parameter(index, text),
+    }
+}
+
+fn failure(error: &rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StoreError::DiskFull,
+        Some(ErrorCode::NotADatabase) => StoreError::NotOurs("it is not an SQLite database".to_owned()),
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt(error.to_string()),
+        _ => StoreError::Database(error.to_string()),
+    }
+}

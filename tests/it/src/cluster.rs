@@ -1,0 +1,210 @@
+//! A PostgreSQL server of the tests' own: private directory, other account, Unix socket only, gone when they end.
+//!
+//! `GATEKEEPER_TEST_POSTGRES` names another one to use instead, as `postgres://…`, in which the tests may make and drop
+//! schemas. Without either the tests fail; `make test` leaves them out, loudly, where nobody can install PostgreSQL.
+
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use gk_store::DatabaseUrl;
+use tempfile::TempDir;
+
+use crate::process::harness::wait_for;
+
+/// Starts a server and stops it when standard input ends, which it does however the tests end. Nobody else is left to
+/// remove the directory when they were killed.
+const KEEPER: &str = r#"
+trap '' INT TERM HUP
+directory=$1; shift
+"$@" & server=$!
+cat > /dev/null
+kill -INT $server; wait $server
+kill -0 $PPID 2>/dev/null || rm -rf "$directory"
+"#;
+
+/// One server, started by the first test that needs it, for all tests that do not harm it.
+pub(crate) fn shared() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(|| match std::env::var("GATEKEEPER_TEST_POSTGRES") {
+        Ok(url) => Cluster { url, own: None },
+        // In memory a durable commit costs nothing, so the server can do what it has to.
+        Err(_) => Cluster::start(in_memory(), &[]),
+    })
+}
+
+/// A PostgreSQL server.
+pub(crate) struct Cluster {
+    /// Address of the database that the tests make their schemas in.
+    url: String,
+    own: Option<Own>,
+}
+
+/// A server of ours.
+struct Own {
+    directory: TempDir,
+    account: Option<(u32, u32)>,
+    settings: Vec<&'static str>,
+    keeper: Mutex<Option<Child>>,
+}
+
+impl Cluster {
+    /// A new server with its data below `parent`, and these settings of `postgresql.conf`.
+    pub(crate) fn start(parent: PathBuf, settings: &[&'static str]) -> Cluster {
+        let directory = TempDir::with_prefix_in("gatekeeper-pg-", parent).unwrap();
+        let account = account();
+        if let Some((uid, gid)) = account {
+            chown(directory.path(), Some(uid), Some(gid)).unwrap();
+        }
+        let url = format!("postgres://gatekeeper@/postgres?host={}", directory.path().display());
+        let own = Own { directory, account, settings: settings.to_vec(), keeper: Mutex::default() };
+        let initdb = ["-A", "trust", "-U", "gatekeeper", "-E", "UTF8", "--locale=C", "--no-sync", "-D"];
+        succeed(&own.command("initdb").args(initdb).arg(own.data()).output().unwrap());
+        let cluster = Cluster { url, own: Some(own) };
+        cluster.resume();
+        cluster
+    }
+
+    /// Starts the server again after [`Cluster::stop`] or [`Cluster::crash`].
+    pub(crate) fn resume(&self) {
+        let own = self.own();
+        wait_for("PostgreSQL to serve", || {
+            let mut keeper = own.keeper.lock().unwrap();
+            // What a crash left behind may keep the first try from starting.
+            let ended = keeper.as_mut().is_none_or(|keeper| keeper.try_wait().unwrap().is_some());
+            if ended {
+                *keeper = Some(own.serve());
+            }
+            self.psql("select 1").status.success().then_some(())
+        });
+    }
+
+    /// Ends the server in an orderly way, open connections or not.
+    pub(crate) fn stop(&self) {
+        let keeper = self.own().keeper.lock().unwrap().take();
+        if let Some(mut keeper) = keeper {
+            drop(keeper.stdin.take());
+            keeper.wait().unwrap();
+        }
+    }
+
+    /// SIGKILL to every process of the server.
+    pub(crate) fn crash(&self) {
+        let file = std::fs::read_to_string(self.own().data().join("postmaster.pid")).unwrap();
+        let pid = file.lines().next().unwrap();
+        let script = format!("kill -9 {pid} $(cat /proc/{pid}/task/*/children)");
+        // Children may end by themselves in between.
+        let _some_are_gone = Command::new("sh").args(["-c", &script]).output().unwrap();
+        self.stop();
+    }
+
+    /// An empty schema, which is a database of its own to whoever connects with this address.
+    pub(crate) fn create_database(&self) -> DatabaseUrl {
+        self.create_url().parse().unwrap()
+    }
+
+    /// The same as text.
+    pub(crate) fn create_url(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let schema = format!("test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        succeed(&self.psql(&format!("create schema {schema}")));
+        let separator = if self.url.contains('?') { '&' } else { '?' };
+        format!("{}{separator}options=-c%20search_path%3D{schema}", self.url)
+    }
+
+    /// Runs SQL as the administrator.
+    pub(crate) fn psql(&self, sql: &str) -> Output {
+        let mut command = match &self.own {
+            Some(_) => Command::new(program("psql")),
+            None => Command::new("psql"),
+        };
+        command.args(["-X", "-q", "-A", "-t", "-c", sql, &self.url]).output().unwrap()
+    }
+
+    fn own(&self) -> &Own {
+        self.own.as_ref().expect("a server that others use is left alone")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.own.is_some() {
+            self.stop();
+        }
+    }
+}
+
+impl Own {
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// A program of PostgreSQL, as the account that it runs under: it refuses to be root.
+    fn command(&self, name: &str) -> Command {
+        self.as_account(Command::new(program(name)))
+    }
+
+    fn as_account(&self, mut command: Command) -> Command {
+        if let Some((uid, gid)) = self.account {
+            command.uid(uid).gid(gid);
+        }
+        // Signals to the tests are not for the server.
+        command.current_dir(self.directory.path()).process_group(0);
+        command
+    }
+
+    fn serve(&self) -> Child {
+        let mut keeper = self.as_account(Command::new("sh"));
+        keeper.args(["-c", KEEPER, "sh"]).arg(self.directory.path()).arg(program("postgres"));
+        keeper.arg("-D").arg(self.data()).arg("-k").arg(self.directory.path());
+        for setting in ["listen_addresses=", "max_connections=300", "shared_buffers=64MB"] {
+            keeper.args(["-c", setting]);
+        }
+        for setting in &self.settings {
+            keeper.args(["-c", setting]);
+        }
+        let log = self.directory.path().join("log");
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        keeper.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    }
+}
+
+/// Below which durable data is in memory, if this machine has enough of it.
+fn in_memory() -> PathBuf {
+    let free = Command::new("df").args(["--output=avail", "-k", "/dev/shm"]).output();
+    let free = free.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let free_kib = free.lines().last().and_then(|line| line.trim().parse::<u64>().ok());
+    if free_kib.is_some_and(|kib| kib > 1 << 20) { "/dev/shm".into() } else { std::env::temp_dir() }
+}
+
+/// The newest server program that is installed: in the path, or where Debian puts it.
+fn program(name: &str) -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = versions.map(|version| version.path().join("bin").join(name)).collect();
+    found.retain(|path| path.exists());
+    found.sort();
+    found.pop().unwrap_or_else(|| name.into())
+}
+
+/// Root hands the server to the account that the package made, or to nobody.
+fn account() -> Option<(u32, u32)> {
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let uid = own.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    if uid.split_whitespace().next() != Some("0") {
+        return None;
+    }
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap();
+    let ids = |name: &str| {
+        let line = accounts.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    Some(ids("postgres").or_else(|| ids("nobody")).unwrap_or((65534, 65534)))
+}
+
+fn succeed(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
