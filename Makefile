@@ -19,7 +19,7 @@ test: ## everything there is, on real databases, sockets and processes
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) build --locked --bins
-	$(CARGO) test --locked --workspace -- $(ARGS)
+	skip=$$(.ci/prerequisites skip) && $(CARGO) test --locked --workspace -- $(ARGS) $$skip
 
 build: ## both programs, for debugging
 	$(CARGO) build --locked --bins
@@ -35,7 +35,7 @@ release: ## both programs, optimised, in target/release
 soak: ## the long runs: hundreds of kills instead of ten
 	@.ci/prerequisites test
 	$(CARGO) build --locked --bins
-	GATEKEEPER_SOAK=1 $(CARGO) test --locked -p it -- $(ARGS)
+	skip=$$(.ci/prerequisites skip) && GATEKEEPER_SOAK=1 $(CARGO) test --locked -p it -- $(ARGS) $$skip
 
 bench: release ## how fast, as ratios, into docs/benchmarks.md
 	$(CARGO) run --locked --release -p bench -- $(ARGS)
