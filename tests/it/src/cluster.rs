@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use gk_store::DatabaseUrl;
 use tempfile::TempDir;
@@ -23,7 +23,7 @@ directory=$1; shift
 "$@" & server=$!
 cat > /dev/null
 kill -INT $server; wait $server
-kill -0 $PPID 2>/dev/null || rm -rf "$directory"
+[ -e /proc/$PPID ] || rm -rf "$directory"
 "#;
 
 /// One server, started by the first test that needs it, for all tests that do not harm it.
@@ -72,7 +72,7 @@ impl Cluster {
     pub(crate) fn resume(&self) {
         let own = self.own();
         wait_for("PostgreSQL to serve", || {
-            let mut keeper = own.keeper.lock().unwrap();
+            let mut keeper = own.keeper.lock().unwrap_or_else(PoisonError::into_inner);
             // What a crash left behind may keep the first try from starting.
             let ended = keeper.as_mut().is_none_or(|keeper| keeper.try_wait().unwrap().is_some());
             if ended {
@@ -84,7 +84,7 @@ impl Cluster {
 
     /// Ends the server in an orderly way, open connections or not.
     pub(crate) fn stop(&self) {
-        let keeper = self.own().keeper.lock().unwrap().take();
+        let keeper = self.own().keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut keeper) = keeper {
             drop(keeper.stdin.take());
             keeper.wait().unwrap();

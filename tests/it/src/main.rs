@@ -4,5 +4,6 @@
 
 mod cluster;
 mod house;
+mod postgres;
 mod process;
 mod store;

@@ -220,6 +220,11 @@ impl World {
         self.store.write(move |tx| tx.release(&actor, id, false, None, now)).await
     }
 
+    pub(crate) async fn next_free(&self, id: InstanceId) -> u16 {
+        let ada = actor("ada", Role::User);
+        self.reserve(&ada, &ReserveRequest::next_free(id), at(0)).await.unwrap().first_port.get()
+    }
+
     pub(crate) async fn live(&self) -> Vec<Reservation> {
         let query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
         self.store.read(move |reader| reader.list_reservations(&query)).await.unwrap().items

@@ -1,0 +1,137 @@
+//! Several servers on one database: one writer at a time, and caches that follow the others.
+
+use std::collections::BTreeSet;
+use std::sync::mpsc;
+
+use gk_model::access::Role;
+use gk_model::contact::{ContactBody, Occupied};
+use gk_model::facts::Facts;
+use gk_model::port::Protocol;
+use gk_model::query::{EventQuery, Limit};
+use gk_model::reservation::ReserveRequest;
+
+use super::Server;
+use crate::cluster;
+use crate::store::world::{World, actor, at, join_request, listener, port};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_never_give_one_port_twice_nor_one_number_to_two_events() {
+    let world = World::new(Some(cluster::shared().create_database())).await;
+    let other = Server::start(world.config.database.as_ref().unwrap()).await;
+    let id = world.join("web-1", 1).await;
+    let stores = [world.store.clone(), other.store.clone()];
+    let callers: Vec<_> = (0..16)
+        .map(|caller: usize| {
+            let store = stores[caller % 2].clone();
+            tokio::spawn(async move {
+                let ada = actor("ada", Role::User);
+                let mut held = Vec::new();
+                for round in 0..30 {
+                    let (actor, request) = (ada.clone(), ReserveRequest::next_free(id));
+                    let made = store.write(move |tx| tx.reserve(&actor, &request, at(0))).await.unwrap();
+                    if round % 3 == 2 {
+                        let actor = ada.clone();
+                        store.write(move |tx| tx.release(&actor, made.id, false, None, at(0))).await.unwrap();
+                    } else {
+                        held.push(made.first_port.get());
+                    }
+                }
+                held
+            })
+        })
+        .collect();
+    let mut held = Vec::new();
+    for caller in callers {
+        held.extend(caller.await.unwrap());
+    }
+    held.sort_unstable();
+    let distinct: BTreeSet<u16> = held.iter().copied().collect();
+    assert_eq!((held.len(), distinct.len()), (16 * 20, 16 * 20), "a port was given twice");
+    let live: Vec<u16> = world.live().await.iter().map(|made| made.first_port.get()).collect();
+    assert_eq!(live, held, "what is stored is what was answered");
+    let numbers: Vec<u64> = world.events().await.iter().map(|event| event.seq).collect();
+    assert_eq!(numbers, (1..=1 + 16 * 40).collect::<Vec<u64>>(), "consecutive, whichever server wrote them");
+    for store in &stores {
+        assert!(store.writer_counters().commits > 1, "both have written");
+    }
+}
+
+#[tokio::test]
+async fn a_pick_knows_what_another_server_has_just_written() {
+    let world = World::new(Some(cluster::shared().create_database())).await;
+    let other = Server::start(world.config.database.as_ref().unwrap()).await;
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let id = agent.id;
+    // Both have the map of this instance from now on.
+    assert_eq!((world.next_free(id).await, other.next_free(id).await), (8000, 8001));
+
+    let taken = world.reserve_port(&actor("bob", Role::User), id, 8002).await.unwrap();
+    assert_eq!(other.next_free(id).await, 8003, "a reservation");
+    world.release(&actor("bob", Role::User), &taken, at(0)).await.unwrap();
+    assert_eq!(other.next_free(id).await, 8004, "a quarantine");
+
+    let seen = [listener(Protocol::Tcp, "0.0.0.0", 8005, 1, at(0))];
+    let report = agent.report(&seen, at(0));
+    world.contact(&agent, report, at(0)).await.unwrap();
+    assert_eq!(other.next_free(id).await, 8006, "a listener");
+
+    let mut delta = agent.delta(&[], &[], &seen, at(0));
+    let ContactBody::Delta { occupied, .. } = &mut delta.body else { unreachable!() };
+    *occupied = Some(vec![Occupied { protocol: Protocol::Tcp, port: port(8007) }]);
+    world.contact(&agent, delta, at(0)).await.unwrap();
+    assert_eq!(other.next_free(id).await, 8008, "a port that is occupied without a listener");
+
+    let mut refreshed = join_request("web-1", 1);
+    refreshed.facts = Facts { ephemeral_ports: Some("8009-8019".parse().unwrap()), ..refreshed.facts };
+    let admin = actor("root", Role::Admin);
+    let own = gk_model::access::Authority::Instance(id, refreshed.credential_hash);
+    let own = gk_model::access::Actor { authority: own, ..admin };
+    world.store.write(move |tx| tx.join(&own, &refreshed, at(0))).await.unwrap();
+    assert_eq!(other.next_free(id).await, 8020, "another ephemeral range");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hangs_gives_the_lock_up_within_seconds() {
+    let world = World::new(Some(cluster::shared().create_database())).await;
+    let other = Server::start(world.config.database.as_ref().unwrap()).await;
+    let id = world.join("web-1", 1).await;
+    // Hangs with the lock in its hands until the other one got through.
+    let (go_on, hung) = mpsc::channel::<()>();
+    let (has_lock, locked) = tokio::sync::oneshot::channel::<()>();
+    let (mut hung, mut has_lock) = (Some(hung), Some(has_lock));
+    let store = world.store.clone();
+    let hanging = tokio::spawn(async move {
+        let request = ReserveRequest::next_free(id);
+        let ada = actor("ada", Role::User);
+        let hang = move |tx: &mut gk_store::Tx<'_>| {
+            let made = tx.reserve(&ada, &request, at(0))?;
+            if let (Some(hung), Some(has_lock)) = (hung.take(), has_lock.take()) {
+                has_lock.send(()).unwrap();
+                hung.recv().unwrap();
+            }
+            Ok(made)
+        };
+        store.write(hang).await
+    });
+    locked.await.unwrap();
+    let got = other.next_free(id).await;
+    go_on.send(()).unwrap();
+    let late = hanging.await.unwrap().unwrap().first_port.get();
+    assert_eq!(BTreeSet::from([got, late]), BTreeSet::from([8000, 8001]), "the hung one began anew");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_start_together_make_one_schema() {
+    let url = cluster::shared().create_database();
+    let starting: Vec<_> = (0..6)
+        .map(|_| {
+            let url = url.clone();
+            tokio::spawn(async move { Server::start(&url).await })
+        })
+        .collect();
+    for started in starting {
+        let server = started.await.unwrap();
+        let query = EventQuery { limit: Some(Limit::MAX), ..Default::default() };
+        server.store.read(move |reader| reader.list_events(&query)).await.unwrap();
+    }
+}
