@@ -16,6 +16,7 @@ pub mod facts;
 pub mod health;
 pub mod history;
 pub mod id;
+pub mod idempotency;
 pub mod identity;
 pub mod instance;
 pub mod listener;

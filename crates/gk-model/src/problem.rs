@@ -51,6 +51,10 @@ words! {
         ReservationsLive = "reservations_live",
         /// Somebody else has gone on with this identity.
         IdentitySuperseded = "identity_superseded",
+        /// That `Idempotency-Key` was used for another request.
+        IdempotencyKeyReused = "idempotency_key_reused",
+        /// The request with that `Idempotency-Key` is still under way.
+        IdempotencyInFlight = "idempotency_in_flight",
         /// `If-Match` names another version.
         VersionMismatch = "version_mismatch",
         /// The body is too large.

@@ -142,6 +142,11 @@ name! {
     Note, "moved from web-2", "a note", 1000, "anything but control characters", |character| !is_deceptive(character), |_| Ok(())
 }
 
+name! {
+    /// What a client calls a request, so that it can send it again and have it take effect once.
+    IdempotencyKey, "0190163d-8694-739b-aea5-966c26f8ad91", "an idempotency key", 200, "visible ASCII characters", |character| character.is_ascii_graphic(), |_| Ok(())
+}
+
 impl InstanceName {
     /// The nearest valid name to a host name that may not be one: foreign characters become `-`.
     pub fn from_host_name(host_name: &str) -> InstanceName {
@@ -222,6 +227,16 @@ mod tests {
         assert!("line\nbreak".parse::<Note>().is_err());
         assert!("back\u{202e}wards".parse::<Note>().is_err());
         assert!("Grüße aus Köln".parse::<Note>().is_ok());
+    }
+
+    #[test]
+    fn a_key_is_one_to_two_hundred_visible_characters() {
+        for good in ["x", "8e03978e-40d5", "~!#\"{}", &"k".repeat(200)] {
+            assert_eq!(good.parse::<IdempotencyKey>().unwrap().as_str(), good);
+        }
+        for bad in ["", "two words", "tab\t", "é", "del\x7f", &"k".repeat(201)] {
+            assert!(bad.parse::<IdempotencyKey>().is_err(), "{bad:?} was taken for a key");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 use gk_store::Store;
 
+use crate::idempotency::InFlight;
+
 /// Tells the time. A value, so that tests can set it; the binary passes `Timestamp::from_clock`.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
@@ -45,6 +47,7 @@ pub(crate) struct App {
     pub(crate) store: Store,
     clock: Clock,
     local_subjects: Arc<HashMap<u32, Subject>>,
+    pub(crate) in_flight: InFlight,
     pub(crate) version: &'static str,
     pub(crate) address: Option<SocketAddr>,
 }
@@ -52,7 +55,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(config: Config) -> App {
         let Config { store, clock, local_subjects, version, address } = config;
-        App { store, clock, local_subjects: Arc::new(local_subjects), version, address }
+        let (local_subjects, in_flight) = (Arc::new(local_subjects), InFlight::default());
+        App { store, clock, local_subjects, in_flight, version, address }
     }
 
     pub(crate) fn now(&self) -> Timestamp {

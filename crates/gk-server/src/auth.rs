@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, HeaderName};
+use axum::http::{Extensions, HeaderMap};
 use axum::middleware::Next;
 use axum::response::Response;
 use gk_model::access::{Actor, Authority, Permission, Role};
@@ -21,6 +21,7 @@ use gk_model::secret::{Secret, SecretHash};
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::idempotency::Key;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +71,6 @@ impl FromRequestParts<Guarded> for Caller {
     }
 }
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-
 /// The door of every guarded route: lets in whoever has the permission, before anything of the body is read.
 pub(crate) async fn guard(
     State((app, permission)): State<(App, Permission)>,
@@ -83,13 +82,10 @@ pub(crate) async fn guard(
     if !actor.has(permission) {
         return Err(ApiError::NotPermitted { permission, authority: actor.authority });
     }
-    // Ignoring it would promise a safe retry that nobody keeps.
-    if request.headers().contains_key(IDEMPOTENCY_KEY) {
-        let what = "this server does not keep idempotency keys yet: leave the header out, and look before you repeat";
-        return Err(ApiError::Impossible { field: "Idempotency-Key", what });
-    }
+    let key = Key::read(request.method(), request.headers())?;
     tracing::Span::current().record("actor.subject", actor.subject.as_str());
     request.extensions_mut().insert(Caller(actor));
+    request.extensions_mut().insert(key);
     Ok(next.run(request).await)
 }
 

@@ -2,6 +2,9 @@
 //!
 //! The busiest route, and the one with the largest bodies: a full report of a machine with thousands of listeners. So it
 //! takes gzip, and more bytes than the others, counted after decompression.
+//!
+//! It keeps no `Idempotency-Key`: session and sequence number already tell a contact from its repetition, for as long as
+//! the session lasts.
 
 use axum::extract::{DefaultBodyLimit, State};
 use gk_model::contact::{Contact, ContactAnswer};

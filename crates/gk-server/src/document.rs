@@ -16,6 +16,7 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema as _, ToSchema};
 
 use crate::error::PROBLEM_JSON;
+use crate::idempotency;
 
 const SCHEME: &str = "token";
 
@@ -40,6 +41,9 @@ pub(crate) fn demand(paths: &mut Paths, permission: Permission) {
         });
         operation.security = Some(vec![SecurityRequirement::new(SCHEME, [permission_name(permission)])]);
         operation.responses.responses.insert("default".to_owned(), refusal());
+    }
+    for post in paths.paths.values_mut().filter_map(|item| item.post.as_mut()) {
+        post.parameters.get_or_insert_default().push(idempotency::parameter().into());
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) enum ApiError {
     NeedsOperatorToReplace,
     #[error("this credential acts for its own instance only")]
     NotThisInstance,
+    #[error("the request with this idempotency key is still under way")]
+    InFlight,
     #[error("there is no such route")]
     NoSuchRoute,
     #[error("the route exists, and does not take this method")]
@@ -81,6 +83,7 @@ impl ApiError {
             | ApiError::NeedsOperator
             | ApiError::NeedsOperatorToReplace
             | ApiError::NotThisInstance => Code::Forbidden,
+            ApiError::InFlight => Code::IdempotencyInFlight,
             ApiError::NoSuchRoute => Code::NoSuchRoute,
             ApiError::MethodNotAllowed => Code::MethodNotAllowed,
             ApiError::TooLarge => Code::TooLarge,
@@ -99,6 +102,9 @@ impl ApiError {
             ApiError::Unauthenticated(_) => Some(TOKEN.to_owned()),
             ApiError::NoSuchRoute | ApiError::MethodNotAllowed => {
                 Some("GET /openapi.json lists every route".to_owned())
+            }
+            ApiError::InFlight => {
+                Some("send it again in a second; it gets the first one's answer".to_owned())
             }
             // No role helps where only an instance's own credential does.
             ApiError::NotPermitted { permission, .. } if permission.least_role().is_none() => None,
@@ -143,6 +149,7 @@ impl ApiError {
         let again_in = |seconds: u16| Some((RETRY_AFTER, HeaderValue::from(seconds)));
         match self {
             ApiError::Unauthenticated(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            ApiError::InFlight => again_in(1),
             ApiError::TimedOut => again_in(5),
             ApiError::Failed(StoreError::QueueFull) => again_in(1),
             ApiError::Failed(StoreError::DiskFull) => again_in(30),
@@ -229,11 +236,12 @@ fn status(code: Code) -> StatusCode {
         | Code::CredentialTaken
         | Code::AlreadyJoined
         | Code::ReservationsLive
+        | Code::IdempotencyInFlight
         | Code::IdentitySuperseded => StatusCode::CONFLICT,
         Code::VersionMismatch => StatusCode::PRECONDITION_FAILED,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Code::Impossible => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::Impossible | Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -32,6 +32,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::IdentitySuperseded { .. } => Code::IdentitySuperseded,
         Refusal::OpensWithoutReport(_) => Code::Impossible,
         Refusal::VersionMismatch { .. } => Code::VersionMismatch,
+        Refusal::IdempotencyKeyReused(_) => Code::IdempotencyKeyReused,
         Refusal::BadCursor => Code::Malformed,
     }
 }
@@ -96,6 +97,9 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::VersionMismatch { .. } => {
             "read it again, and repeat the change with its new ETag".to_owned()
         }
+        Refusal::IdempotencyKeyReused(_) => {
+            "make a new key for a new request, and keep one for repetitions of the same".to_owned()
+        }
         Refusal::BadCursor => "start again without `cursor`".to_owned(),
     };
     Some(hint)
@@ -113,6 +117,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::IdentitySuperseded { .. } => Some("session"),
         Refusal::OpensWithoutReport(_) => Some("kind"),
         Refusal::VersionMismatch { .. } => Some("If-Match"),
+        Refusal::IdempotencyKeyReused(_) => Some("Idempotency-Key"),
         Refusal::BadCursor => Some("cursor"),
         Refusal::NoSuchReservation(_)
         | Refusal::AlreadyReleased(_)

@@ -4,7 +4,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use gk_model::id::InstanceRef;
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
+use gk_model::paths;
 use gk_model::query::{InstanceQuery, Page};
+use gk_store::Once;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -13,6 +15,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::extract::{IfMatch, Json, NoQuery, Path, Query, Tagged};
+use crate::idempotency::{Key, Replayed, write_once};
 
 /// Instances, by name.
 #[utoipa::path(get, path = "/v1/instances", params(InstanceQuery),
@@ -34,15 +37,18 @@ pub(crate) async fn join(
     State(app): State<App>,
     _: NoQuery,
     Caller(actor): Caller,
+    key: Key,
     Json(request): Json<JoinRequest>,
-) -> Result<(StatusCode, Tagged<Instance>), ApiError> {
+) -> Result<(StatusCode, Replayed, Tagged<Instance>), ApiError> {
     if request.replace.is_some() && !actor.is_operator() {
         return Err(ApiError::NeedsOperatorToReplace);
     }
     let now = app.now();
-    let (instance, is_new) = app.store.write(move |tx| tx.join(&actor, &request, now)).await?;
+    let keyed = key.of(paths::INSTANCES, &request);
+    let join = write_once(&app, actor, keyed, now, move |tx, actor| tx.join(actor, &request, now));
+    let Once { answer: (instance, is_new), replayed } = join.await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, instance.into()))
+    Ok((status, Replayed(replayed), instance.into()))
 }
 
 /// One instance, by id (also one that has left) or by name.

@@ -21,6 +21,7 @@ mod extract;
 mod health;
 mod hint;
 mod history;
+mod idempotency;
 mod instances;
 mod jobs;
 mod pages;

@@ -8,6 +8,7 @@ use gk_model::id::ReservationId;
 use gk_model::paths;
 use gk_model::query::{Page, ReservationQuery};
 use gk_model::reservation::{Reservation, ReserveRequest};
+use gk_store::Once;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -16,6 +17,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::extract::{IfMatch, Json, NoQuery, Path, Query, Tagged};
+use crate::idempotency::{Key, Replayed, write_once};
 
 /// Live reservations.
 #[utoipa::path(get, path = "/v1/reservations", params(ReservationQuery),
@@ -34,15 +36,18 @@ pub(crate) async fn reserve(
     State(app): State<App>,
     _: NoQuery,
     Caller(actor): Caller,
+    key: Key,
     Json(request): Json<ReserveRequest>,
 ) -> Result<Response, ApiError> {
     check(&request)?;
+    let keyed = key.of(paths::RESERVATIONS, &request);
     let instance = may_act_on(&app, &actor, request.instance).await?;
     let request = ReserveRequest { instance, ..request };
     let now = app.now();
-    let made = app.store.write(move |tx| tx.reserve(&actor, &request, now)).await?;
+    let reserve = write_once(&app, actor, keyed, now, move |tx, actor| tx.reserve(actor, &request, now));
+    let Once { answer: made, replayed } = reserve.await?;
     let location = [(LOCATION, paths::reservation(made.id))];
-    Ok((StatusCode::CREATED, location, Tagged::from(made)).into_response())
+    Ok((StatusCode::CREATED, location, Replayed(replayed), Tagged::from(made)).into_response())
 }
 
 /// Refuses what contradicts itself, rather than following one half of it.

@@ -8,7 +8,7 @@ use gk_model::instance::InstanceLink;
 use gk_model::listener::Listener;
 use gk_model::port::{Port, Protocol};
 use gk_model::reservation::Reservation;
-use gk_model::text::{InstanceName, PoolName};
+use gk_model::text::{IdempotencyKey, InstanceName, PoolName};
 
 /// Why an operation did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +151,9 @@ pub enum Refusal {
         /// The version it has now.
         current: u64,
     },
+    /// Another request was made under that key.
+    #[error("the idempotency key {0} was used for another request within the last 24 hours")]
+    IdempotencyKeyReused(IdempotencyKey),
     /// The cursor was not made by this list.
     #[error("that cursor does not belong to this list")]
     BadCursor,

@@ -10,8 +10,11 @@ use crate::error::StoreError;
 use crate::value::values;
 
 /// Every step in order; the version of a database is how many of them it has taken.
-const STEPS: &[&str] =
-    &[include_str!("../migrations/0001_start.sql"), include_str!("../migrations/0005_cluster.sql")];
+const STEPS: &[&str] = &[
+    include_str!("../migrations/0001_start.sql"),
+    include_str!("../migrations/0003_idempotency.sql"),
+    include_str!("../migrations/0005_cluster.sql"),
+];
 
 /// How often a step is looked at again when another server took it at the same time.
 const MOST_TRIES: usize = 5;
@@ -118,7 +121,7 @@ mod tests {
         let refusal = refuses(directory.path()).await;
         assert_eq!(
             refusal.to_string(),
-            "the database has schema version 99, and this Gatekeeper knows versions up to 1: use the newer one"
+            "the database has schema version 99, and this Gatekeeper knows versions up to 3: use the newer one"
         );
     }
 

@@ -117,6 +117,8 @@ fn exit_of_code(code: Code) -> Exit {
         | Code::AlreadyJoined
         | Code::ReservationsLive
         | Code::IdentitySuperseded
+        | Code::IdempotencyKeyReused
+        | Code::IdempotencyInFlight
         | Code::VersionMismatch => Exit::Conflict,
         Code::NoSuchInstance | Code::NoSuchReservation | Code::NoSuchPool | Code::AlreadyReleased => {
             Exit::NotFound

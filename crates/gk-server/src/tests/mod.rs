@@ -2,6 +2,7 @@
 
 mod answers;
 mod document;
+mod idempotency;
 mod permissions;
 mod serving;
 

@@ -4,6 +4,7 @@
 mod allocation;
 mod contacts;
 mod history;
+mod idempotency;
 mod instances;
 
 use crate::cluster;
