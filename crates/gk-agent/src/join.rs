@@ -1,5 +1,7 @@
 //! Who this agent is: the lock of the state directory, the identity in it, or a join that makes one.
 
+use std::time::Duration;
+
 use gk_client::identity::{load_credential, load_identity, prepare_state_dir, save_identity};
 use gk_client::join::{JoinError, begin_join, finish_join};
 use gk_client::lock::AgentLock;
@@ -58,7 +60,9 @@ impl Home {
             (None, Some(socket)) => ServerAddress::Unix(socket.clone()),
             (None, None) => self.identity.server.parse()?,
         };
-        Ok(Client::new(server, Some(self.credential.clone())).allow_insecure_http(config.insecure_http))
+        let client = Client::new(server, Some(self.credential.clone()));
+        // The agent has a back-off of its own, and its contacts wait behind whatever the client repeats.
+        Ok(client.allow_insecure_http(config.insecure_http).with_patience(Duration::ZERO))
     }
 
     /// What tells the server the newest facts.

@@ -6,6 +6,7 @@ use gk_model::secret::Secret;
 
 use crate::address::ServerAddress;
 use crate::error::ClientError;
+use crate::retry::PATIENCE;
 use crate::transport::{self, Dialled};
 
 /// How long a request may take altogether, connecting and reading included.
@@ -20,6 +21,7 @@ pub struct Client {
     pub(crate) agent: ureq::Agent,
     pub(crate) dialled: Dialled,
     pub(crate) timeout: Duration,
+    pub(crate) patience: Duration,
 }
 
 impl Client {
@@ -28,7 +30,7 @@ impl Client {
     /// Over the server's Unix socket the account of the process is authority enough, and the token is usually none.
     pub fn new(server: ServerAddress, token: Option<Secret>) -> Client {
         let (agent, dialled) = transport::agent(&server, TIMEOUT);
-        Client { server, token, insecure_http: false, agent, dialled, timeout: TIMEOUT }
+        Client { server, token, insecure_http: false, agent, dialled, timeout: TIMEOUT, patience: PATIENCE }
     }
 
     /// Lets the token travel in clear over a network, which is otherwise refused.
@@ -48,6 +50,13 @@ impl Client {
     pub fn with_timeout(self, timeout: Duration) -> Client {
         let (agent, dialled) = transport::agent(&self.server, timeout);
         Client { agent, dialled, timeout, ..self }
+    }
+
+    /// Sends what makes something again, under the same key, as long as this after the first attempt (10 seconds unless
+    /// set); with zero, never. For callers that have a back-off of their own.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Client {
+        Client { patience, ..self }
     }
 
     /// The server it talks to.

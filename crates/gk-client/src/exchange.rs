@@ -1,11 +1,14 @@
-//! One request and its answer: headers, bounds, the one retry, and what every failure is called.
+//! One request and its answer: headers, bounds, retries, and what every failure is called.
 
 use std::io::{self, Write};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use gk_model::idempotency::KEY_HEADER;
 use gk_model::problem::Problem;
+use gk_model::text::IdempotencyKey;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::request::Builder;
@@ -14,6 +17,8 @@ use ureq::{Body, Error, Timeout};
 
 use crate::client::Client;
 use crate::error::{ClientError, ProtocolFault};
+use crate::identity::random_bytes;
+use crate::retry::{Failure, draw, wait_before_next};
 use crate::transport::CONNECT_TIMEOUT;
 
 /// How much of an answer is read, after decompression. The largest page of the API stays far below.
@@ -33,6 +38,8 @@ pub(crate) struct Call {
     body: Option<Vec<u8>>,
     compressed: bool,
     repeatable: bool,
+    /// Names the request, so that the server can tell its repetition.
+    key: Option<IdempotencyKey>,
 }
 
 impl Call {
@@ -46,9 +53,9 @@ impl Call {
         Call::bare(Method::DELETE, with_query(path, query))
     }
 
-    /// Sends a body that takes effect.
+    /// Sends a body that takes effect, once, under a key of its own.
     pub(crate) fn post(path: &str, body: &impl Serialize) -> Call {
-        Call { body: Some(json(body)), ..Call::bare(Method::POST, path.to_owned()) }
+        Call { body: Some(json(body)), key: Some(make_key()), ..Call::bare(Method::POST, path.to_owned()) }
     }
 
     /// Changes some fields.
@@ -65,7 +72,7 @@ impl Call {
     }
 
     fn bare(method: Method, target: String) -> Call {
-        Call { method, target, body: None, compressed: false, repeatable: false }
+        Call { method, target, body: None, compressed: false, repeatable: false, key: None }
     }
 
     /// Method and path, for errors.
@@ -73,6 +80,11 @@ impl Call {
         let path = self.target.split('?').next().unwrap_or_default();
         format!("{} {path}", self.method)
     }
+}
+
+fn make_key() -> IdempotencyKey {
+    let uuid = uuid::Builder::from_random_bytes(random_bytes()).into_uuid();
+    uuid.to_string().parse().expect("a UUID is 36 visible characters")
 }
 
 fn json(body: &impl Serialize) -> Vec<u8> {
@@ -139,10 +151,31 @@ impl Client {
         })
     }
 
-    /// Sends a request and reads its answer; anything but success is an error.
+    /// Sends a request and reads its answer; anything but success is an error. Under a key, again until there is an
+    /// answer or patience ends.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "between two attempts there is nothing to wait for but time"
+    )]
     pub(crate) fn exchange(&self, call: &Call) -> Result<Answer, ClientError> {
+        let begun = Instant::now();
+        for attempt in 1.. {
+            let failure = match self.attempt(call) {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            let wait = wait_before_next(&failure, attempt, begun.elapsed(), self.patience, draw());
+            match wait.filter(|_| call.key.is_some()) {
+                Some(wait) => std::thread::sleep(wait),
+                None => return Err(failure.error),
+            }
+        }
+        unreachable!("patience ends before a u32 does")
+    }
+
+    fn attempt(&self, call: &Call) -> Result<Answer, Failure> {
         let mut response = self.send(call)?;
-        let status = response.status();
+        let (status, retry_after) = (response.status(), retry_after(&response));
         let body = response
             .body_mut()
             .with_config()
@@ -152,14 +185,15 @@ impl Client {
         if status.is_success() {
             return Ok(Answer { status: status.as_u16(), body, request: call.name() });
         }
-        match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => Err(ClientError::Refused(Box::new(problem))),
-            Err(_) => Err(self.fault(ProtocolFault::Status {
+        let error = match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => ClientError::Refused(Box::new(problem)),
+            Err(_) => self.fault(ProtocolFault::Status {
                 request: call.name(),
                 status: status.as_u16(),
                 excerpt: excerpt(&body),
-            })),
-        }
+            }),
+        };
+        Err(Failure { error, retry_after })
     }
 
     /// Sends a request, and once more when a kept connection turned out to be closed and repeating is harmless.
@@ -185,6 +219,9 @@ impl Client {
                 .expect("a secret is letters, digits and `_`");
             value.set_sensitive(true);
             request = request.header("authorization", value);
+        }
+        if let Some(key) = &call.key {
+            request = request.header(KEY_HEADER, key.as_str());
         }
         Ok(self.run(call, request))
     }
@@ -229,6 +266,12 @@ impl Client {
     fn fault(&self, fault: ProtocolFault) -> ClientError {
         ClientError::Protocol { server: self.server().clone(), fault: Box::new(fault) }
     }
+}
+
+/// `Retry-After` in seconds; the form with a date is no server's of ours.
+fn retry_after(response: &Response<Body>) -> Option<Duration> {
+    let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// Whether the other side had closed the connection, rather than answered badly or late.

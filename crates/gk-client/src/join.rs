@@ -54,7 +54,23 @@ pub fn begin_join(
     let text = format!("{}\n{}\n", credential.reveal(), client.server());
     files::ensure_dir(state_dir)?;
     files::write(state_dir, PENDING_CREDENTIAL_FILE, &text, Readers::Owner)?;
-    Ok((client.join(&request(&credential))?, credential))
+    let joined = join_and_make_sure(client, &request(&credential), &credential)?;
+    Ok((joined, credential))
+}
+
+/// Joins; and where that used up what the client had shown (a join token, the credential before) and only the answer was
+/// lost, so that its repetition is a stranger's, shows the new credential, which is good by then.
+fn join_and_make_sure(
+    client: &Client,
+    request: &JoinRequest,
+    credential: &Secret,
+) -> Result<Joined, ClientError> {
+    client.join(request).or_else(|error| match error.problem() {
+        Some(problem) if problem.code == Code::Unauthenticated && is_worth_showing(client, request) => {
+            client.clone().with_token(credential.clone()).join(request).map_err(|_| error)
+        }
+        _ => Err(error),
+    })
 }
 
 /// Ends what [`begin_join`] began.

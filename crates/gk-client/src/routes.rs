@@ -96,7 +96,8 @@ impl Client {
         self.fetch(&Call::get(paths::PORTS, query))
     }
 
-    /// Reserves a port. Never repeated by itself: when the answer is lost, the reservation may exist.
+    /// Reserves a port. Sent again under the same key when the answer is lost; when none of the answers arrives, the
+    /// reservation may exist.
     pub fn reserve(&self, request: &ReserveRequest) -> Result<Reservation, ClientError> {
         self.fetch(&Call::post(paths::RESERVATIONS, request))
     }

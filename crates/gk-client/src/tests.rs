@@ -18,6 +18,7 @@ use gk_model::time::Timestamp;
 
 use crate::canned::{Canned, json, with_header};
 use crate::identity::generate_secret;
+use crate::join::begin_join;
 use crate::session::{FullReport, load_session, open_session};
 use crate::{Client, ClientError, ProtocolFault, ServerAddress};
 
@@ -75,7 +76,7 @@ fn one_connection_is_kept_also_over_a_unix_socket() {
 }
 
 #[test]
-fn a_kept_connection_that_closed_is_replaced_for_reading_and_never_for_reserving() {
+fn a_kept_connection_that_closed_is_replaced_for_reading_and_releasing_is_not_repeated() {
     // The second request of the first connection is read and then hung up on, as a server does that is restarted.
     let hang_up = || vec![json(200, NO_ITEMS), Vec::new()];
     let server = Canned::tcp(vec![hang_up(), vec![json(200, NO_ITEMS)]]);
@@ -83,10 +84,78 @@ fn a_kept_connection_that_closed_is_replaced_for_reading_and_never_for_reserving
     list(&client).unwrap();
     assert_eq!(list(&client).unwrap(), 0, "asked again on a fresh connection");
 
-    let server = Canned::tcp(vec![hang_up(), vec![json(201, "{}")]]);
+    let server = Canned::tcp(vec![hang_up(), vec![json(200, "{}")]]);
     let client = server.client();
     list(&client).unwrap();
-    assert!(matches!(reserve(&client), ClientError::Unreachable { .. }));
+    let released = client.release(ReservationId::generate(Timestamp::from_micros(0)), false);
+    assert!(matches!(released, Err(ClientError::Unreachable { .. })));
+}
+
+/// The idempotency key of the next request.
+fn key(server: &Canned) -> String {
+    let (head, _) = server.request();
+    let key = head.lines().find_map(|line| line.strip_prefix("idempotency-key: "));
+    key.unwrap_or_else(|| panic!("no key in {head}")).to_owned()
+}
+
+fn problem(status: u16, code: Code, retry_after: &str) -> Vec<u8> {
+    let body = format!(r#"{{"type":"x","title":"x","status":{status},"code":"{code}","detail":"{code}"}}"#);
+    with_header(status, &format!("retry-after: {retry_after}"), &body)
+}
+
+#[test]
+fn what_makes_something_is_sent_again_under_the_same_key_until_it_is_answered() {
+    let lost = || vec![Vec::new()];
+    let half = b"HTTP/1.1 201 x\r\ncontent-length: 99\r\n\r\n{".to_vec();
+    let server = Canned::tcp(vec![
+        lost(),
+        vec![problem(503, Code::Unavailable, "0")],
+        vec![problem(409, Code::IdempotencyInFlight, "0")],
+        vec![half],
+        vec![problem(409, Code::PortReserved, "0"), problem(409, Code::PortReserved, "0")],
+    ]);
+    let client = server.client();
+    assert_eq!(reserve(&client).to_string(), "port_reserved", "an answer is an answer");
+    let first = key(&server);
+    assert_eq!(first.len(), 36);
+    for _ in 1..5 {
+        assert_eq!(key(&server), first);
+    }
+    reserve(&client);
+    assert_ne!(key(&server), first, "another request, another key");
+}
+
+#[test]
+fn patience_ends_also_where_the_server_asks_for_more() {
+    let server = Canned::tcp(vec![vec![problem(503, Code::Unavailable, "30")], vec![json(201, "{}")]]);
+    assert_eq!(reserve(&server.client()).to_string(), "unavailable", "30 s are too long");
+    let server = Canned::tcp(vec![vec![Vec::new()], vec![json(201, "{}")]]);
+    let hasty = server.client().with_patience(Duration::ZERO);
+    assert!(matches!(reserve(&hasty), ClientError::Unreachable { .. }));
+}
+
+#[test]
+fn nobody_at_the_first_attempt_is_told_at_once_and_later_waited_for() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let begun = std::time::Instant::now();
+    for address in [format!("http://{closed}"), "unix:/nonexistent/gatekeeper.sock".to_owned()] {
+        // With this patience a single retry would show.
+        let client = Client::new(address.parse().unwrap(), None).with_patience(Duration::from_secs(600));
+        assert!(matches!(reserve(&client), ClientError::Unreachable { .. }));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("sock");
+    let dies = Canned::unix(&socket, vec![vec![Vec::new()]]);
+    let client = dies.client().with_patience(Duration::from_secs(600));
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| reserve(&client));
+        let first = key(&dies);
+        std::fs::remove_file(&socket).unwrap();
+        let returns = Canned::unix(&socket, vec![vec![problem(409, Code::PortReserved, "0")]]);
+        assert_eq!(key(&returns), first);
+        assert_eq!(asking.join().unwrap().to_string(), "port_reserved");
+    });
 }
 
 #[test]
@@ -296,6 +365,26 @@ fn a_join_tells_whether_it_was_the_first() {
     assert!(head.starts_with("POST /v1/instances HTTP/1.1\r\n"), "{head}");
     let body = String::from_utf8(body).unwrap();
     assert!(!body.contains(credential.reveal()) && body.contains(&credential.hash().to_string()));
+}
+
+#[test]
+fn a_join_that_used_up_its_token_before_the_answer_was_lost_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let instance = format!(
+        r#"{{"id":"{}","name":"web-1","presence":"offline","facts":{{}},"joined_at":"2026-11-22T20:00:00Z",
+            "left_at":null,"last_contact_at":null,"observed_at":null,"version":1}}"#,
+        an_id()
+    );
+    let stranger = problem(401, Code::Unauthenticated, "0");
+    let server = Canned::tcp(vec![vec![Vec::new()], vec![stranger, json(200, &instance)]]);
+    let token = generate_secret(SecretKind::Join);
+    let client = Client::new(server.address.clone(), Some(token.clone()));
+    let request =
+        |credential_hash| JoinRequest { name: None, credential_hash, facts: Facts::default(), replace: None };
+    let (joined, credential) = begin_join(&client, dir.path(), request).unwrap();
+    assert!(joined.refreshed, "by the second request it was known");
+    let shown = [token.reveal(), token.reveal(), credential.reveal()];
+    assert!(shown.iter().all(|shown| server.request().0.contains(&format!("Bearer {shown}\r\n"))));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use gk_client::{Client, ClientError};
 use gk_model::facts::Facts;
@@ -63,7 +64,7 @@ fn hammer(client: &Client, instance: InstanceId, ledger: &Ledger, answered: &Ato
 /// Load from all sides, and SIGKILL once `kill_after` requests were answered.
 fn load_and_kill(server: &mut Server, instance: InstanceId, ledger: &Ledger, kill_after: usize) {
     let answered = AtomicUsize::new(0);
-    let clients: Vec<Client> = (0..CALLERS).map(|_| server.admin()).collect();
+    let clients: Vec<Client> = (0..CALLERS).map(|_| server.admin().with_patience(Duration::ZERO)).collect();
     std::thread::scope(|scope| {
         for client in &clients {
             scope.spawn(|| hammer(client, instance, ledger, &answered));

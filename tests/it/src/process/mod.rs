@@ -4,4 +4,5 @@ mod agent;
 mod cli;
 mod crash;
 pub(crate) mod harness;
+mod retries;
 mod server;
