@@ -50,13 +50,15 @@ pub(crate) struct App {
     pub(crate) in_flight: InFlight,
     pub(crate) version: &'static str,
     pub(crate) address: Option<SocketAddr>,
+    pub(crate) started_at: Timestamp,
 }
 
 impl App {
     pub(crate) fn new(config: Config) -> App {
         let Config { store, clock, local_subjects, version, address } = config;
         let (local_subjects, in_flight) = (Arc::new(local_subjects), InFlight::default());
-        App { store, clock, local_subjects, in_flight, version, address }
+        let started_at = clock();
+        App { store, clock, local_subjects, in_flight, version, address, started_at }
     }
 
     pub(crate) fn now(&self) -> Timestamp {

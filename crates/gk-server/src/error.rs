@@ -271,8 +271,13 @@ fn outward(error: &StoreError) -> &'static str {
         StoreError::Closed => "the server is shutting down; nothing was changed",
         StoreError::QueueFull => "too many changes are waiting; nothing was changed",
         StoreError::DiskFull => "the server's disk is full; nothing was changed",
-        StoreError::Database(_) => "the server's database is away; nothing was changed",
-        StoreError::Unknown(_) => "it is unknown whether this happened: look before you repeat it",
+        StoreError::Away(_) | StoreError::Unsuitable(_) | StoreError::Database(_) => {
+            "the server's database is away; nothing was changed"
+        }
+        StoreError::Unknown(_) => {
+            "the server's database went away while it stored this: repeat it under the same Idempotency-Key, or look \
+             before you repeat it"
+        }
         StoreError::Corrupt(_)
         | StoreError::ReadOnly(_)
         | StoreError::NotOurs(_)

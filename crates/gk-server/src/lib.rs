@@ -24,6 +24,7 @@ mod history;
 mod idempotency;
 mod instances;
 mod jobs;
+mod metrics;
 mod pages;
 mod ports;
 mod request;

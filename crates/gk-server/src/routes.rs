@@ -28,7 +28,7 @@ use crate::drain::hear_out;
 use crate::error::ApiError;
 use crate::pages::Document;
 use crate::request::observe;
-use crate::{contacts, events, health, history, instances, pages, ports, reservations};
+use crate::{contacts, events, health, history, instances, metrics, pages, ports, reservations};
 
 /// The most a person's or program's request may hold.
 const BODY_BYTES: usize = 1 << 20;
@@ -70,6 +70,7 @@ fn all(routes: Routes) -> Routes {
         .guarded(Reserve, routes!(reservations::release))
         .guarded(Read, routes!(history::list_history))
         .guarded(Read, routes!(events::list_events))
+        .guarded(Read, routes!(metrics::metrics))
         .open(routes!(health::health))
         .open(routes!(health::ready))
         .open(routes!(pages::openapi))

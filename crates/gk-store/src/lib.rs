@@ -21,6 +21,7 @@ mod idempotency;
 mod instances;
 mod listeners;
 mod membership;
+mod metrics;
 mod migrate;
 mod page;
 mod port_map;
@@ -49,6 +50,7 @@ pub use crate::directory::OpenError;
 use crate::driver::{Access, Connection, Location};
 pub use crate::error::{Error, Refusal, StoreError};
 pub use crate::idempotency::{Keyed, Once};
+pub use crate::metrics::{Distribution, StoreMetrics};
 pub use crate::tx::{Reader, Tx};
 use crate::writer::Writer;
 pub use crate::writer::WriterCounters;
@@ -260,7 +262,12 @@ impl Store {
 
     /// How much the writer has done since it started.
     pub fn writer_counters(&self) -> WriterCounters {
-        self.0.writer.counters()
+        self.0.writer.metrics().counters()
+    }
+
+    /// The same, and how it does: its queue, its batches, its commits.
+    pub fn metrics(&self) -> StoreMetrics {
+        self.0.writer.metrics().snapshot()
     }
 
     /// Finishes everything that was accepted, then stops. Later calls answer [`StoreError::Closed`]. Blocks.

@@ -10,7 +10,7 @@
 //! is undone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -23,6 +23,7 @@ use crate::Shared;
 use crate::driver::{Access, Connection, Location};
 use crate::error::{Error, StoreError};
 use crate::follow::{Seen, follow};
+use crate::metrics::Metrics;
 use crate::port_map::PortMaps;
 use crate::tx::Tx;
 use crate::value::values;
@@ -47,18 +48,11 @@ pub struct WriterCounters {
     pub replays: u64,
 }
 
-#[derive(Default)]
-struct Counters {
-    commits: AtomicU64,
-    answers: AtomicU64,
-    replays: AtomicU64,
-}
-
 /// The queue's end that the rest of the process holds.
 pub(crate) struct Writer {
     queue: RwLock<Option<SyncSender<Box<dyn Job>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
 }
 
 impl Writer {
@@ -69,7 +63,7 @@ impl Writer {
         max_batch: usize,
     ) -> std::io::Result<Writer> {
         let (queue, jobs) = sync_channel(QUEUE);
-        let counters = Arc::new(Counters::default());
+        let metrics = Arc::new(Metrics::default());
         let worker = Worker {
             location,
             connection: Some(connection),
@@ -79,11 +73,11 @@ impl Writer {
             seen: None,
             away_since: None,
             max_batch,
-            counters: Arc::clone(&counters),
+            metrics: Arc::clone(&metrics),
         };
         let thread =
             std::thread::Builder::new().name("store-writer".into()).spawn(move || worker.run(&jobs))?;
-        Ok(Writer { queue: RwLock::new(Some(queue)), thread: Mutex::new(Some(thread)), counters })
+        Ok(Writer { queue: RwLock::new(Some(queue)), thread: Mutex::new(Some(thread)), metrics })
     }
 
     pub(crate) async fn run<T, W>(&self, work: W) -> Result<T, Error>
@@ -99,20 +93,22 @@ impl Writer {
     fn enqueue(&self, job: Box<dyn Job>) -> Result<(), StoreError> {
         match &*self.queue.read().unwrap_or_else(PoisonError::into_inner) {
             None => Err(StoreError::Closed),
-            Some(queue) => queue.try_send(job).map_err(|refused| match refused {
-                TrySendError::Full(_) => StoreError::QueueFull,
-                TrySendError::Disconnected(_) => StoreError::Closed,
-            }),
+            Some(queue) => {
+                // Before it is there: the writer counts it out as soon as it is.
+                self.metrics.queue_length.fetch_add(1, Ordering::Relaxed);
+                queue.try_send(job).map_err(|refused| {
+                    self.metrics.queue_length.fetch_sub(1, Ordering::Relaxed);
+                    match refused {
+                        TrySendError::Full(_) => StoreError::QueueFull,
+                        TrySendError::Disconnected(_) => StoreError::Closed,
+                    }
+                })
+            }
         }
     }
 
-    pub(crate) fn counters(&self) -> WriterCounters {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        WriterCounters {
-            commits: read(&self.counters.commits),
-            answers: read(&self.counters.answers),
-            replays: read(&self.counters.replays),
-        }
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -209,7 +205,7 @@ struct Worker {
     /// Since when the database has been away.
     away_since: Option<Instant>,
     max_batch: usize,
-    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
 }
 
 /// Why an attempt at a batch came to nothing.
@@ -231,11 +227,13 @@ impl Worker {
         while let Ok(first) = jobs.recv() {
             let mut batch = vec![first];
             batch.extend(jobs.try_iter().take(self.max_batch - 1));
+            self.metrics.queue_length.fetch_sub(batch.len() as u64, Ordering::Relaxed);
+            self.metrics.batch_size.observe(batch.len() as f64);
             let failure = self.commit(&mut batch).err();
             if let Some(error) = &failure {
                 tracing::error!(error = %error, batch.size = batch.len(), "a batch was not committed");
             }
-            self.counters.answers.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            self.metrics.answers.fetch_add(batch.len() as u64, Ordering::Relaxed);
             for job in batch {
                 job.answer(failure.as_ref());
             }
@@ -250,7 +248,7 @@ impl Worker {
             let Err(failed) = self.attempt(batch, savepoints) else {
                 self.maps.keep();
                 self.departed.drain(..).for_each(|instance| self.shared.beats.forget(instance));
-                self.counters.commits.fetch_add(1, Ordering::Relaxed);
+                self.metrics.commits.fetch_add(1, Ordering::Relaxed);
                 self.away_since = None;
                 return Ok(());
             };
@@ -258,7 +256,7 @@ impl Worker {
             match failed {
                 Failed::Closure | Failed::Database(StoreError::Database(_)) if !savepoints => {
                     savepoints = true;
-                    self.counters.replays.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.replays.fetch_add(1, Ordering::Relaxed);
                 }
                 Failed::Database(error @ StoreError::Away(_)) => self.pause(error)?,
                 Failed::Database(error) => return Err(error),
@@ -330,7 +328,9 @@ impl Worker {
                 values![seen.seq, seen.changes],
             )?;
         }
+        let begun = Instant::now();
         connection.commit()?;
+        self.metrics.commit_seconds.observe_seconds(begun.elapsed());
         self.seen = Some(seen);
         Ok(())
     }

@@ -3,6 +3,7 @@
 mod answers;
 mod document;
 mod idempotency;
+mod metrics;
 mod permissions;
 mod serving;
 

@@ -35,6 +35,7 @@ async fn every_route_demands_what_it_should() {
     let expected = [
         "GET / -",
         "GET /healthz -",
+        "GET /metrics read",
         "GET /openapi.json -",
         "GET /readyz -",
         "GET /v1/events read",
