@@ -47,15 +47,7 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         }
         Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default".to_owned(),
         Refusal::PortReserved { protocol, holder, alternatives, .. } => {
-            // A fleet-wide holder may be held for another instance than the one that was asked for.
-            let instance = (holder.scope == Scope::Instance).then_some(&holder.instance);
-            match alternatives.first() {
-                Some(free) => reserve(*protocol, instance, Some(*free)),
-                None => format!(
-                    "to see who holds the pool's ports: gkctl port list --instance {}",
-                    holder.instance.name
-                ),
-            }
+            another_port(*protocol, holder, alternatives)
         }
         Refusal::PortInUse { port, protocol, instance, .. } => {
             let adopt = reserve(*protocol, Some(instance), Some(*port));
@@ -166,6 +158,18 @@ fn holds(reservation: &Reservation, listeners: &[Listener]) -> Holder {
 fn words(listeners: &[Listener]) -> Option<String> {
     let words: Vec<String> = listeners.iter().map(Listener::describe).collect();
     (!words.is_empty()).then(|| words.join(" and "))
+}
+
+/// Instead of one that is reserved.
+fn another_port(protocol: Protocol, holder: &Reservation, alternatives: &[Port]) -> String {
+    // A fleet-wide holder may be held for another instance than the one that was asked for.
+    let instance = (holder.scope == Scope::Instance).then_some(&holder.instance);
+    match alternatives.first() {
+        Some(free) => reserve(protocol, instance, Some(*free)),
+        None => {
+            format!("to see who holds the pool's ports: gkctl port list --instance {}", holder.instance.name)
+        }
+    }
 }
 
 /// `gkctl port reserve …`; without a port, the next free one.
