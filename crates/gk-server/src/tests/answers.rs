@@ -24,7 +24,7 @@ async fn post(api: &Api, path: &str, headers: &[(&str, &str)], body: impl Into<B
 
 #[tokio::test]
 async fn a_bad_request_is_told_what_is_wrong() {
-    let api = Api::new();
+    let api = Api::new().await;
     let json = [("content-type", "application/json")];
     let table = [
         (RESERVE, &json[..], r#"{"prot":1}"#, (400, "malformed", Some("prot"))),
@@ -47,7 +47,7 @@ async fn a_bad_request_is_told_what_is_wrong() {
 
 #[tokio::test]
 async fn a_bad_address_is_told_what_is_wrong() {
-    let api = Api::new();
+    let api = Api::new().await;
     let table = [
         ("/v1/ports?prot=80", (400, "malformed", Some("prot"))),
         ("/v1/instances/no%20spaces", (400, "malformed", Some("instance"))),
@@ -63,7 +63,7 @@ async fn a_bad_address_is_told_what_is_wrong() {
 
 #[tokio::test]
 async fn a_wrong_method_is_told_the_right_ones() {
-    let api = Api::new();
+    let api = Api::new().await;
     let answer = api.local(Method::PUT, "/v1/instances", Value::Null).await;
     assert_eq!(answer.refusal(), (405, "method_not_allowed", None));
     let mut allowed: Vec<&str> = answer.header("allow").split(',').collect();
@@ -73,7 +73,7 @@ async fn a_wrong_method_is_told_the_right_ones() {
 
 #[tokio::test]
 async fn a_taken_port_names_its_holder_and_the_way_out() {
-    let api = Api::new();
+    let api = Api::new().await;
     api.join("web-1").await;
     let body = json!({"instance": "web-1", "port": 8080, "service": "billing"});
     let made = api.local(Method::POST, RESERVE, body.clone()).await;
@@ -93,7 +93,7 @@ async fn a_taken_port_names_its_holder_and_the_way_out() {
 
 #[tokio::test]
 async fn joining_again_refreshes_and_versions_are_honoured() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (id, credential) = api.join("web-1").await;
     let body = json!({"credential_hash": credential.hash(), "facts": {"os": "Debian"}, "from_the_future": 1});
     let refreshed = api.with_token(&credential, Method::POST, "/v1/instances", body).await;
@@ -141,7 +141,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_contact_may_be_compressed_and_is_bounded_after_decompression() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (id, credential) = api.join("web-1").await;
     let path = format!("/v1/instances/{id}/contact");
     let bearer = format!("Bearer {}", credential.reveal());
@@ -168,7 +168,7 @@ async fn a_contact_may_be_compressed_and_is_bounded_after_decompression() {
 
 #[tokio::test]
 async fn people_find_their_way() {
-    let api = Api::new();
+    let api = Api::new().await;
     let page = api.local(Method::GET, "/", Value::Null).await;
     let text = page.body.as_str().unwrap();
     assert!(text.contains("gkctl instance join") && text.contains("/openapi.json"));
@@ -180,7 +180,7 @@ async fn people_find_their_way() {
 
 #[tokio::test]
 async fn every_list_answers() {
-    let api = Api::new();
+    let api = Api::new().await;
     api.join("web-1").await;
     api.local(Method::POST, RESERVE, json!({"instance": "web-1", "port": 8080})).await;
     let lists = [
@@ -199,7 +199,7 @@ async fn every_list_answers() {
 
 #[tokio::test]
 async fn a_closed_store_is_unavailable_and_says_when_to_come_back() {
-    let api = Api::new();
+    let api = Api::new().await;
     let token = api.token(SecretKind::Subject, Role::Operator, "ada").await;
     let store = api.store.clone();
     tokio::task::spawn_blocking(move || store.close()).await.unwrap();
@@ -212,7 +212,7 @@ async fn a_closed_store_is_unavailable_and_says_when_to_come_back() {
 
 #[tokio::test]
 async fn a_request_id_is_kept_or_made() {
-    let api = Api::new();
+    let api = Api::new().await;
     let given = Request::get("/healthz").header("x-request-id", "abc-1").body(Body::empty()).unwrap();
     assert_eq!(api.send(given).await.header("x-request-id"), "abc-1");
     let made = api.send(Request::get("/healthz").body(Body::empty()).unwrap()).await;

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use super::Api;
 
-fn document() -> Value {
-    serde_json::to_value(Api::new().document).unwrap()
+async fn document() -> Value {
+    serde_json::to_value(Api::new().await.document).unwrap()
 }
 
 fn references(value: &Value, found: &mut BTreeSet<String>) {
@@ -30,7 +30,7 @@ fn references(value: &Value, found: &mut BTreeSet<String>) {
 
 #[tokio::test]
 async fn every_reference_resolves_and_every_schema_is_used() {
-    let document = document();
+    let document = document().await;
     let mut found = BTreeSet::new();
     references(&document, &mut found);
     for reference in &found {
@@ -45,7 +45,7 @@ async fn every_reference_resolves_and_every_schema_is_used() {
 
 #[tokio::test]
 async fn every_operation_has_its_own_name_a_tag_and_a_description() {
-    let document = document();
+    let document = document().await;
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let mut names = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -63,7 +63,7 @@ async fn every_operation_has_its_own_name_a_tag_and_a_description() {
 
 #[tokio::test]
 async fn the_paths_of_the_model_are_routes() {
-    let document = document();
+    let document = document().await;
     let id = ReservationId::generate(Timestamp::from_micros(0));
     let instance = InstanceRef::Id(InstanceId::generate(Timestamp::from_micros(0)));
     let concrete = [
@@ -87,7 +87,7 @@ async fn the_paths_of_the_model_are_routes() {
 #[tokio::test]
 async fn the_snapshot_is_up_to_date() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
-    let now = serde_json::to_string_pretty(&document()).unwrap() + "\n";
+    let now = serde_json::to_string_pretty(&document().await).unwrap() + "\n";
     if std::env::var_os("UPDATE").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, &now).unwrap();
@@ -98,7 +98,7 @@ async fn the_snapshot_is_up_to_date() {
 
 #[tokio::test]
 async fn the_served_document_is_the_generated_one() {
-    let api = Api::new();
+    let api = Api::new().await;
     let served = api.local(Method::GET, "/openapi.json", Value::Null).await;
     assert_eq!(served.header("content-type"), "application/json");
     assert_eq!(served.body, serde_json::to_value(&api.document).unwrap());

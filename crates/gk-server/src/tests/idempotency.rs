@@ -40,7 +40,7 @@ async fn live(api: &Api) -> usize {
 
 #[tokio::test]
 async fn a_reservation_is_answered_again_as_it_was() {
-    let api = Api::new();
+    let api = Api::new().await;
     api.join("web-1").await;
     let ada = api.token(SecretKind::Subject, Role::User, "ada").await;
     let body = json!({"instance": "web-1", "service": "billing"});
@@ -60,7 +60,7 @@ async fn a_reservation_is_answered_again_as_it_was() {
 
 #[tokio::test]
 async fn a_join_is_answered_again_as_it_was() {
-    let api = Api::new();
+    let api = Api::new().await;
     let operator = api.token(SecretKind::Subject, Role::Operator, "op").await;
     let hash = secret(SecretKind::Instance).hash();
     let body = json!({"name": "web-1", "credential_hash": hash, "facts": {"host_name": "web-1"}});
@@ -75,7 +75,7 @@ async fn a_join_is_answered_again_as_it_was() {
 
 #[tokio::test]
 async fn a_key_stands_for_one_request_of_one_subject() {
-    let api = Api::new();
+    let api = Api::new().await;
     api.join("web-1").await;
     let ada = api.token(SecretKind::Subject, Role::Operator, "ada").await;
     let bob = api.token(SecretKind::Subject, Role::User, "bob").await;
@@ -95,7 +95,7 @@ async fn a_key_stands_for_one_request_of_one_subject() {
 
 #[tokio::test]
 async fn a_replay_passes_the_same_doors() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (id, own) = api.join("web-1").await;
     let body = json!({"instance": "web-1"});
     assert_eq!(reserve(&api, &own, "k", &body).await.status, StatusCode::CREATED);
@@ -114,7 +114,7 @@ async fn a_replay_passes_the_same_doors() {
 
 #[tokio::test]
 async fn what_is_no_key_is_told_what_is_one() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (id, own) = api.join("web-1").await;
     let body = json!({"instance": "web-1"});
     let (long, longest) = ("k".repeat(201), "k".repeat(200));
@@ -146,7 +146,7 @@ async fn what_is_no_key_is_told_what_is_one() {
 /// And when the first caller has hung up, its request is done all the same, and its answer kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repetition_while_the_first_is_under_way_is_put_off() {
-    let api = Api::new();
+    let api = Api::new().await;
     api.join("web-1").await;
     let ada = api.token(SecretKind::Subject, Role::User, "ada").await;
     let body = json!({"instance": "web-1"});
@@ -182,7 +182,7 @@ async fn a_repetition_while_the_first_is_under_way_is_put_off() {
 /// Who adds a POST adds it here, having seen that it keeps rule 6.
 #[tokio::test]
 async fn every_post_takes_a_key() {
-    let api = Api::new();
+    let api = Api::new().await;
     let document = serde_json::to_value(&api.document).unwrap();
     let mut found = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {

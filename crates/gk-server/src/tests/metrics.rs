@@ -38,7 +38,7 @@ async fn scrape(api: &Api) -> Answer {
 
 #[tokio::test]
 async fn the_numbers_are_those_of_the_writes() {
-    let api = Api::new();
+    let api = Api::new().await;
     api.join("web-1").await;
     for _ in 0..5 {
         let made = api.local(Method::POST, "/v1/reservations", json!({"instance": "web-1"})).await;
@@ -77,7 +77,7 @@ async fn the_numbers_are_those_of_the_writes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_is_the_queue_and_then_one_batch() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (go_on, held) = std::sync::mpsc::channel::<()>();
     let (begins, begun) = tokio::sync::oneshot::channel();
     let (store, mut begins) = (api.store.clone(), Some(begins));
@@ -115,7 +115,7 @@ async fn what_waits_is_the_queue_and_then_one_batch() {
 
 #[tokio::test]
 async fn metrics_are_for_readers_and_name_nobody() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (id, _) = api.join("web-1").await;
     let stranger = request(Method::GET, "/metrics", &Value::Null).body(Body::empty()).unwrap();
     assert_eq!(api.send(stranger).await.refusal(), (401, "unauthenticated", None));

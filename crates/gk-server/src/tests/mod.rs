@@ -70,7 +70,7 @@ fn config(store: Store) -> Config {
 }
 
 impl Api {
-    fn new() -> Api {
+    async fn new() -> Api {
         let directory = tempfile::tempdir().unwrap();
         let store =
             Store::open(StoreConfig::embedded(directory.path()), Timestamp::from_clock()).await.unwrap();

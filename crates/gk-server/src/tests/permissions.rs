@@ -53,7 +53,7 @@ async fn every_route_demands_what_it_should() {
         "GET /v1/reservations/{id} read",
         "DELETE /v1/reservations/{id} reserve",
     ];
-    let mut found: Vec<String> = routes(&Api::new())
+    let mut found: Vec<String> = routes(&Api::new().await)
         .into_iter()
         .map(|(method, path, permission)| {
             format!("{method} {path} {}", permission.map_or("-", permission_name))
@@ -78,7 +78,7 @@ async fn call(api: &Api, token: Option<&Secret>, method: &Method, path: &str) ->
 
 #[tokio::test]
 async fn every_route_lets_in_exactly_whom_its_permission_names() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (id, credential) = api.join("web-1").await;
     let own = Authority::Instance(id.parse().unwrap(), credential.hash());
     let mut callers = vec![(own, credential)];
@@ -110,7 +110,7 @@ async fn every_route_lets_in_exactly_whom_its_permission_names() {
 
 #[tokio::test]
 async fn a_credential_acts_only_for_its_instance() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (own_id, own) = api.join("web-1").await;
     let (other_id, _) = api.join("web-2").await;
     let heartbeat = json!({
@@ -139,7 +139,7 @@ async fn a_credential_acts_only_for_its_instance() {
 
 #[tokio::test]
 async fn only_the_holder_releases_and_an_operator_by_force() {
-    let api = Api::new();
+    let api = Api::new().await;
     api.join("web-1").await;
     let ada = api.token(SecretKind::Subject, Role::User, "ada").await;
     let eve = api.token(SecretKind::Subject, Role::User, "eve").await;
@@ -160,7 +160,7 @@ async fn only_the_holder_releases_and_an_operator_by_force() {
 
 #[tokio::test]
 async fn the_socket_admits_named_accounts_and_a_token_counts_there_too() {
-    let api = Api::new();
+    let api = Api::new().await;
     let viewer = api.token(SecretKind::Subject, Role::Viewer, "eve").await;
     let bearer = format!("bearer {}", viewer.reveal());
     let reserve = |uid: u32, authorization: Option<&str>| {
@@ -185,7 +185,7 @@ async fn the_socket_admits_named_accounts_and_a_token_counts_there_too() {
 
 #[tokio::test]
 async fn only_an_operator_replaces() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (id, _) = api.join("web-1").await;
     let join = api.token(SecretKind::Join, Role::Viewer, "joiner").await;
     let hash = secret(SecretKind::Instance).hash();
