@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use gk_client::lock::AgentLock;
 
-use super::harness::{Place, Server, gkctl, gkctl_at, program, stdout};
+use super::harness::{Place, Process, Server, gkctl, gkctl_at, program, stdout, wait_for};
 
 struct Desk {
     server: Server,
@@ -202,16 +202,40 @@ fn lossy_socket(server: &Path, path: &Path, swallowed: usize) {
     });
 }
 
+/// Runs a command that never hears the answer, and kills it once the server has done what it asked for.
+fn kill_when_done(desk: &Desk, socket: &Path, words: &[&str], is_done: impl Fn() -> bool) {
+    let server = desk.server.data.join("gatekeeper.sock");
+    lossy_socket(&server, socket, usize::MAX);
+    let mut command = program("gkctl");
+    command.args(words).env("GATEKEEPER_SERVER", format!("unix:{}", socket.display()));
+    command.env("GATEKEEPER_STATE", &desk.state).env("GATEKEEPER_DATA", desk.state.join("no-data"));
+    let mut process = Process::start(&mut command, socket.with_extension("log"));
+    wait_for("the request to take effect", || is_done().then_some(()));
+    process.kill();
+    std::fs::remove_file(socket).unwrap();
+    lossy_socket(&server, socket, 0);
+}
+
+#[test]
+fn a_command_whose_answer_was_lost_goes_on_by_itself() {
+    let desk = Desk::new();
+    for (name, words) in [("join", &["instance", "join"][..]), ("reserve", &["port", "reserve"])] {
+        let socket = desk.state.with_extension(name);
+        lossy_socket(&desk.server.data.join("gatekeeper.sock"), &socket, 1);
+        let output = gkctl_at(&format!("unix:{}", socket.display()), &desk.state, words);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(desk.server.live().len(), 1);
+    assert_eq!(desk.ok(&["instance", "list", "-o", "name"]).lines().count(), 1);
+}
+
 #[test]
 fn a_join_whose_answer_was_lost_is_finished_by_joining_again() {
     let desk = Desk::new();
     let socket = desk.state.with_extension("sock");
-    lossy_socket(&desk.server.data.join("gatekeeper.sock"), &socket, 1);
-    let through = |words: &[&str]| gkctl_at(&format!("unix:{}", socket.display()), &desk.state, words);
-    let lost = through(&["instance", "join", "--name", "web-1"]);
-    assert!(!lost.status.success());
-    assert_eq!(desk.ok(&["instance", "list", "-o", "name"]), "web-1\n", "the server has taken it");
-    let again = through(&["instance", "join", "--name", "web-1"]);
+    let words = ["instance", "join", "--name", "web-1"];
+    kill_when_done(&desk, &socket, &words, || desk.ok(&["instance", "list", "-o", "name"]) == "web-1\n");
+    let again = gkctl_at(&format!("unix:{}", socket.display()), &desk.state, &words);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert_eq!(desk.ok(&["instance", "list", "-o", "name"]), "web-1\n");
     assert!(!desk.state.join("credential.pending").exists());
@@ -223,11 +247,9 @@ fn a_take_over_whose_answer_was_lost_is_repeated() {
     let desk = Desk::joined();
     std::fs::remove_dir_all(&desk.state).unwrap();
     let socket = desk.state.with_extension("sock");
-    lossy_socket(&desk.server.data.join("gatekeeper.sock"), &socket, 1);
     let words = ["instance", "join", "--replace", "web-1"];
-    let through = || gkctl_at(&format!("unix:{}", socket.display()), &desk.state, &words);
-    assert!(!through().status.success());
-    let again = through();
+    kill_when_done(&desk, &socket, &words, || desk.ok(&["events"]).contains("in place of the lost identity"));
+    let again = gkctl_at(&format!("unix:{}", socket.display()), &desk.state, &words);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     desk.ok(&["port", "reserve"]);
 }
