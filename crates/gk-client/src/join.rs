@@ -58,8 +58,8 @@ pub fn begin_join(
     Ok((joined, credential))
 }
 
-/// Joins; and where that used up what the client had shown (a join token, the credential before) and only the answer was
-/// lost, so that its repetition is a stranger's, shows the new credential, which is good by then.
+/// Joins; and where that used up what the client had shown (a join token, the credential before) and only the answer
+/// was lost, so that its repetition is a stranger's, shows the new credential, which is good by then.
 fn join_and_make_sure(
     client: &Client,
     request: &JoinRequest,

@@ -2,9 +2,10 @@
 //!
 //! [`Client`] has one blocking method per route of the API, named by the same stem as the route's handler. It speaks
 //! HTTP over TCP or over the server's Unix socket, keeps one connection open, follows no redirect, asks no proxy, and
-//! reads no answer beyond a bound. It never repeats a request that could take effect twice. By itself it repeats two kinds:
-//! a read or contact that met a connection the server had closed meanwhile, once; and a request that makes something,
-//! which goes under an idempotency key, for a few seconds when its answer is lost or the server is away ([`Client::with_patience`]).
+//! reads no answer beyond a bound. It never repeats a request that could take effect twice. By itself it repeats two
+//! kinds: a read or contact that met a connection the server had closed meanwhile, once; and a request that makes
+//! something, which goes under an idempotency key, for a few seconds when its answer is lost or the server is away
+//! ([`Client::with_patience`]).
 //!
 //! Next to it live the files that `gkctl` and the agent share: the [`identity`] of this machine, the agent's
 //! [`session`], and the [`lock`] that tells whether an agent runs.
