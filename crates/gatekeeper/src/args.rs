@@ -4,10 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
 use gk_model::paths;
 use gk_model::text::InstanceName;
+use gk_store::{DatabaseUrl, StoreConfig};
+
+use crate::server::is_root;
 
 /// Which port may a service use on a machine, and who is using it?
 #[derive(Parser)]
@@ -31,6 +35,76 @@ pub(crate) enum Role {
     Dev(ServerArgs),
     /// Print the listeners of this machine, without any server.
     Scan(ScanArgs),
+    /// Copy the database into a file, also while the server runs.
+    Backup(CopyArgs),
+    /// Make a database from a backup: in a new data directory, or another kind of database.
+    Restore(CopyArgs),
+    /// Check the database, also while the server runs; nothing is changed. Ends with 1 when something is wrong.
+    Verify(VerifyArgs),
+}
+
+/// Which database.
+#[derive(ClapArgs)]
+pub(crate) struct DatabaseArgs {
+    /// The data directory. Default: /var/lib/gatekeeper/server for root, else ~/.local/share/gatekeeper/server.
+    #[arg(long, env = "GATEKEEPER_DATA", hide_env_values = true, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A PostgreSQL database instead of SQLite in the data directory; several servers may share it. Written
+    /// postgres://USER@HOST/NAME; one with a password belongs into the environment, as DATABASE_URL.
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+}
+
+impl DatabaseArgs {
+    /// The data directory.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.data.clone().unwrap_or_else(|| paths::data_dir(is_root(), env))
+    }
+
+    /// Which store: the option, the environment, or SQLite in the data directory.
+    pub(crate) fn store(&self) -> anyhow::Result<StoreConfig> {
+        let database = match &self.database {
+            Some(url) => Some(without_password(url)?),
+            None => find_database(|name| std::env::var(name).ok())?,
+        };
+        Ok(StoreConfig { database, ..StoreConfig::embedded(self.data()) })
+    }
+}
+
+/// A command line can be read by every account of the machine.
+fn without_password(url: &str) -> anyhow::Result<DatabaseUrl> {
+    let url: DatabaseUrl = url.parse().context("cannot use --database")?;
+    match url.has_password() {
+        true => {
+            bail!("no password on a command line: put the whole address into DATABASE_URL in the environment")
+        }
+        false => Ok(url),
+    }
+}
+
+/// `GATEKEEPER_DATABASE` for those whose `DATABASE_URL` is another program's.
+fn find_database(env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Option<DatabaseUrl>> {
+    for name in ["GATEKEEPER_DATABASE", "DATABASE_URL"] {
+        if let Some(url) = env(name).filter(|url| !url.is_empty()) {
+            return url.parse().map(Some).with_context(|| format!("cannot use {name} of the environment"));
+        }
+    }
+    Ok(None)
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct CopyArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+    /// The backup. It holds hashes of secrets, never a secret, and is for its owner's eyes only.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
 }
 
 #[derive(ClapArgs)]
@@ -38,10 +112,11 @@ pub(crate) struct ServerArgs {
     /// Where to listen for HTTP.
     #[arg(long, env = "GATEKEEPER_LISTEN", hide_env_values = true, default_value = paths::DEFAULT_LISTEN, value_name = "ADDRESS:PORT")]
     pub(crate) listen: SocketAddr,
-    /// The data directory, of this server alone. Default: /var/lib/gatekeeper/server for root, else
-    /// ~/.local/share/gatekeeper/server.
-    #[arg(long, env = "GATEKEEPER_DATA", hide_env_values = true, value_name = "DIR")]
-    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+    /// How many days history is kept, at least 1.
+    #[arg(long, env = "GATEKEEPER_RETENTION", hide_env_values = true, default_value = "400", value_name = "DAYS", value_parser = retention)]
+    pub(crate) retention: Duration,
     /// Serve plain HTTP where others can reach it, as behind a proxy that speaks TLS.
     #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
     pub(crate) insecure_http: bool,
@@ -141,6 +216,14 @@ fn report_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// `400`, or `400d` as ages are written elsewhere.
+fn retention(text: &str) -> Result<Duration, &'static str> {
+    match text.strip_suffix('d').unwrap_or(text).parse::<u32>() {
+        Ok(days) if days > 0 => Ok(Duration::from_secs(u64::from(days) * 86_400)),
+        _ => Err("a number of days, at least 1"),
+    }
+}
+
 /// The environment as `gk_model::paths` wants it.
 pub(crate) fn env(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from)
@@ -156,6 +239,31 @@ mod tests {
     }
 
     #[test]
+    fn the_database_is_named_without_its_password_on_the_command_line() {
+        let refused = super::without_password("postgres://ada:sesame@localhost/gatekeeper").unwrap_err();
+        let text = format!("{refused:#}");
+        assert!(text.contains("DATABASE_URL") && !text.contains("sesame"), "{text}");
+        assert!(super::without_password("postgres://ada@localhost/gatekeeper").is_ok());
+        let found = |pairs: &[(&str, &str)]| {
+            let env = |name: &str| {
+                let pair = pairs.iter().find(|(known, _)| *known == name)?;
+                Some(pair.1.to_owned())
+            };
+            super::find_database(env).map(|url| url.map(|url| url.to_string()))
+        };
+        assert_eq!(found(&[]).unwrap(), None);
+        assert_eq!(found(&[("DATABASE_URL", "")]).unwrap(), None);
+        let (ours, theirs) = (
+            ("GATEKEEPER_DATABASE", "postgres://a:pw@localhost/g"),
+            ("DATABASE_URL", "postgres://b@localhost/h"),
+        );
+        assert_eq!(found(&[theirs]).unwrap().as_deref(), Some("postgres://b@localhost/h"));
+        assert_eq!(found(&[theirs, ours]).unwrap().as_deref(), Some("postgres://a@localhost/g"));
+        let error = format!("{:#}", found(&[("DATABASE_URL", "mysql://ada:sesame@x/y")]).unwrap_err());
+        assert!(error.contains("DATABASE_URL") && !error.contains("sesame"), "{error}");
+    }
+
+    #[test]
     fn a_switch_in_the_environment_is_read_as_people_write_it() {
         let table =
             [("1", Ok(true)), ("TRUE", Ok(true)), ("on", Ok(true)), ("", Ok(false)), ("0", Ok(false))];
@@ -163,5 +271,14 @@ mod tests {
             assert_eq!(super::switch(text), read, "{text:?}");
         }
         assert!(super::switch("nope").is_err());
+    }
+
+    #[test]
+    fn history_is_kept_for_whole_days() {
+        let days = |text| super::retention(text).map(|span| span.as_secs() / 86_400);
+        assert_eq!((days("400"), days("1d")), (Ok(400), Ok(1)));
+        for bad in ["0", "0d", "-1", "", "d", "7w", "99999999999"] {
+            assert!(days(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -1,7 +1,9 @@
-//! `gatekeeper`: the server, the agent, both at once for a first try, and the scanner. `gkctl` is the other program.
+//! `gatekeeper`: the server, the agent, both at once for a first try, the scanner, and the care of the database. `gkctl`
+//! is the other program.
 
 mod agent;
 mod args;
+mod data;
 mod dev;
 mod logs;
 mod scan;
@@ -21,9 +23,16 @@ fn main() -> ExitCode {
         Role::Agent(args) => agent::run(&args),
         Role::Dev(args) => dev::run(&args),
         Role::Scan(args) => scan::run(&args),
+        Role::Backup(args) => data::backup(&args),
+        Role::Restore(args) => data::restore(&args),
+        Role::Verify(args) => return exit_code(data::verify(&args)),
     };
+    exit_code(ended.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit_code(ended: anyhow::Result<ExitCode>) -> ExitCode {
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

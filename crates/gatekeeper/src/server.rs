@@ -7,17 +7,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use gk_model::paths::{self, SOCKET_FILE};
+use gk_model::paths::SOCKET_FILE;
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 use gk_server::{Config, Listeners};
-use gk_store::{Store, StoreConfig};
+use gk_store::Store;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{ServerArgs, env};
+use crate::args::ServerArgs;
 
 /// Runs the server until SIGINT or SIGTERM.
 pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
@@ -60,6 +61,7 @@ pub(crate) struct Server {
     /// Its Unix socket.
     pub(crate) socket: PathBuf,
     store: Store,
+    retention: Duration,
     listeners: Listeners,
 }
 
@@ -72,9 +74,9 @@ impl Server {
                 args.listen
             );
         }
-        let data = args.data.clone().unwrap_or_else(|| paths::data_dir(is_root(), env));
+        let data = args.database.data();
         // The store first: its lock decides whose socket file lies in the directory.
-        let store = Store::open(StoreConfig::embedded(&data), Timestamp::from_clock()).await?;
+        let store = Store::open(args.database.store()?, Timestamp::from_clock()).await?;
         let tcp = TcpListener::bind(args.listen).await.map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => anyhow::anyhow!(
                 "{} is in use: another server may be running (`gkctl status` asks it); choose another port with \
@@ -87,7 +89,8 @@ impl Server {
         let socket =
             std::path::absolute(data.join(SOCKET_FILE)).context("cannot tell the working directory")?;
         let unix = bind_socket(&socket)?;
-        Ok(Server { address, socket, store, listeners: Listeners { tcp: Some(tcp), unix: Some(unix) } })
+        let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
+        Ok(Server { address, socket, store, retention: args.retention, listeners })
     }
 
     /// Serves until `stop`, then finishes what was accepted.
@@ -104,6 +107,7 @@ impl Server {
             local_subjects: local_subjects(),
             version: env!("CARGO_PKG_VERSION"),
             address: Some(reachable_here(self.address)),
+            retention: self.retention,
         };
         let served = gk_server::run(config, self.listeners, stop).await;
         // A socket file without a server only misleads; a missing one is no harm.

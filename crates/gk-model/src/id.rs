@@ -58,6 +58,11 @@ id! {
     /// Names one reservation for ever, also after its release.
     ReservationId
 }
+id! {
+    /// Names one event log. It changes when a database is restored from a backup, because numbers that were given after
+    /// the backup are then given again.
+    LogId
+}
 
 /// What people and programs write where an instance is meant: its id, or the name of a joined one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

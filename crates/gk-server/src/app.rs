@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
@@ -28,15 +29,18 @@ pub struct Config {
     pub version: &'static str,
     /// Where programs on this machine reach it by HTTP, shown by `/healthz`.
     pub address: Option<SocketAddr>,
+    /// How long history is kept.
+    pub retention: Duration,
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { store: _, clock: _, local_subjects, version, address } = self;
+        let Config { store: _, clock: _, local_subjects, version, address, retention } = self;
         f.debug_struct("Config")
             .field("local_subjects", local_subjects)
             .field("version", version)
             .field("address", address)
+            .field("retention", retention)
             .finish_non_exhaustive()
     }
 }
@@ -55,7 +59,7 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(config: Config) -> App {
-        let Config { store, clock, local_subjects, version, address } = config;
+        let Config { store, clock, local_subjects, version, address, retention: _ } = config;
         let (local_subjects, in_flight) = (Arc::new(local_subjects), InFlight::default());
         let started_at = clock();
         App { store, clock, local_subjects, in_flight, version, address, started_at }

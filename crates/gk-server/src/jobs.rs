@@ -5,15 +5,25 @@
 
 use std::time::Duration;
 
-use gk_store::Store;
+use gk_store::{Error, Pruned, Store};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use crate::app::Clock;
 use crate::error::chain;
 use crate::serve::stopped;
 
 /// How long an unchanged heartbeat may stay in memory only. A crash loses no more than this of "last contact".
 const FLUSH_CONTACTS_EVERY: Duration = Duration::from_secs(2);
+
+/// How often old history is looked for. What is left over then is a minute older than it has to be.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// How many rows of each table one batch of pruning takes: a few milliseconds of the writer's time.
+const PRUNE_AT_ONCE: u32 = 500;
+
+/// How far apart these batches are: several times what one takes, so that a backlog never fills the writer.
+const PRUNE_TURNS: Duration = Duration::from_millis(25);
 
 /// Writes the heartbeats that are kept in memory to the database. The last flush, at shutdown, is
 /// [`run`](crate::run)'s, after the last connection has ended.
@@ -36,6 +46,51 @@ pub(crate) async fn flush_contacts(store: Store, mut stop: watch::Receiver<bool>
                 failing = true;
             }
             Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+/// Takes away what is older than the retention.
+pub(crate) async fn prune(store: Store, clock: Clock, retention: Duration, mut stop: watch::Receiver<bool>) {
+    let mut ticks = tokio::time::interval(PRUNE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stopped(&mut stop) => return,
+        }
+        let pruned = tokio::select! {
+            pruned = prune_all(&store, &clock, retention) => pruned,
+            () = stopped(&mut stop) => return,
+        };
+        match pruned {
+            Ok(0) => failing = false,
+            Ok(events) => {
+                tracing::info!(events.count = events, "old history was taken away");
+                failing = false;
+            }
+            Err(error) if !failing => {
+                tracing::warn!(error = chain(&error), "old history is not taken away for now");
+                failing = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Batch after batch until nothing old is left, with pauses in which others write. Answers the number of events.
+async fn prune_all(store: &Store, clock: &Clock, retention: Duration) -> Result<u64, Error> {
+    let mut events = 0;
+    let mut turns = tokio::time::interval(PRUNE_TURNS);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        turns.tick().await;
+        let now = clock();
+        let pruned: Pruned = store.write(move |tx| tx.prune(now, retention, PRUNE_AT_ONCE)).await?;
+        events += pruned.events;
+        if !pruned.is_partial {
+            return Ok(events);
         }
     }
 }

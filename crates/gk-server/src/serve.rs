@@ -94,6 +94,8 @@ pub async fn run(
 fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(jobs::flush_contacts(config.store.clone(), stopping.clone()));
+    let (clock, retention) = (config.clock.clone(), config.retention);
+    tasks.spawn(jobs::prune(config.store.clone(), clock, retention, stopping.clone()));
     let (router, _) = router(config);
     let Listeners { tcp, unix } = listeners;
     if let Some(tcp) = tcp {

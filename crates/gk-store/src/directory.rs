@@ -24,6 +24,22 @@ pub enum OpenError {
     /// Another process owns it.
     #[error("another server is using the data directory {}: stop it, or choose another one with --data", .0.display())]
     Locked(PathBuf),
+    /// There is nothing to back up or to verify.
+    #[error("there is no database in {0}: name its directory with --data")]
+    NoDatabase(String),
+    /// The database waits for its migration.
+    #[error(
+        "the database {place} has schema version {found}, and this Gatekeeper can verify version {known}: start its \
+         server once, or use the Gatekeeper that wrote it"
+    )]
+    Older {
+        /// The file, or the address without its password.
+        place: String,
+        /// The version found.
+        found: u64,
+        /// The version wanted.
+        known: u64,
+    },
     /// The database cannot be used.
     #[error("cannot use the database {place}")]
     Database {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use gk_model::time::Timestamp;
 
+use crate::StoreConfig;
 use crate::database_url::DatabaseUrl;
 use crate::driver::postgres::Postgres;
 use crate::driver::sqlite::Sqlite;
@@ -31,16 +32,26 @@ pub(crate) enum Location {
 
 impl Location {
     /// The database that was named, or else the file inside the data directory.
-    pub(crate) fn new(directory: &Path, database: Option<&DatabaseUrl>) -> Location {
-        match database {
+    pub(crate) fn of(config: &StoreConfig) -> Location {
+        match &config.database {
             Some(url) => Location::Postgres(url.clone()),
-            None => Location::Sqlite(directory.join("gatekeeper.db")),
+            None => Location::Sqlite(config.directory.join("gatekeeper.db")),
         }
     }
 
     /// Whether other servers may write to it too.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Location::Postgres(_))
+    }
+
+    /// A backup, or the copy of one: an SQLite file whatever database it was made from.
+    pub(crate) fn of_file(path: &Path) -> Location {
+        Location::Sqlite(path.to_owned())
+    }
+
+    /// Whether there is certainly nothing there yet, so that opening would only say "unable to open".
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Location::Sqlite(path) if !path.exists())
     }
 }
 
@@ -86,6 +97,11 @@ impl Connection {
             Location::Postgres(url) => Database::Postgres(Box::new(Postgres::open(url, access)?)),
         };
         Ok(Connection(opened))
+    }
+
+    /// A database that is gone with the connection: what the migrations make can be looked at in it.
+    pub(crate) fn in_memory() -> Result<Connection, StoreError> {
+        Sqlite::in_memory().map(|sqlite| Connection(Database::Sqlite(sqlite)))
     }
 
     /// Begins a transaction. One that reads has one view of the whole database from its first statement on.
@@ -134,6 +150,24 @@ impl Connection {
         match &mut self.0 {
             Database::Sqlite(sqlite) => sqlite.adopt(),
             Database::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// For a file that is thrown away unless it becomes whole, and that is synced then: no journal, no syncs, and memory
+    /// for the indexes, which are filled in no order. A long copy would wait for the disk most of its time otherwise.
+    pub(crate) fn write_at_once(&mut self) -> Result<(), StoreError> {
+        match &mut self.0 {
+            Database::Sqlite(sqlite) => sqlite.write_at_once(),
+            Database::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// What the database itself finds wrong with its pages and indexes, at most so many lines.
+    pub(crate) fn list_damage(&mut self, most: usize) -> Result<Vec<String>, StoreError> {
+        match &mut self.0 {
+            Database::Sqlite(sqlite) => sqlite.list_damage(most),
+            // It checks its pages by itself, as it reads them.
+            Database::Postgres(_) => Ok(Vec::new()),
         }
     }
 

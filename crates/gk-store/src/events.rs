@@ -7,10 +7,10 @@ use gk_model::listener::Listener;
 use gk_model::port::PortRange;
 use gk_model::query::{EventQuery, Page};
 
-use crate::error::{Error, StoreError};
+use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
 use crate::tx::Reader;
-use crate::value::{Json, Row, values};
+use crate::value::{Json, Row, Value, values};
 
 impl Reader<'_> {
     /// Events in the order of their numbers. Without a port, those about no port are listed too.
@@ -19,16 +19,7 @@ impl Reader<'_> {
     /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::BadCursor`].
     pub fn list_events(&mut self, query: &EventQuery) -> Result<Page<Event>, Error> {
         let instance = self.resolve(query.instance.as_ref())?;
-        let after: i64 = query.cursor.as_deref().map_or(Ok(0), page::part)?;
-        let filters = Filters::new("e.seq > $1", values![after])
-            .and("e.instance = $?", instance)
-            .and("e.first_port <= $?", query.port.map(PortRange::last))
-            .and("e.last_port >= $?", query.port.map(PortRange::first))
-            .and("e.kind = $?", query.kind)
-            .and("e.actor = $?", query.actor.as_ref())
-            .and("e.at >= $?", query.since)
-            .and("e.at < $?", query.until);
-        let (sql, values) = filters.finish(SELECT, "e.seq", query.limit());
+        let (sql, values) = select(query, instance)?;
         let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_event, |last| page::cursor(&[&last.seq]))
     }
@@ -37,6 +28,25 @@ impl Reader<'_> {
 const SELECT: &str = "select e.seq, e.at, e.recorded_at, e.kind, e.instance, n.name, e.protocol, e.first_port, \
                       e.last_port, e.actor, e.reservation, e.listener, e.message \
                       from event e left join instance n on n.id = e.instance";
+
+/// The statement for one page. An index gives the order whatever the filters are, so no page sorts.
+fn select(query: &EventQuery, instance: Option<InstanceId>) -> Result<(String, Vec<Value>), Refusal> {
+    let after: i64 = query.cursor.as_deref().map_or(Ok(0), page::part)?;
+    // What happened lately is at the end of a long log: the first page begins there, not at the beginning. Later pages
+    // have their cursor. Additions of 0 keep the database from an index: from looking for the lowest number in the order
+    // of numbers, and from reading a page in the order of times, which it would have to sort.
+    let beginning = query.since.filter(|_| query.cursor.is_none());
+    let filters = Filters::new("e.seq > $1", values![after])
+        .and("e.seq >= (select min(o.seq + 0) from event o where o.at >= $?)", beginning)
+        .and("e.instance = $?", instance)
+        .and("e.first_port <= $?", query.port.map(PortRange::last))
+        .and("e.last_port >= $?", query.port.map(PortRange::first))
+        .and("e.kind = $?", query.kind)
+        .and("e.actor = $?", query.actor.as_ref())
+        .and("e.at + 0 >= $?", query.since)
+        .and("e.at + 0 < $?", query.until);
+    Ok(filters.finish(SELECT, "e.seq", query.limit()))
+}
 
 fn read_event(mut row: Row) -> Result<Event, StoreError> {
     let (seq, at, recorded_at, kind) = (row.take()?, row.take()?, row.take()?, row.take()?);
@@ -55,4 +65,55 @@ fn read_event(mut row: Row) -> Result<Event, StoreError> {
         listener: row.take::<Option<Json<Listener>>>()?.map(|Json(listener)| listener),
         message: row.take()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use gk_model::history::EventKind;
+    use gk_model::time::Timestamp;
+
+    use super::*;
+    use crate::schema::plan;
+
+    #[test]
+    fn no_page_of_the_log_sorts_or_reads_from_the_beginning() {
+        let now = Timestamp::from_micros(0);
+        let id = InstanceId::generate(now);
+        for filters in 0..64 {
+            let on = |bit: u32| (filters >> bit & 1 == 1).then_some(());
+            let query = EventQuery {
+                port: on(1).map(|()| "8000-8010".parse().unwrap()),
+                kind: on(2).map(|()| EventKind::Joined),
+                actor: on(3).map(|()| "ada".parse().unwrap()),
+                since: on(4).map(|()| now),
+                until: on(5).map(|()| now),
+                cursor: Some("7".to_owned()),
+                ..Default::default()
+            };
+            for query in [query.clone(), EventQuery { cursor: None, ..query }] {
+                let (sql, values) = select(&query, on(0).map(|()| id)).unwrap();
+                let plan = plan(&sql, &values);
+                assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{query:?}: {plan}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_filter_that_few_events_pass_has_an_index() {
+        let now = Timestamp::from_micros(0);
+        let by = |query: &EventQuery, instance| {
+            let (sql, values) = select(query, instance).unwrap();
+            plan(&sql, &values)
+        };
+        let none = EventQuery::default;
+        let table = [
+            ("event_instance", by(&none(), Some(InstanceId::generate(now)))),
+            ("event_kind", by(&EventQuery { kind: Some(EventKind::Joined), ..none() }, None)),
+            ("event_actor", by(&EventQuery { actor: "ada".parse().ok(), ..none() }, None)),
+            ("event_at", by(&EventQuery { since: Some(now), ..none() }, None)),
+        ];
+        for (index, plan) in table {
+            assert!(plan.contains(index), "{index}: {plan}");
+        }
+    }
 }

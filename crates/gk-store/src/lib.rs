@@ -8,8 +8,10 @@
 //! Promises: what was answered is on disk (unchanged heartbeats excepted, see [`Store::contact`]); events are numbered
 //! in commit order without a gap; a refusal has written nothing.
 
+mod backup;
 mod beats;
 mod contacts;
+mod copy;
 mod database_url;
 mod directory;
 mod driver;
@@ -20,17 +22,24 @@ mod history;
 mod idempotency;
 mod instances;
 mod listeners;
+mod log;
 mod membership;
 mod metrics;
 mod migrate;
 mod page;
 mod port_map;
 mod ports;
+mod prune;
 mod reservations;
 mod reserve;
+mod restore;
+#[cfg(test)]
+mod samples;
+mod schema;
 mod tokens;
 mod tx;
 mod value;
+mod verify;
 mod writer;
 
 use std::path::PathBuf;
@@ -43,15 +52,21 @@ use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
 use tokio::sync::Semaphore;
 
+pub use crate::backup::{BackupError, backup};
 use crate::beats::Beats;
+pub use crate::copy::{Copied, Progress};
 pub use crate::database_url::{DatabaseUrl, DatabaseUrlError};
 use crate::directory::DirectoryLock;
 pub use crate::directory::OpenError;
 use crate::driver::{Access, Connection, Location};
 pub use crate::error::{Error, Refusal, StoreError};
 pub use crate::idempotency::{Keyed, Once};
+pub use crate::log::Log;
 pub use crate::metrics::{Distribution, StoreMetrics};
+pub use crate::prune::Pruned;
+pub use crate::restore::restore;
 pub use crate::tx::{Reader, Tx};
+pub use crate::verify::{Checked, Verdict, verify};
 use crate::writer::Writer;
 pub use crate::writer::WriterCounters;
 
@@ -114,12 +129,13 @@ impl Store {
         opened.unwrap_or_else(|fault| Err(OpenError::Fault(fault.to_string())))
     }
 
-    fn open_here(config: &StoreConfig, now: Timestamp) -> Result<Store, OpenError> {
+    pub(crate) fn open_here(config: &StoreConfig, now: Timestamp) -> Result<Store, OpenError> {
         let lock = DirectoryLock::acquire(&config.directory)?;
-        let location = Location::new(&config.directory, config.database.as_ref());
+        let location = Location::of(config);
         let about = |source| OpenError::Database { place: location.to_string(), source };
         let mut connection = Connection::open(&location, Access::Write).map_err(about)?;
         migrate::migrate(&mut connection, now).map_err(about)?;
+        log::ensure_log(&mut connection, now).map_err(about)?;
         let shared = Arc::new(Shared { started_at: now, beats: Beats::default() });
         let writer = Writer::start(connection, location.clone(), Arc::clone(&shared), config.max_batch)
             .map_err(OpenError::Thread)?;

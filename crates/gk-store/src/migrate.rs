@@ -10,11 +10,16 @@ use crate::error::StoreError;
 use crate::value::values;
 
 /// Every step in order; the version of a database is how many of them it has taken.
-const STEPS: &[&str] = &[
+pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0001_start.sql"),
     include_str!("../migrations/0003_idempotency.sql"),
+    include_str!("../migrations/0004_log.sql"),
     include_str!("../migrations/0005_cluster.sql"),
 ];
+
+/// Where a database remembers the steps it has taken.
+const REMEMBERED: &str =
+    "create table migration (version bigint not null primary key, applied_at bigint not null)";
 
 /// How often a step is looked at again when another server took it at the same time.
 const MOST_TRIES: usize = 5;
@@ -24,20 +29,14 @@ const MOST_TRIES: usize = 5;
 /// Where several servers start at once, each step is taken by the one whose row for it comes first; the others wait for
 /// that row, fail on it, and look again.
 pub(crate) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
-    let known = STEPS.len() as u64;
     let mut tries = 0;
     loop {
-        let version = find_version(connection)?;
-        if version > known {
-            return Err(StoreError::Newer { found: version, known });
-        }
+        let version = find_known_version(connection)?;
         connection.adopt()?;
-        if version == known {
-            return Ok(());
-        }
-        let number = version + 1;
-        match take_step(connection, number, now) {
-            Ok(()) => tracing::info!(schema.version = number, "database migrated"),
+        let next = usize::try_from(version).ok().and_then(|version| STEPS.get(version));
+        let Some(step) = next else { return Ok(()) };
+        match take_step(connection, version + 1, step, now) {
+            Ok(()) => tracing::info!(schema.version = version + 1, "database migrated"),
             Err(error) => {
                 connection.rollback()?;
                 tries += 1;
@@ -49,17 +48,34 @@ pub(crate) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(),
     }
 }
 
-fn take_step(connection: &mut Connection, number: u64, now: Timestamp) -> Result<(), StoreError> {
+fn take_step(connection: &mut Connection, number: u64, step: &str, now: Timestamp) -> Result<(), StoreError> {
     connection.begin(Access::Write)?;
     if number == 1 {
-        connection.script(
-            "create table migration (version bigint not null primary key, applied_at bigint not null)",
-        )?;
+        connection.script(REMEMBERED)?;
     }
-    connection.later("insert into migration (version, applied_at) values ($1, $2)", values![number, now])?;
-    let step = usize::try_from(number - 1).ok().and_then(|index| STEPS.get(index));
-    connection.script(step.ok_or_else(|| StoreError::Corrupt(format!("there is no step {number}")))?)?;
+    take(connection, number, step, now)?;
     connection.commit()
+}
+
+/// Makes the schema of this version in an empty database, inside the transaction under way.
+pub(crate) fn create(connection: &mut Connection, version: u64, now: Timestamp) -> Result<(), StoreError> {
+    connection.script(REMEMBERED)?;
+    for (number, step) in (1..=version).zip(STEPS) {
+        take(connection, number, step, now)?;
+    }
+    Ok(())
+}
+
+fn take(connection: &mut Connection, number: u64, step: &str, now: Timestamp) -> Result<(), StoreError> {
+    // The row first: whoever takes the same step waits for it.
+    connection.later("insert into migration (version, applied_at) values ($1, $2)", values![number, now])?;
+    connection.script(step)
+}
+
+/// How many steps a database has taken; 0 for an empty one. One from a newer version is refused.
+pub(crate) fn find_known_version(connection: &mut Connection) -> Result<u64, StoreError> {
+    let (found, known) = (find_version(connection)?, STEPS.len() as u64);
+    if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
 }
 
 /// 0 for an empty database.
@@ -121,7 +137,10 @@ mod tests {
         let refusal = refuses(directory.path()).await;
         assert_eq!(
             refusal.to_string(),
-            "the database has schema version 99, and this Gatekeeper knows versions up to 3: use the newer one"
+            format!(
+                "the database has schema version 99, and this Gatekeeper knows versions up to {}: use the newer one",
+                STEPS.len()
+            )
         );
     }
 

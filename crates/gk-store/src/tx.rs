@@ -42,6 +42,12 @@ impl<'a> Reader<'a> {
         Ok(self.query(sql, values)?.into_iter().next())
     }
 
+    /// See [`Connection::list_damage`].
+    pub(crate) fn list_damage(&mut self, most: usize) -> Result<Vec<String>, StoreError> {
+        self.check()?;
+        self.connection.list_damage(most)
+    }
+
     fn check(&self) -> Result<(), StoreError> {
         match &self.failed {
             Some(error) => Err(error.clone()),

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use gk_model::contact::Session;
 use gk_model::history::{EventKind, IntervalKind};
-use gk_model::id::{InstanceId, ReservationId};
+use gk_model::id::{InstanceId, LogId, ReservationId};
 use gk_model::listener::{Digest, Netns};
 use gk_model::port::{Port, Protocol};
 use gk_model::reservation::Scope;
@@ -214,6 +214,7 @@ by_text!(
     InstanceId,
     InstanceName,
     IntervalKind,
+    LogId,
     Netns,
     Note,
     PoolName,

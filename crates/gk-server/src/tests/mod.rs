@@ -9,6 +9,7 @@ mod serving;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -66,6 +67,7 @@ fn config(store: Store) -> Config {
         local_subjects,
         version: "0.0.0-test",
         address: None,
+        retention: Duration::from_secs(86_400),
     }
 }
 

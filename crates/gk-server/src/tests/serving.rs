@@ -16,6 +16,7 @@ use gk_model::id::InstanceId;
 use gk_model::instance::JoinRequest;
 use gk_model::listener::Digest;
 use gk_model::problem::Problem;
+use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
@@ -164,6 +165,35 @@ async fn the_last_heartbeats_are_stored_at_the_end() {
     let store = Store::open(StoreConfig::embedded(directory.path()), heard_at).await.unwrap();
     let instance = store.read(move |reader| reader.get_instance(&id.into(), heard_at)).await.unwrap();
     assert_eq!(instance.last_contact_at, Some(heard_at));
+}
+
+#[tokio::test]
+async fn old_history_is_taken_away_while_the_server_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let joined_at = Timestamp::from_micros(1_700_000_000_000_000);
+    let store = Store::open(StoreConfig::embedded(directory.path()), joined_at).await.unwrap();
+    let (id, _) = joined(&store, joined_at).await;
+    // More than two batches.
+    let ada = Actor { subject: "ada".parse().unwrap(), authority: Authority::Role(Role::User) };
+    let request = ReserveRequest::next_free(id);
+    let reserve = move |tx: &mut gk_store::Tx<'_>| {
+        (0..1200).try_for_each(|_| tx.reserve(&ada, &request, joined_at).map(drop))
+    };
+    store.write(reserve).await.unwrap();
+    let later = joined_at.plus(Duration::from_secs(2 * 86_400));
+    let config = Config { clock: Arc::new(move || later), ..config(store.clone()) };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(run(config, Listeners::default(), async { drop(stopped.await) }));
+    let newest = store.log().await.unwrap().newest_seq;
+    let pruned = async {
+        while store.log().await.unwrap().oldest_seq < newest {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), pruned).await.expect("the log is pruned by itself");
+    assert_eq!(store.verify().await.unwrap().problems(), Vec::<String>::new());
+    stop.send(()).unwrap();
+    server.await.unwrap().unwrap();
 }
 
 /// A client that never finishes its request. Time is paused and advances when everybody waits, so that a timeout of any

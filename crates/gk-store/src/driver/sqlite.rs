@@ -21,6 +21,10 @@ impl Sqlite {
         open(path, access).map(Sqlite).map_err(|error| failure(&error))
     }
 
+    pub(super) fn in_memory() -> Result<Sqlite, StoreError> {
+        rusqlite::Connection::open_in_memory().map(Sqlite).map_err(|error| failure(&error))
+    }
+
     /// A transaction that may write takes the database's write lock at once, never half-way through.
     pub(super) fn begin(&mut self, access: Access) -> Result<(), StoreError> {
         self.query(if access == Access::Write { "begin immediate" } else { "begin" }, &[]).map(drop)
@@ -57,6 +61,16 @@ impl Sqlite {
             Some("wal") => Ok(()),
             _ => Err(StoreError::ReadOnly("its file system does not support a write-ahead log")),
         }
+    }
+
+    pub(super) fn write_at_once(&mut self) -> Result<(), StoreError> {
+        self.script("pragma journal_mode = off; pragma synchronous = off; pragma cache_size = -131072;")
+    }
+
+    pub(super) fn list_damage(&mut self, most: usize) -> Result<Vec<String>, StoreError> {
+        let rows = self.query(&format!("pragma integrity_check({most})"), &[])?;
+        let lines = rows.into_iter().map(|mut row| row.take()).collect::<Result<Vec<String>, _>>()?;
+        Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
     pub(super) fn list_tables(&mut self) -> Result<Vec<String>, StoreError> {

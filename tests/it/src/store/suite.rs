@@ -2,16 +2,25 @@
 //! database its tests run.
 
 mod allocation;
+mod backup;
 mod contacts;
 mod history;
 mod idempotency;
 mod instances;
+mod prune;
+mod verify;
+
+use gk_store::DatabaseUrl;
 
 use crate::cluster;
 use crate::store::world::World;
 
+/// Nothing for SQLite, an empty database for PostgreSQL.
+fn new_database() -> Option<DatabaseUrl> {
+    module_path!().ends_with("::postgres").then(|| cluster::shared().create_database())
+}
+
 /// An empty store on this module's database.
 async fn new_world() -> World {
-    let on_postgres = module_path!().ends_with("::postgres");
-    World::new(on_postgres.then(|| cluster::shared().create_database())).await
+    World::new(new_database()).await
 }

@@ -1,5 +1,6 @@
 //! A store in a throw-away directory, and short words for what tests do with it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use gk_model::access::{Actor, Authority, Role};
@@ -153,7 +154,21 @@ impl World {
     pub(crate) async fn new(database: Option<DatabaseUrl>) -> World {
         let directory = TempDir::new().unwrap();
         let config = StoreConfig { database, ..StoreConfig::embedded(directory.path()) };
-        let store = Store::open(config.clone(), at(0)).await.unwrap();
+        World::open(directory, config, at(0)).await
+    }
+
+    /// What a backup holds, in an empty database.
+    pub(crate) async fn from_backup(database: Option<DatabaseUrl>, file: PathBuf, now: Timestamp) -> World {
+        let directory = TempDir::new().unwrap();
+        let config = StoreConfig { database, ..StoreConfig::embedded(directory.path()) };
+        let to = config.clone();
+        let restore = move || gk_store::restore(&to, &file, now, &mut |_| {}).unwrap();
+        tokio::task::spawn_blocking(restore).await.unwrap();
+        World::open(directory, config, now).await
+    }
+
+    async fn open(directory: TempDir, config: StoreConfig, now: Timestamp) -> World {
+        let store = Store::open(config.clone(), now).await.unwrap();
         World { directory, config, store }
     }
 
@@ -162,8 +177,7 @@ impl World {
         self.store.close();
         let World { directory, config, store } = self;
         drop(store);
-        let store = Store::open(config.clone(), now).await.unwrap();
-        World { directory, config, store }
+        World::open(directory, config, now).await
     }
 
     pub(crate) async fn join(&self, name: &str, seed: u8) -> InstanceId {

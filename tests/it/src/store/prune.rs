@@ -1,0 +1,85 @@
+//! Old history goes, from its beginning only, and nobody is disturbed.
+
+use std::time::Duration;
+
+use gk_model::access::Role;
+use gk_model::query::HistoryQuery;
+use gk_model::reservation::ReserveRequest;
+use gk_store::Pruned;
+
+use crate::store::world::{World, actor, at};
+
+const DAY: u64 = 86_400;
+
+async fn prune(world: &World, day: u64, most: u32) -> Pruned {
+    let keep = Duration::from_secs(10 * DAY);
+    let pruned = world.store.write(move |tx| tx.prune(at(day * DAY), keep, most)).await.unwrap();
+    assert_eq!(world.store.verify().await.unwrap().problems(), Vec::<String>::new());
+    pruned
+}
+
+async fn numbers(world: &World) -> (u64, u64) {
+    let log = world.store.log().await.unwrap();
+    let numbers: Vec<u64> = world.events().await.iter().map(|event| event.seq).collect();
+    assert_eq!(numbers, (log.oldest_seq..=log.newest_seq).collect::<Vec<_>>(), "no hole");
+    (log.oldest_seq, log.newest_seq)
+}
+
+#[tokio::test]
+async fn pruning_moves_the_beginning_of_the_log_and_nothing_else() {
+    let world = super::new_world().await;
+    assert_eq!(numbers(&world).await, (1, 0), "nothing yet");
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    let mut held = Vec::new();
+    for day in 1..=20 {
+        held.push(world.reserve(&ada, &ReserveRequest::next_free(id), at(day * DAY)).await.unwrap());
+    }
+    let live = world.live().await;
+    assert_eq!(numbers(&world).await, (1, 21));
+    assert_eq!(prune(&world, 10, 500).await, Pruned::default(), "nothing is older than ten days");
+    // Days 0 to 4 are older than ten days on day 15; two at a time.
+    for (events, is_partial) in [(2, true), (2, true), (1, false)] {
+        assert_eq!(prune(&world, 15, 2).await, Pruned { events, rows: 0, is_partial });
+    }
+    assert_eq!(numbers(&world).await, (6, 21));
+    assert_eq!(world.live().await, live, "what is held stays held, however old");
+    let history = world.store.read(|reader| reader.list_history(&HistoryQuery::default())).await.unwrap();
+    assert_eq!(history.items.len(), 20, "and history says so");
+
+    world.release(&ada, &held[0], at(21 * DAY)).await.unwrap();
+    assert_eq!(prune(&world, 30, 500).await.rows, 1, "only the quarantine has ended long enough ago");
+    let last = prune(&world, 40, 500).await;
+    assert_eq!((last.events, last.rows), (1, 2), "then interval and reservation");
+    assert_eq!(numbers(&world).await, (22, 22), "the newest event stays, however old");
+    world.reserve(&ada, &ReserveRequest::next_free(id), at(40 * DAY)).await.unwrap();
+    assert_eq!(numbers(&world).await, (22, 23), "and the numbers go on");
+}
+
+#[tokio::test]
+async fn an_old_event_behind_a_young_one_waits_for_it() {
+    let world = super::new_world().await;
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    // On day 20 the clock is found to be 15 days ahead.
+    for day in [1, 20, 5, 6] {
+        world.reserve(&ada, &ReserveRequest::next_free(id), at(day * DAY)).await.unwrap();
+    }
+    assert_eq!(prune(&world, 18, 500).await.events, 2);
+    assert_eq!(numbers(&world).await, (3, 5));
+    assert_eq!(prune(&world, 31, 500).await.events, 2);
+    assert_eq!(numbers(&world).await, (5, 5));
+}
+
+#[tokio::test]
+async fn a_number_rests_no_less_because_of_pruning() {
+    let world = super::new_world().await;
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    let made = world.reserve(&ada, &ReserveRequest::next_free(id), at(0)).await.unwrap();
+    world.release(&ada, &made, at(60)).await.unwrap();
+    prune(&world, 0, 500).await;
+    let world = world.reopen(at(61)).await;
+    let next = world.reserve(&ada, &ReserveRequest::next_free(id), at(61)).await.unwrap();
+    assert_ne!(next.first_port, made.first_port);
+}
