@@ -82,19 +82,20 @@ pub(crate) fn walk(
         let mut after: Vec<Value> = Vec::new();
         loop {
             let page = connection.query(&table.select(!after.is_empty(), PAGE), &after)?;
-            let is_last = page.len() < PAGE;
+            let (is_last, mut last) = (page.len() < PAGE, Vec::new());
             for mut row in page {
                 let row =
                     table.columns.iter().map(|_| row.take()).collect::<Result<Vec<Value>, StoreError>>()?;
                 row.iter().for_each(|value| sum.add(value));
                 each(table, &row)?;
                 rows += 1;
-                after = table.key.iter().map(|index| row[*index].clone()).collect();
+                last = row;
             }
             progress(rows);
             if is_last {
                 break;
             }
+            after = table.key.iter().map(|index| last[*index].clone()).collect();
         }
     }
     Ok((rows, sum))
@@ -110,7 +111,7 @@ pub(crate) fn copy(
     for table in tables.iter().filter(|table| !table.begins_empty) {
         to.later(&format!("delete from {}", table.name), &[])?;
     }
-    let (rows, sum) = walk(from, tables, progress, |table, row| to.later(&table.insert(), row))?;
+    let (rows, sum) = walk(from, tables, progress, |table, row| to.later(&table.insert, row))?;
     Ok((count(to, rows)?, sum))
 }
 

@@ -12,6 +12,8 @@ use crate::value::values;
 pub(crate) struct Table {
     pub(crate) name: String,
     pub(crate) columns: Vec<String>,
+    /// The statement that adds a row; kept, because a copy runs it for each.
+    pub(crate) insert: String,
     /// Where in `columns` the parts of the primary key are, in its order.
     pub(crate) key: Vec<usize>,
     /// Whether the migrations leave it empty; some have a row from the beginning.
@@ -43,7 +45,9 @@ fn read_table(memory: &mut Connection, name: String) -> Result<Table, StoreError
     }
     key.sort_unstable();
     let begins_empty = memory.query(&format!("select 1 from {name} limit 1"), &[])?.is_empty();
-    Ok(Table { name, columns, key: key.into_iter().map(|(_, index)| index).collect(), begins_empty })
+    let values = placeholders(columns.len());
+    let insert = format!("insert into {name} ({}) values ({values})", columns.join(", "));
+    Ok(Table { name, columns, insert, key: key.into_iter().map(|(_, index)| index).collect(), begins_empty })
 }
 
 impl Table {
@@ -56,11 +60,6 @@ impl Table {
             false => String::new(),
         };
         format!("select {columns} from {}{beyond} order by {key} limit {most}", self.name)
-    }
-
-    pub(crate) fn insert(&self) -> String {
-        let (columns, values) = (self.columns.join(", "), placeholders(self.columns.len()));
-        format!("insert into {} ({columns}) values ({values})", self.name)
     }
 }
 
