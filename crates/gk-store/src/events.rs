@@ -31,13 +31,18 @@ const SELECT: &str = "select e.seq, e.at, e.recorded_at, e.kind, e.instance, n.n
 
 /// The statement for one page. An index gives the order whatever the filters are, so no page sorts.
 fn select(query: &EventQuery, instance: Option<InstanceId>) -> Result<(String, Vec<Value>), Refusal> {
-    let after: i64 = query.cursor.as_deref().map_or(Ok(0), page::part)?;
     // What happened lately is at the end of a long log: the first page begins there, not at the beginning. Later pages
-    // have their cursor. Additions of 0 keep the database from an index: from looking for the lowest number in the order
-    // of numbers, and from reading a page in the order of times, which it would have to sort.
-    let beginning = query.since.filter(|_| query.cursor.is_none());
-    let filters = Filters::new("e.seq > $1", values![after])
-        .and("e.seq >= (select min(o.seq + 0) from event o where o.at >= $?)", beginning)
+    // have their cursor; of two lower bounds the database would use the first and read on to the second. Additions of 0
+    // keep it from an index: from looking for the lowest number in the order of numbers, and from reading a page in the
+    // order of times, which it would have to sort.
+    let beginning = match (&query.cursor, query.since) {
+        (Some(cursor), _) => Filters::new("e.seq > $1", values![page::part::<i64>(cursor)?]),
+        (None, Some(since)) => {
+            Filters::new("e.seq >= (select min(o.seq + 0) from event o where o.at >= $1)", values![since])
+        }
+        (None, None) => Filters::new("e.seq > 0", &[]),
+    };
+    let filters = beginning
         .and("e.instance = $?", instance)
         .and("e.first_port <= $?", query.port.map(PortRange::last))
         .and("e.last_port >= $?", query.port.map(PortRange::first))

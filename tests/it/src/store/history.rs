@@ -3,7 +3,7 @@
 use gk_model::access::Role;
 use gk_model::history::{Interval, IntervalKind};
 use gk_model::port::Protocol;
-use gk_model::query::{HistoryQuery, Limit};
+use gk_model::query::{EventQuery, HistoryQuery, Limit};
 
 use crate::store::world::{World, actor, at, listener};
 
@@ -109,6 +109,33 @@ async fn nothing_ends_before_it_began_when_contacts_travel_unevenly() {
     }
     for interval in history(&world, HistoryQuery::default()).await {
         assert!(interval.ended_at >= Some(interval.began_at), "{interval:?}");
+    }
+}
+
+#[tokio::test]
+async fn events_since_a_time_are_all_there_though_a_clock_stepped_back() {
+    let world = World::new();
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    for seconds in [100, 300, 200, 50, 400] {
+        let request = gk_model::reservation::ReserveRequest::next_free(id);
+        world.reserve(&ada, &request, at(seconds)).await.unwrap();
+    }
+    for (since, expected) in [(0, vec![0, 100, 300, 200, 50, 400]), (200, vec![300, 200, 400]), (401, vec![])]
+    {
+        let mut query =
+            EventQuery { since: Some(at(since)), limit: Some(Limit::at_most(1)), ..Default::default() };
+        let mut found = Vec::new();
+        loop {
+            let asked = query.clone();
+            let page = world.store.read(move |reader| reader.list_events(&asked)).await.unwrap();
+            found.extend(page.items.into_iter().map(|event| event.at));
+            match page.next {
+                None => break,
+                next => query.cursor = next,
+            }
+        }
+        assert_eq!(found, expected.into_iter().map(at).collect::<Vec<_>>(), "since {since}");
     }
 }
 
