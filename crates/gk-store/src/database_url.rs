@@ -97,7 +97,9 @@ impl fmt::Display for DatabaseUrl {
         });
         let addresses = self.config.get_hostaddrs().iter().map(IpAddr::to_string);
         f.write_str(&hosts.chain(addresses).collect::<Vec<_>>().join(","))?;
-        if let [port @ (0..5432 | 5433..)] = self.config.get_ports() {
+        if let [port] = self.config.get_ports()
+            && *port != 5432
+        {
             write!(f, ":{port}")?;
         }
         write!(f, "/{}", self.config.get_dbname().unwrap_or_default())

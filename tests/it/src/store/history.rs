@@ -114,7 +114,7 @@ async fn nothing_ends_before_it_began_when_contacts_travel_unevenly() {
 
 #[tokio::test]
 async fn events_since_a_time_are_all_there_though_a_clock_stepped_back() {
-    let world = World::new();
+    let world = super::new_world().await;
     let ada = actor("ada", Role::User);
     let id = world.join("web-1", 1).await;
     for seconds in [100, 300, 200, 50, 400] {
