@@ -63,6 +63,13 @@ id! {
     /// the backup are then given again.
     LogId
 }
+id! {
+    /// Joins the reservations that one request made.
+    GroupId
+}
+
+/// Stands where an instance's id would, for what is held for all of them. Never an id itself.
+pub const FLEET: &str = "fleet";
 
 /// What people and programs write where an instance is meant: its id, or the name of a joined one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

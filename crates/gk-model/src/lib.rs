@@ -19,6 +19,7 @@ pub mod id;
 pub mod idempotency;
 pub mod identity;
 pub mod instance;
+pub mod lease;
 pub mod listener;
 pub mod paths;
 pub mod pool;

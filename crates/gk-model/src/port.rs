@@ -157,6 +157,26 @@ impl PortRange {
         self.first <= port && port <= self.last
     }
 
+    /// `count` ports from `first` on; `None` when there are not as many, or none are asked for.
+    pub fn from_count(first: Port, count: u16) -> Option<PortRange> {
+        let last = first.get().checked_add(count.checked_sub(1)?)?;
+        Some(PortRange { first, last: Port::new(last)? })
+    }
+
+    /// Whether all of `other` lies inside.
+    pub fn covers(self, other: PortRange) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
+    /// What remains without `part`, lowest first: none, one or two ranges. All of it, when `part` lies outside.
+    pub fn without(self, part: PortRange) -> Vec<PortRange> {
+        let below = part.first.get().checked_sub(1).and_then(Port::new).map(|last| last.min(self.last));
+        let above = part.last.get().checked_add(1).and_then(Port::new).map(|first| first.max(self.first));
+        let below = below.and_then(|last| PortRange::new(self.first, last).ok());
+        let above = above.and_then(|first| PortRange::new(first, self.last).ok());
+        below.into_iter().chain(above).collect()
+    }
+
     /// Its ports, lowest first.
     pub fn ports(self) -> impl Iterator<Item = Port> {
         (self.first.get()..=self.last.get()).filter_map(Port::new)
@@ -242,6 +262,33 @@ mod tests {
         for bad in ["-1", "8000-", "-", "1-2-3", "0-5", "5-65536"] {
             assert!(bad.parse::<PortRange>().is_err(), "{bad:?} was taken for a range");
         }
+    }
+
+    #[test]
+    fn a_range_without_a_part_is_the_rest() {
+        // Exhaustive over small ranges, and over those at the highest port.
+        for base in [1u16, 65_530] {
+            let range = |first: u16, last: u16| {
+                PortRange::new(Port::new(base + first).unwrap(), Port::new(base + last).unwrap()).unwrap()
+            };
+            let ranges: Vec<PortRange> =
+                (0..6u16).flat_map(|first| (first..6).map(move |last| range(first, last))).collect();
+            for whole in &ranges {
+                for part in &ranges {
+                    let rest = whole.without(*part);
+                    let left: Vec<Port> = rest.iter().flat_map(|rest| rest.ports()).collect();
+                    let expected: Vec<Port> = whole.ports().filter(|port| !part.contains(*port)).collect();
+                    assert_eq!(left, expected, "{whole} without {part}");
+                    assert_eq!(whole.covers(*part), part.ports().all(|port| whole.contains(port)));
+                }
+            }
+        }
+        let from = |first, count| PortRange::from_count(Port::new(first).unwrap(), count);
+        assert_eq!(from(8000, 10).unwrap().to_string(), "8000-8009");
+        assert_eq!(
+            (from(65_535, 1).unwrap().to_string().as_str(), from(65_535, 2), from(1, 0)),
+            ("65535", None, None)
+        );
     }
 
     #[test]

@@ -47,13 +47,58 @@ impl PortSet {
 
     /// Adds every port of a range, 64 at a time.
     pub fn insert_range(&mut self, range: PortRange) {
-        let ((first_word, first_bit), (last_word, last_bit)) = (place(range.first()), place(range.last()));
-        for word in first_word..=last_word {
-            // From the first bit upwards, and up to the last bit with everything below it.
-            let from = if word == first_word { !(first_bit - 1) } else { u64::MAX };
-            let to = if word == last_word { last_bit | (last_bit - 1) } else { u64::MAX };
-            self.0[word] |= from & to;
+        for (word, bits) in words_of(range) {
+            self.0[word] |= bits;
         }
+    }
+
+    /// Takes every port of a range out, 64 at a time.
+    pub fn remove_range(&mut self, range: PortRange) {
+        for (word, bits) in words_of(range) {
+            self.0[word] &= !bits;
+        }
+    }
+
+    /// Takes out what another set holds.
+    pub fn remove_all(&mut self, other: &PortSet) {
+        for (ours, theirs) in self.0.iter_mut().zip(other.0.iter()) {
+            *ours &= !theirs;
+        }
+    }
+
+    /// The lowest of its ports that lies in `range`.
+    pub fn first_in(&self, range: PortRange) -> Option<Port> {
+        words_of(range).find_map(|(word, bits)| {
+            let lowest = Bits(self.0[word] & bits).next()?;
+            as_port(word as u32 * 64 + lowest)
+        })
+    }
+
+    /// The lowest `count` contiguous ports of this set that are in none of `blocked`; `None` when there are none, or
+    /// when `count` is 0.
+    ///
+    /// Looks at each word once, in as many steps as `count` has binary digits: the cost does not grow with how many
+    /// ports are taken, nor with how they are scattered.
+    pub fn first_run(&self, count: u16, blocked: &[&PortSet]) -> Option<PortRange> {
+        if count == 0 {
+            return None;
+        }
+        let count = u32::from(count);
+        // How many ports up to the end of the word before are free without a gap.
+        let mut open = 0;
+        for (index, allowed) in self.0.iter().enumerate() {
+            let free = blocked.iter().fold(*allowed, |free, set| free & !set.0[index]);
+            let begins = index as u32 * 64;
+            let found = match open + free.trailing_ones() {
+                reached if reached >= count && open > 0 => Some(begins - open),
+                _ => first_run_of_word(free, count).map(|bit| begins + bit),
+            };
+            if let Some(first) = found {
+                return PortRange::new(as_port(first)?, as_port(first + count - 1)?).ok();
+            }
+            open = if free == u64::MAX { open + 64 } else { free.leading_ones() };
+        }
+        None
     }
 
     /// The same ports as few ranges as possible, lowest first.
@@ -90,6 +135,32 @@ impl PortSet {
 
 fn place(port: Port) -> (usize, u64) {
     (usize::from(port.get()) / 64, 1 << (port.get() % 64))
+}
+
+/// The words that a range touches, each with the bits of the range in it.
+fn words_of(range: PortRange) -> impl Iterator<Item = (usize, u64)> {
+    let ((first_word, first_bit), (last_word, last_bit)) = (place(range.first()), place(range.last()));
+    (first_word..=last_word).map(move |word| {
+        // From the first bit upwards, and up to the last bit with everything below it.
+        let from = if word == first_word { !(first_bit - 1) } else { u64::MAX };
+        let to = if word == last_word { last_bit | (last_bit - 1) } else { u64::MAX };
+        (word, from & to)
+    })
+}
+
+/// The lowest bit of a word at which `count` ones in a row begin.
+fn first_run_of_word(word: u64, count: u32) -> Option<u32> {
+    if count > 64 {
+        return None;
+    }
+    // After each step a bit says that `reached` ones begin there.
+    let (mut begins, mut reached) = (word, 1);
+    while reached < count {
+        let step = reached.min(count - reached);
+        begins &= begins >> step;
+        reached += step;
+    }
+    Bits(begins).next()
 }
 
 fn as_port(number: u32) -> Option<Port> {
@@ -200,6 +271,38 @@ mod tests {
             let mut set = PortSet::default();
             set.insert_range(range);
             prop_assert!(set.iter().eq(range.ports()));
+        }
+
+        #[test]
+        fn removing_a_range_or_a_set_leaves_the_rest(held in ports(), gone in ports(), a in 1u16..200, b in 1u16..200) {
+            let range = PortRange::new(Port::new(a.min(b)).unwrap(), Port::new(a.max(b)).unwrap()).unwrap();
+            let mut ours = set(&held);
+            prop_assert_eq!(ours.first_in(range), held.iter().filter_map(|p| Port::new(*p)).find(|p| range.contains(*p)));
+            ours.remove_range(range);
+            ours.remove_all(&set(&gone));
+            let model = held.into_iter().filter(|p| !gone.contains(p) && Port::new(*p).is_some_and(|p| !range.contains(p)));
+            prop_assert_eq!(ours.iter().map(Port::get).collect::<Vec<_>>(), model.collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn the_first_run_is_the_lowest_that_fits(
+            pool in proptest::collection::vec((1u16..=900, 0u16..300), 1..4),
+            top in any::<bool>(),
+            one in proptest::collection::btree_set(1u16..=1200, 0..40),
+            two in proptest::collection::btree_set(1u16..=1200, 0..40),
+            count in prop_oneof![0u16..6, 60u16..70, 120u16..320],
+        ) {
+            // At either end of the numbers there are.
+            let place = |number: u16| if top { u16::MAX - number + 1 } else { number };
+            let (one, two): (BTreeSet<u16>, BTreeSet<u16>) =
+                (one.into_iter().map(place).collect(), two.into_iter().map(place).collect());
+            let pool: BTreeSet<u16> =
+                pool.into_iter().flat_map(|(first, more)| first..=first + more).map(place).collect();
+            let is_free = |p: u32| u16::try_from(p).is_ok_and(|p| pool.contains(&p) && !one.contains(&p) && !two.contains(&p));
+            let fits = |first: &u32| count > 0 && (*first..*first + u32::from(count)).all(is_free);
+            let expected = (1u32..=65_535).filter(|p| is_free(*p)).find(fits);
+            let found = set(&pool).first_run(count, &[&set(&one), &set(&two)]);
+            prop_assert_eq!(found.map(|run| (u32::from(run.first().get()), run.count())), expected.map(|first| (first, count)));
         }
 
         #[test]

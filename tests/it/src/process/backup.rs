@@ -142,7 +142,7 @@ fn verify_fails_when_something_is_wrong() {
     std::fs::write(&path, bytes).unwrap();
     let output = gatekeeper("verify", &server.data, None);
     let told = error(&output);
-    assert!(told.contains("in the database in") && told.contains("restore the last good backup"), "{told}");
+    assert!(told.contains("in the database ") && told.contains("restore the last good backup"), "{told}");
     let lines = String::from_utf8(output.stdout).unwrap();
     assert!(lines.starts_with("WRONG the database file is sound"), "{lines}");
 }
