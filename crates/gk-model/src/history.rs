@@ -24,8 +24,14 @@ words! {
         Reserved = "reserved",
         /// A port somebody already listened on was reserved for that listener.
         Adopted = "adopted",
-        /// A reservation ended by release.
+        /// A lease was prolonged.
+        Renewed = "renewed",
+        /// A reservation, or a part of it, ended by release.
         Released = "released",
+        /// What remains of a reservation after a part of it was released goes on; one event for each remaining range.
+        Split = "split",
+        /// A lease ended.
+        Expired = "expired",
         /// A listener appeared.
         Opened = "opened",
         /// A listener disappeared.
@@ -82,8 +88,8 @@ pub struct Interval {
     pub seq: u64,
     /// Held or listened on.
     pub kind: IntervalKind,
-    /// The instance.
-    pub instance: InstanceLink,
+    /// The instance; none for what was held for all of them.
+    pub instance: Option<InstanceLink>,
     /// The protocol.
     pub protocol: Protocol,
     /// The lowest port.

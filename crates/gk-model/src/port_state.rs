@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::id::InstanceId;
 use crate::instance::{InstanceLink, Presence};
 use crate::listener::{Listener, Netns};
 use crate::port::{Port, Protocol};
@@ -37,6 +38,15 @@ impl State {
             (false, true) => State::Unreserved,
             (true, false) => State::Reserved,
             (true, true) => State::InUse,
+        }
+    }
+
+    /// The state on one instance. A number that is fleet-wide another instance's is in conflict where it is used here.
+    pub fn on(instance: InstanceId, reservation: Option<&Reservation>, listeners: &[Listener]) -> State {
+        let is_elsewhere = |held: &Reservation| held.instance.is_some() && !held.is_held_for(instance);
+        match State::of(reservation.is_some(), listeners) {
+            State::InUse if reservation.is_some_and(is_elsewhere) => State::Conflict,
+            state => state,
         }
     }
 }

@@ -37,6 +37,8 @@ words! {
         NothingToAdopt = "nothing_to_adopt",
         /// The pool has no free port left.
         PoolExhausted = "pool_exhausted",
+        /// The reservation that `ensure` found is another one than asked for.
+        EnsureDiffers = "ensure_differs",
         /// The reservation was released before.
         AlreadyReleased = "already_released",
         /// The reservation is somebody else's.

@@ -230,6 +230,7 @@ fn status(code: Code) -> StatusCode {
         | Code::SeveralOwners
         | Code::NothingToAdopt
         | Code::PoolExhausted
+        | Code::EnsureDiffers
         | Code::AlreadyReleased
         | Code::NameTaken
         | Code::CredentialTaken

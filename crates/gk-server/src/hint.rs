@@ -30,7 +30,12 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::CredentialReplaced | Refusal::JoinTokenUsed => Code::Unauthenticated,
         Refusal::CredentialTaken => Code::CredentialTaken,
         Refusal::IdentitySuperseded { .. } => Code::IdentitySuperseded,
-        Refusal::OpensWithoutReport(_) => Code::Impossible,
+        Refusal::OpensWithoutReport(_)
+        | Refusal::Contradiction(_)
+        | Refusal::NotInReservation { .. }
+        | Refusal::NoLease(_) => Code::Impossible,
+        Refusal::BeyondOwnInstance => Code::Forbidden,
+        Refusal::EnsureDiffers { .. } => Code::EnsureDiffers,
         Refusal::VersionMismatch { .. } => Code::VersionMismatch,
         Refusal::IdempotencyKeyReused(_) => Code::IdempotencyKeyReused,
         Refusal::BadCursor => Code::Malformed,
@@ -59,14 +64,23 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::NothingToAdopt { port, protocol, instance } => {
             reserve(*protocol, Some(instance), Some(*port))
         }
-        Refusal::PoolExhausted { instance, .. } => {
-            format!("to see who holds its ports: gkctl port list --instance {}", instance.name)
+        Refusal::PoolExhausted { instances, .. } => {
+            list_ports("to see who holds its ports", instances.first())
         }
         Refusal::AlreadyReleased(gone) => format!(
-            "to see when and by whom: gkctl port history --port {} --instance {}",
+            "to see when and by whom: gkctl port history --port {}{}",
             gone.ports(),
-            gone.instance.name
+            whose(gone.instance.as_ref())
         ),
+        Refusal::NotInReservation { held, .. } => format!("give ports of {}", held.ports()),
+        Refusal::NoLease(held) => format!("to end it: {}", release(held)),
+        Refusal::EnsureDiffers { held, .. } => {
+            format!("ask for what it is, or end it first: {}", release(held))
+        }
+        Refusal::BeyondOwnInstance => {
+            "use a subject's token with the role user, in GATEKEEPER_TOKEN".to_owned()
+        }
+        Refusal::Contradiction(_) => return None,
         Refusal::NotTheHolder(held) => format!("an operator may: {} --force", release(held)),
         Refusal::NameTaken(name) => format!("gkctl instance join --name {name}-2"),
         Refusal::AlreadyJoined(joined) => {
@@ -102,6 +116,11 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
     match refusal {
         Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => Some("instance"),
         Refusal::NoSuchPool(_) | Refusal::PoolExhausted { .. } => Some("pool"),
+        Refusal::Contradiction(contradiction) => Some(contradiction.field),
+        Refusal::EnsureDiffers { field, .. } => Some(field),
+        Refusal::NotInReservation { .. } => Some("ports"),
+        Refusal::NoLease(_) => Some("ttl_seconds"),
+        Refusal::BeyondOwnInstance => Some("instance"),
         Refusal::PortReserved { .. } | Refusal::PortInUse { .. } => Some("port"),
         Refusal::SeveralOwners { .. } | Refusal::NothingToAdopt { .. } => Some("adopt"),
         Refusal::NameTaken(_) => Some("name"),
@@ -125,7 +144,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
 pub(crate) fn holder(refusal: &Refusal) -> Option<Holder> {
     match refusal {
         Refusal::PortReserved { holder, listeners, .. } => Some(holds(holder, listeners)),
-        Refusal::NotTheHolder(held) => Some(holds(held, &[])),
+        Refusal::NotTheHolder(held) | Refusal::EnsureDiffers { held, .. } => Some(holds(held, &[])),
         Refusal::PortInUse { listeners, .. } => Some(Holder {
             subject: None,
             service: None,
@@ -163,25 +182,33 @@ fn words(listeners: &[Listener]) -> Option<String> {
 /// Instead of one that is reserved.
 fn another_port(protocol: Protocol, holder: &Reservation, alternatives: &[Port]) -> String {
     // A fleet-wide holder may be held for another instance than the one that was asked for.
-    let instance = (holder.scope == Scope::Instance).then_some(&holder.instance);
+    let instance = holder.instance.as_ref().filter(|_| holder.scope == Scope::Instance);
     match alternatives.first() {
         Some(free) => reserve(protocol, instance, Some(*free)),
-        None => {
-            format!("to see who holds the pool's ports: gkctl port list --instance {}", holder.instance.name)
-        }
+        None => list_ports("to see who holds the pool's ports", holder.instance.as_ref()),
     }
 }
 
 /// `gkctl port reserve …`; without a port, the next free one.
 fn reserve(protocol: Protocol, instance: Option<&InstanceLink>, port: Option<Port>) -> String {
     let port = port.map(|port| format!(" --port {port}")).unwrap_or_default();
-    let instance = instance.map(|instance| format!(" --instance {}", instance.name)).unwrap_or_default();
-    format!("gkctl port reserve{port}{}{instance}", protocol_option(protocol))
+    format!("gkctl port reserve{port}{}{}", protocol_option(protocol), whose(instance))
+}
+
+fn whose(instance: Option<&InstanceLink>) -> String {
+    instance.map(|instance| format!(" --instance {}", instance.name)).unwrap_or_default()
+}
+
+fn list_ports(to: &str, instance: Option<&InstanceLink>) -> String {
+    match instance {
+        Some(instance) => format!("{to}: gkctl port list --instance {}", instance.name),
+        None => format!("{to}: gkctl port list --all-instances"),
+    }
 }
 
 fn release(held: &Reservation) -> String {
     let (ports, protocol) = (held.ports(), protocol_option(held.protocol));
-    format!("gkctl port release --port {ports}{protocol} --instance {}", held.instance.name)
+    format!("gkctl port release --port {ports}{protocol}{}", whose(held.instance.as_ref()))
 }
 
 /// TCP is what `gkctl` means unless told.
@@ -195,6 +222,7 @@ fn protocol_option(protocol: Protocol) -> &'static str {
 #[cfg(test)]
 mod tests {
     use gk_model::id::{InstanceId, ReservationId};
+    use gk_model::reservation::PortCount;
     use gk_model::time::Timestamp;
 
     use super::*;
@@ -207,7 +235,7 @@ mod tests {
         let now = Timestamp::from_micros(0);
         Box::new(Reservation {
             id: ReservationId::generate(now),
-            instance: link(),
+            instance: Some(link()),
             scope,
             protocol,
             first_port: Port::new(8080).unwrap(),
@@ -217,6 +245,9 @@ mod tests {
             holder: "ada".parse().unwrap(),
             note: None,
             pool: None,
+            expires_at: None,
+            group: None,
+            split_from: None,
             created_at: now,
             released_at: None,
             released_by: None,
@@ -254,6 +285,21 @@ mod tests {
             (
                 Refusal::NotTheHolder(reservation(Protocol::Udp, Scope::Instance)),
                 "an operator may: gkctl port release --port 8080 --protocol udp --instance web-1 --force",
+            ),
+            (
+                Refusal::EnsureDiffers { held: reservation(Protocol::Tcp, Scope::Instance), field: "count" },
+                "ask for what it is, or end it first: gkctl port release --port 8080 --instance web-1",
+            ),
+            (
+                Refusal::PoolExhausted {
+                    pool: "default".parse().unwrap(),
+                    protocols: vec![Protocol::Tcp],
+                    instances: Vec::new(),
+                    count: PortCount::ONE,
+                    runs: 1,
+                    resting: 0,
+                },
+                "to see who holds its ports: gkctl port list --all-instances",
             ),
             (Refusal::NameTaken("web-1".parse().unwrap()), "gkctl instance join --name web-1-2"),
             (

@@ -3,9 +3,10 @@
 //! A job ticks until the server stops and then returns. It reports when it begins to fail and when it works again,
 //! not at every tick in between.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use gk_store::{Error, Pruned, Store};
+use gk_model::lease::Tick;
+use gk_store::{Error, ExpiryReport, Pruned, Store};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
@@ -91,6 +92,65 @@ async fn prune_all(store: &Store, clock: &Clock, retention: Duration) -> Result<
         events += pruned.events;
         if !pruned.is_partial {
             return Ok(events);
+        }
+    }
+}
+
+/// How often leases are looked at. One ends at most this much later than it could.
+const EXPIRE_LEASES_EVERY: Duration = Duration::from_secs(1);
+
+/// Ends leases whose time is over. While there are none, this only reads.
+pub(crate) async fn expire_leases(store: Store, clock: Clock, mut stop: watch::Receiver<bool>) {
+    let mut ticks = tokio::time::interval(EXPIRE_LEASES_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut time = LeaseTime { started: Instant::now(), last: None };
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stopped(&mut stop) => return,
+        }
+        match expire_all(&store, &clock, &mut time).await {
+            Ok(()) if failing => {
+                tracing::info!("leases are ended again");
+                failing = false;
+            }
+            Err(error) if !failing => {
+                tracing::warn!(error = chain(&error), "leases are not ended for now");
+                failing = true;
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+/// The clock that never steps: when the server started, and when it last looked at the leases with success.
+struct LeaseTime {
+    started: Instant,
+    last: Option<Instant>,
+}
+
+/// One look, in as many batches as it takes.
+async fn expire_all(store: &Store, clock: &Clock, time: &mut LeaseTime) -> Result<(), Error> {
+    loop {
+        // Monotonic time first: what passes between the two readings then counts as not passed, which is the safe side.
+        let here = Instant::now();
+        let tick = Tick {
+            now: clock(),
+            elapsed: time.last.map(|last| here.duration_since(last)),
+            since_start: here.duration_since(time.started),
+            quiet: None,
+        };
+        let ExpiryReport { expired, shifted_micros, more } = store.expire_leases(tick).await?;
+        time.last = Some(here);
+        if let Some(shifted) = shifted_micros {
+            tracing::warn!(clock.step_us = shifted, "the clock stepped: every lease was moved by as much");
+        }
+        if expired > 0 {
+            tracing::debug!(leases.expired = expired, "leases ended");
+        }
+        if !more {
+            return Ok(());
         }
     }
 }

@@ -6,8 +6,9 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use gk_model::id::ReservationId;
 use gk_model::paths;
+use gk_model::port::PortRange;
 use gk_model::query::{Page, ReservationQuery};
-use gk_model::reservation::{Reservation, ReserveRequest};
+use gk_model::reservation::{Contradiction, Reservation, ReserveRequest};
 use gk_store::Once;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -29,7 +30,7 @@ pub(crate) async fn list_reservations(
     Ok(Json(app.store.read(move |reader| reader.list_reservations(&query)).await?))
 }
 
-/// Reserves the next free port of a pool, or one by number.
+/// Reserves the next free port of a pool, or one by number; or as many contiguous ones as asked for.
 #[utoipa::path(post, path = "/v1/reservations",
     request_body = ReserveRequest, responses((status = 201, body = Reservation)))]
 pub(crate) async fn reserve(
@@ -50,17 +51,10 @@ pub(crate) async fn reserve(
     Ok((StatusCode::CREATED, location, Replayed(replayed), Tagged::from(made)).into_response())
 }
 
-/// Refuses what contradicts itself, rather than following one half of it.
+/// Refuses what contradicts itself before anything is looked up for it.
 fn check(request: &ReserveRequest) -> Result<(), ApiError> {
-    let impossible = |field, what| Err(ApiError::Impossible { field, what });
-    match request.port {
-        Some(_) if request.pool.is_some() => impossible(
-            "pool",
-            "a port asked for by number is not drawn from a pool: leave out `port` or `pool`",
-        ),
-        None if request.adopt => impossible("adopt", "adopting needs the number of the port: give `port`"),
-        Some(_) | None => Ok(()),
-    }
+    let impossible = |found: Contradiction| ApiError::Impossible { field: found.field, what: found.what };
+    request.check().map_err(impossible)
 }
 
 /// One reservation, live or released.
@@ -82,18 +76,22 @@ pub(crate) struct ReleaseQuery {
     /// Release it though somebody else holds it. For operators; history records who did.
     #[serde(default)]
     force: bool,
+    /// Release these of its ports only. The lowest remaining range keeps the id, another one gets a new id.
+    #[param(inline)]
+    ports: Option<PortRange>,
 }
 
-/// Releases a reservation and answers it as it is then. For its holder.
+/// Releases a reservation, or a part of it, and answers it as it is then. For its holder.
 #[utoipa::path(delete, path = "/v1/reservations/{id}", params(("id" = ReservationId, Path), ReleaseQuery, IfMatch),
     responses((status = 200, body = Reservation)))]
 pub(crate) async fn release(
     State(app): State<App>,
     Caller(actor): Caller,
     Path(id): Path<ReservationId>,
-    Query(ReleaseQuery { force }): Query<ReleaseQuery>,
+    Query(ReleaseQuery { force, ports }): Query<ReleaseQuery>,
     IfMatch(version): IfMatch,
 ) -> Result<Tagged<Reservation>, ApiError> {
     let now = app.now();
-    Ok(app.store.write(move |tx| tx.release(&actor, id, force, version, now)).await?.into())
+    let release = app.store.write(move |tx| tx.release(&actor, id, ports, force, version, now));
+    Ok(release.await?.into())
 }

@@ -95,6 +95,7 @@ fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>)
     let mut tasks = JoinSet::new();
     tasks.spawn(jobs::flush_contacts(config.store.clone(), stopping.clone()));
     let (clock, retention) = (config.clock.clone(), config.retention);
+    tasks.spawn(jobs::expire_leases(config.store.clone(), clock.clone(), stopping.clone()));
     tasks.spawn(jobs::prune(config.store.clone(), clock, retention, stopping.clone()));
     let (router, _) = router(config);
     let Listeners { tcp, unix } = listeners;

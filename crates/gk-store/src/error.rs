@@ -6,8 +6,8 @@ use gk_model::contact::Session;
 use gk_model::id::{InstanceRef, ReservationId};
 use gk_model::instance::InstanceLink;
 use gk_model::listener::Listener;
-use gk_model::port::{Port, Protocol};
-use gk_model::reservation::Reservation;
+use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::reservation::{Contradiction, PortCount, Reservation, Scope};
 use gk_model::text::{IdempotencyKey, InstanceName, PoolName};
 
 /// Why an operation did not happen.
@@ -42,8 +42,14 @@ pub enum Refusal {
     /// No pool of that name.
     #[error("there is no pool {0}")]
     NoSuchPool(PoolName),
+    /// The request contradicts itself.
+    #[error(transparent)]
+    Contradiction(Contradiction),
+    /// An instance's own credential asked for more than what concerns that instance alone.
+    #[error("this credential reserves on its own instance only, and nothing fleet-wide")]
+    BeyondOwnInstance,
     /// Somebody holds the port.
-    #[error("{port}/{protocol} on {} is reserved", holder.instance.name)]
+    #[error("{port}/{protocol} {} is reserved", in_place(holder))]
     PortReserved {
         /// The port asked for.
         port: Port,
@@ -90,24 +96,49 @@ pub enum Refusal {
         /// The instance.
         instance: InstanceLink,
     },
-    /// Every port of the pool is reserved, listened on, in quarantine, or busy.
-    #[error("pool {pool} has no free {protocol} port left on {}{}", instance.name, rest(*resting))]
+    /// The pool has too few ports that are not reserved, listened on, in quarantine, or busy.
+    #[error(
+        "pool {pool} has {} left {}{}", lacking(*count, *runs, protocols), on(instances), rest(*resting)
+    )]
     PoolExhausted {
         /// The pool.
         pool: PoolName,
-        /// The protocol.
-        protocol: Protocol,
-        /// The instance.
-        instance: InstanceLink,
+        /// The protocols.
+        protocols: Vec<Protocol>,
+        /// The instances; none for all of them.
+        instances: Vec<InstanceLink>,
+        /// How many contiguous ports were wanted.
+        count: PortCount,
+        /// How many times as many.
+        runs: usize,
         /// How many of its ports only rest after a release, and could be had by number.
         resting: usize,
     },
     /// The reservation was released before.
-    #[error("the reservation of {}/{} on {} was released before", .0.ports(), .0.protocol, .0.instance.name)]
+    #[error("the reservation of {} was released before", ports_of(.0))]
     AlreadyReleased(Box<Reservation>),
     /// The reservation is somebody else's.
-    #[error("{}/{} on {} is reserved by {}, not by you", .0.ports(), .0.protocol, .0.instance.name, .0.holder)]
+    #[error("{} is reserved by {}, not by you", ports_of(.0), .0.holder)]
     NotTheHolder(Box<Reservation>),
+    /// A part was to be released that is not all in the reservation.
+    #[error("{part} is not all in the reservation of {}", ports_of(held))]
+    NotInReservation {
+        /// The part.
+        part: PortRange,
+        /// The reservation.
+        held: Box<Reservation>,
+    },
+    /// What is held until it is released has no lease to renew.
+    #[error("the reservation of {} is no lease: it is held until it is released", ports_of(.0))]
+    NoLease(Box<Reservation>),
+    /// What `ensure` found is another thing than what was asked for.
+    #[error("{} is reserved for this already, and differs in `{field}`", ports_of(held))]
+    EnsureDiffers {
+        /// What is held.
+        held: Box<Reservation>,
+        /// The field of the request that it does not fit.
+        field: &'static str,
+    },
     /// Another joined instance has that name.
     #[error("another instance is already named {}", .0)]
     NameTaken(InstanceName),
@@ -157,6 +188,45 @@ pub enum Refusal {
     /// The cursor was not made by this list.
     #[error("that cursor does not belong to this list")]
     BadCursor,
+}
+
+impl Refusal {
+    /// A request that contradicts itself.
+    pub(crate) fn contradiction(field: &'static str, what: &'static str) -> Refusal {
+        Refusal::Contradiction(Contradiction { field, what })
+    }
+}
+
+/// `8080/tcp on web-1`.
+fn ports_of(held: &Reservation) -> String {
+    format!("{}/{} {}", held.ports(), held.protocol, in_place(held))
+}
+
+/// `on web-1`, or `(fleet-wide for web-1)`, which is no part of the sentence around it.
+fn in_place(held: &Reservation) -> String {
+    match held.scope {
+        Scope::Instance => held.place(),
+        Scope::Fleet => format!("({})", held.place()),
+    }
+}
+
+fn lacking(count: PortCount, runs: usize, protocols: &[Protocol]) -> String {
+    let words: Vec<&str> = protocols.iter().map(|protocol| protocol.as_str()).collect();
+    let protocols = words.join(" and ");
+    match (count.get(), runs) {
+        (1, 1) => format!("no free {protocols} port"),
+        (count, 1) => format!("no {count} contiguous free {protocols} ports"),
+        (1, runs) => format!("no {runs} free {protocols} ports"),
+        (count, runs) => format!("no {runs} times {count} contiguous free {protocols} ports"),
+    }
+}
+
+fn on(instances: &[InstanceLink]) -> String {
+    match instances {
+        [] => "on every instance".to_owned(),
+        [one] => format!("on {}", one.name),
+        [one, others @ ..] => format!("on {} and {} more", one.name, others.len()),
+    }
 }
 
 fn rest(resting: usize) -> String {

@@ -2,13 +2,13 @@
 
 use gk_model::history::Event;
 use gk_model::id::InstanceId;
-use gk_model::instance::InstanceLink;
 use gk_model::listener::Listener;
 use gk_model::port::PortRange;
 use gk_model::query::{EventQuery, Page};
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
+use crate::space::take_link;
 use crate::tx::Reader;
 use crate::value::{Json, Row, Value, values};
 
@@ -55,13 +55,12 @@ fn select(query: &EventQuery, instance: Option<InstanceId>) -> Result<(String, V
 
 fn read_event(mut row: Row) -> Result<Event, StoreError> {
     let (seq, at, recorded_at, kind) = (row.take()?, row.take()?, row.take()?, row.take()?);
-    let (id, name): (Option<InstanceId>, Option<_>) = (row.take()?, row.take()?);
     Ok(Event {
         seq,
         at,
         recorded_at,
         kind,
-        instance: id.zip(name).map(|(id, name)| InstanceLink { id, name }),
+        instance: take_link(&mut row)?,
         protocol: row.take()?,
         first_port: row.take()?,
         last_port: row.take()?,

@@ -2,7 +2,6 @@
 
 use gk_model::history::{Interval, IntervalKind};
 use gk_model::id::{InstanceId, InstanceRef};
-use gk_model::instance::InstanceLink;
 use gk_model::listener::Listener;
 use gk_model::port::{PortRange, Protocol};
 use gk_model::query::{HistoryQuery, Page};
@@ -11,6 +10,7 @@ use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
+use crate::space::{Space, take_link};
 use crate::tx::{Reader, Tx};
 use crate::value::{Json, Row, Value, values};
 
@@ -20,7 +20,8 @@ pub(crate) struct NewInterval<'a> {
     /// The event that begins it.
     pub(crate) seq: u64,
     pub(crate) kind: IntervalKind,
-    pub(crate) instance: InstanceId,
+    /// For which instance the ports are held, or where they are listened on.
+    pub(crate) instance: Space,
     pub(crate) protocol: Protocol,
     pub(crate) ports: PortRange,
     pub(crate) began_at: Timestamp,
@@ -87,7 +88,7 @@ impl Reader<'_> {
 
 const SELECT: &str = "select i.seq, i.kind, i.instance, n.name, i.protocol, i.first_port, i.last_port, i.began_at, \
                       i.ended_at, i.service, i.name, i.holder, i.reservation, i.listener \
-                      from interval i join instance n on n.id = i.instance";
+                      from interval i left join instance n on n.id = i.instance";
 
 /// The statement for one page. An index gives the order whatever the filters are, so no page sorts.
 fn select(query: &HistoryQuery, instance: Option<InstanceId>) -> Result<(String, Vec<Value>), Refusal> {
@@ -114,7 +115,7 @@ fn read_interval(mut row: Row) -> Result<Interval, StoreError> {
     Ok(Interval {
         seq: row.take()?,
         kind: row.take()?,
-        instance: InstanceLink { id: row.take()?, name: row.take()? },
+        instance: take_link(&mut row)?,
         protocol: row.take()?,
         first_port: row.take()?,
         last_port: row.take()?,

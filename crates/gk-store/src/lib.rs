@@ -15,27 +15,32 @@ mod copy;
 mod database_url;
 mod directory;
 mod driver;
+mod ensure;
 mod error;
 mod events;
 mod follow;
 mod history;
 mod idempotency;
 mod instances;
+mod leases;
 mod listeners;
 mod log;
 mod membership;
 mod metrics;
 mod migrate;
 mod page;
+mod pick;
 mod port_map;
 mod ports;
 mod prune;
+mod release;
 mod reservations;
 mod reserve;
 mod restore;
 #[cfg(test)]
 mod samples;
 mod schema;
+mod space;
 mod tokens;
 mod tx;
 mod value;
@@ -48,6 +53,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use gk_model::access::Actor;
 use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::id::InstanceId;
+use gk_model::lease::Quiet;
 use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
 use tokio::sync::Semaphore;
@@ -61,6 +67,7 @@ pub use crate::directory::OpenError;
 use crate::driver::{Access, Connection, Location};
 pub use crate::error::{Error, Refusal, StoreError};
 pub use crate::idempotency::{Keyed, Once};
+pub use crate::leases::ExpiryReport;
 pub use crate::log::Log;
 pub use crate::metrics::{Distribution, StoreMetrics};
 pub use crate::prune::Pruned;
@@ -83,6 +90,9 @@ pub struct StoreConfig {
     /// How many writes one transaction may carry. Fewer than [`StoreConfig::MAX_BATCH`] only make it slower, which a
     /// benchmark may want to see.
     pub max_batch: usize,
+    /// Whether leases go by the clock of a shared database, as they should where several servers disagree about the
+    /// time, and not by the time that each call brings along.
+    pub database_clock: bool,
 }
 
 impl StoreConfig {
@@ -91,7 +101,7 @@ impl StoreConfig {
 
     /// SQLite in this directory.
     pub fn embedded(directory: impl Into<PathBuf>) -> StoreConfig {
-        StoreConfig { directory: directory.into(), database: None, max_batch: StoreConfig::MAX_BATCH }
+        StoreConfig { directory: directory.into(), database: None, max_batch: StoreConfig::MAX_BATCH, database_clock: true }
     }
 }
 
@@ -115,6 +125,21 @@ struct Inner {
 pub(crate) struct Shared {
     pub(crate) started_at: Timestamp,
     pub(crate) beats: Beats,
+    /// What the last tick saw, if no lease was live then.
+    pub(crate) quiet: Mutex<Option<Quiet>>,
+    /// Whether leases go by the database's clock.
+    pub(crate) database_clock: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(config: &StoreConfig, started_at: Timestamp) -> Shared {
+        Shared {
+            started_at,
+            beats: Beats::default(),
+            quiet: Mutex::default(),
+            database_clock: config.database_clock,
+        }
+    }
 }
 
 impl Store {
@@ -136,7 +161,7 @@ impl Store {
         let mut connection = Connection::open(&location, Access::Write).map_err(about)?;
         migrate::migrate(&mut connection, now).map_err(about)?;
         log::ensure_log(&mut connection, now).map_err(about)?;
-        let shared = Arc::new(Shared { started_at: now, beats: Beats::default() });
+        let shared = Arc::new(Shared::new(config, now));
         let writer = Writer::start(connection, location.clone(), Arc::clone(&shared), config.max_batch)
             .map_err(OpenError::Thread)?;
         Ok(Store(Arc::new(Inner {

@@ -202,7 +202,7 @@ impl Tx<'_> {
         self.begin_interval(NewInterval {
             seq,
             kind: IntervalKind::Listened,
-            instance: observation.instance,
+            instance: observation.instance.into(),
             protocol: listener.key.protocol,
             ports: listener.key.port.into(),
             began_at: at,
@@ -256,7 +256,7 @@ impl Tx<'_> {
             at,
             recorded_at: observation.received_at,
             kind,
-            instance: observation.instance,
+            instance: observation.instance.into(),
             ports: Some((listener.key.protocol, listener.key.port.into())),
             actor: &observation.subject,
             reservation: None,

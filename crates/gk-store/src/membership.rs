@@ -269,7 +269,7 @@ impl Tx<'_> {
             return Err(Refusal::ReservationsLive { instance: link(&leaving), count }.into());
         }
         for reservation in &live {
-            self.end_reservation(actor, reservation, now)?;
+            self.end_reservation(EventKind::Released, &actor.subject, reservation, now)?;
         }
         let last_seen_at = leaving.last_contact_at.unwrap_or(now);
         // Where the clock stepped back in between, an interval ends where it began, not before.
@@ -302,7 +302,7 @@ impl Tx<'_> {
             at: now,
             recorded_at: now,
             kind,
-            instance,
+            instance: instance.into(),
             ports: None,
             actor: &actor.subject,
             reservation: None,

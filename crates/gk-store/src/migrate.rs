@@ -12,6 +12,7 @@ use crate::value::values;
 /// Every step in order; the version of a database is how many of them it has taken.
 pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0001_start.sql"),
+    include_str!("../migrations/0002_reservations.sql"),
     include_str!("../migrations/0003_idempotency.sql"),
     include_str!("../migrations/0004_log.sql"),
     include_str!("../migrations/0005_cluster.sql"),

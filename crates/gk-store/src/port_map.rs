@@ -1,7 +1,11 @@
-//! The writer's picture of one instance's ports, as sets of bits, so that a pick does not ask the database.
+//! The writer's picture of the ports, as sets of bits, so that a pick does not ask the database.
 //!
-//! A map is loaded by three queries and then follows every change the writer makes. It is a cache: it may be dropped at
-//! any time, and is dropped whenever a batch fails or another server wrote. Only the writer uses it, under the
+//! There is a map for each space and protocol: one for each instance, one for what is claimed fleet-wide. A pick on an
+//! instance looks at both, so a fleet-wide claim changes one map, however many instances are loaded. Fleet-wide picks
+//! look at [`AnywhereMap`], which counts the claims on each number over all spaces; it is loaded by the first of them.
+//!
+//! All of it is a cache: a map is loaded by at most two queries and then follows every change the writer makes. It may be
+//! dropped at any time, and is dropped whenever a batch fails or another server wrote. Only the writer uses it, under the
 //! cluster's write lock, so what it says is true at the moment of the pick; the `claim` table stays the safety net.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,160 +19,374 @@ use gk_model::port_set::PortSet;
 use gk_model::time::Timestamp;
 
 use crate::error::StoreError;
+use crate::space::Space;
 use crate::tx::{Reader, Tx};
-use crate::value::{Json, values};
+use crate::value::{Json, Row, values};
 
 /// How many maps are kept; one is 32 KiB.
 const MOST: usize = 1024;
 
-type Key = (InstanceId, Protocol);
-
-/// A bounded cache of [`PortMap`]s.
+/// A bounded cache of maps.
 #[derive(Default)]
 pub(crate) struct PortMaps {
-    maps: HashMap<Key, PortMap>,
+    spaces: HashMap<(Space, Protocol), PortMap>,
+    anywhere: HashMap<Protocol, AnywhereMap>,
 }
 
 impl PortMaps {
-    /// The batch was committed.
+    /// The batch was committed: keeps what the cache has room for.
     pub(crate) fn keep(&mut self) {
-        while self.maps.len() > MOST {
-            let any = self.maps.keys().next().copied();
-            any.map(|key| self.maps.remove(&key));
-        }
+        let mut surplus = self.spaces.len().saturating_sub(MOST);
+        // Wherever an instance's map is loaded, the fleet's is: so that one stays.
+        self.spaces.retain(|(space, _), _| {
+            let drop = surplus > 0 && *space != Space::Fleet;
+            surplus -= usize::from(drop);
+            !drop
+        });
     }
 
     /// Drops everything.
     pub(crate) fn clear(&mut self) {
-        self.maps.clear();
+        self.spaces.clear();
+        self.anywhere.clear();
     }
 
-    /// Drops what is known of an instance, because its listeners or facts changed.
+    /// Drops what is known of an instance, because its listeners or facts changed. What is claimed there still counts
+    /// for the fleet.
     pub(crate) fn forget(&mut self, instance: InstanceId) {
         for protocol in Protocol::ALL.iter().copied() {
-            self.maps.remove(&(instance, protocol));
+            self.spaces.remove(&(Space::Instance(instance), protocol));
         }
     }
 
-    /// The map, if it is loaded: the way to keep it in step with a change.
-    pub(crate) fn loaded(&mut self, instance: InstanceId, protocol: Protocol) -> Option<&mut PortMap> {
-        self.maps.get_mut(&(instance, protocol))
+    /// Follows a claim.
+    pub(crate) fn claim(&mut self, space: Space, protocol: Protocol, ports: PortRange) {
+        if let Some(map) = self.spaces.get_mut(&(space, protocol)) {
+            map.claimed.insert_range(ports);
+        }
+        if let Some(map) = self.anywhere.get_mut(&protocol) {
+            ports.ports().for_each(|port| map.claim(port, 1));
+        }
+    }
+
+    /// Follows the end of a claim; the ports are kept from dynamic picks until `until`.
+    pub(crate) fn release(&mut self, space: Space, protocol: Protocol, ports: PortRange, until: Timestamp) {
+        if let Some(map) = self.spaces.get_mut(&(space, protocol)) {
+            map.claimed.remove_range(ports);
+            ports.ports().for_each(|port| map.quarantine.set(port, until));
+        }
+        if let Some(map) = self.anywhere.get_mut(&protocol) {
+            ports.ports().for_each(|port| map.release(port, until));
+        }
+    }
+
+    fn of(&mut self, space: Space, protocol: Protocol) -> Option<&mut PortMap> {
+        self.spaces.get_mut(&(space, protocol))
     }
 }
 
-/// Every reason why a port of one instance may not be picked.
+/// Every reason why a port of one space may not be picked. What is observed is empty for the fleet.
 #[derive(Default)]
-pub(crate) struct PortMap {
+struct PortMap {
     claimed: PortSet,
     /// Listened on in the home namespace, or occupied otherwise, in the newest contact.
     observed: PortSet,
     ephemeral: PortSet,
-    quarantined: PortSet,
-    quarantine_until: BTreeMap<Port, Timestamp>,
-    quarantine_ends: BTreeSet<(Timestamp, Port)>,
+    quarantine: Quarantine,
 }
 
-impl PortMap {
-    pub(crate) fn claim(&mut self, ports: PortRange) {
-        for port in ports.ports() {
-            self.claimed.insert(port);
+/// The claims on each number in all spaces together. Counted, so that the end of one tells whether another is left.
+struct AnywhereMap {
+    counts: Vec<u32>,
+    claimed: PortSet,
+    /// The latest end of the quarantines in all spaces.
+    quarantine: Quarantine,
+}
+
+impl AnywhereMap {
+    fn new() -> AnywhereMap {
+        AnywhereMap {
+            counts: vec![0; 1 << 16],
+            claimed: PortSet::default(),
+            quarantine: Quarantine::default(),
         }
     }
 
-    /// Gives ports back, keeping them from dynamic picks until `until`.
-    pub(crate) fn release(&mut self, ports: PortRange, until: Timestamp) {
-        for port in ports.ports() {
+    fn claim(&mut self, port: Port, claims: u32) {
+        self.counts[usize::from(port.get())] += claims;
+        self.claimed.insert(port);
+    }
+
+    fn release(&mut self, port: Port, until: Timestamp) {
+        let count = &mut self.counts[usize::from(port.get())];
+        *count = count.saturating_sub(1);
+        if *count == 0 {
             self.claimed.remove(port);
-            self.quarantine(port, until);
         }
+        let latest = self.quarantine.until.get(&port).map_or(until, |before| until.max(*before));
+        self.quarantine.set(port, latest);
     }
+}
 
-    fn quarantine(&mut self, port: Port, until: Timestamp) {
-        if let Some(before) = self.quarantine_until.insert(port, until) {
-            self.quarantine_ends.remove(&(before, port));
+/// Released numbers, and until when they rest.
+#[derive(Default)]
+struct Quarantine {
+    ports: PortSet,
+    until: BTreeMap<Port, Timestamp>,
+    ends: BTreeSet<(Timestamp, Port)>,
+}
+
+impl Quarantine {
+    fn set(&mut self, port: Port, until: Timestamp) {
+        if let Some(before) = self.until.insert(port, until) {
+            self.ends.remove(&(before, port));
         }
-        self.quarantine_ends.insert((until, port));
-        self.quarantined.insert(port);
+        self.ends.insert((until, port));
+        self.ports.insert(port);
     }
 
-    pub(crate) fn is_claimed(&self, port: Port) -> bool {
-        self.claimed.contains(port)
-    }
-
-    /// How many ports of `pool` nothing but the quarantine keeps from being picked.
-    pub(crate) fn count_resting(&self, pool: &PortSet, busy: &PortSet) -> usize {
-        let blocked = [&self.claimed, &self.observed, &self.ephemeral, busy];
-        pool.without(&blocked).count()
-    }
-
-    /// The ports of `pool` that nothing blocks at `now`, lowest first; `busy` is the caller's own dump.
-    pub(crate) fn list_free(
-        &mut self,
-        pool: &PortSet,
-        busy: &PortSet,
-        now: Timestamp,
-        most: usize,
-    ) -> Vec<Port> {
-        while let Some(&(until, port)) = self.quarantine_ends.first() {
+    /// What rests at `now`. What has rested enough is dropped for good.
+    fn at(&mut self, now: Timestamp) -> &PortSet {
+        while let Some(&(until, port)) = self.ends.first() {
             if until > now {
                 break;
             }
-            self.quarantine_ends.pop_first();
-            self.quarantine_until.remove(&port);
-            self.quarantined.remove(port);
+            self.ends.pop_first();
+            self.until.remove(&port);
+            self.ports.remove(port);
         }
-        let blocked = [&self.claimed, &self.observed, &self.ephemeral, &self.quarantined, busy];
-        pool.without(&blocked).take(most).collect()
+        &self.ports
     }
+}
+
+/// Whether ports in quarantine count as taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resting {
+    Taken,
+    Free,
 }
 
 impl Tx<'_> {
-    /// The map of an instance, loaded when it is not there.
-    pub(crate) fn port_map(
+    /// Takes out of `free` what may not be picked on an instance by reason of its own map or of the fleet's.
+    pub(crate) fn remove_taken_on(
+        &mut self,
+        free: &mut PortSet,
+        instance: InstanceId,
+        protocol: Protocol,
+        resting: Resting,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.load_map(instance, protocol, now)?;
+        for space in [Space::Instance(instance), Space::Fleet] {
+            let Some(map) = self.maps.of(space, protocol) else { continue };
+            [&map.claimed, &map.observed, &map.ephemeral]
+                .into_iter()
+                .for_each(|taken| free.remove_all(taken));
+            if resting == Resting::Taken {
+                free.remove_all(map.quarantine.at(now));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out of `free` what is claimed in any space.
+    pub(crate) fn remove_claimed_anywhere(
+        &mut self,
+        free: &mut PortSet,
+        protocol: Protocol,
+        resting: Resting,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        if !self.maps.anywhere.contains_key(&protocol) {
+            let map = self.load_anywhere(protocol, now)?;
+            self.maps.anywhere.insert(protocol, map);
+        }
+        if let Some(map) = self.maps.anywhere.get_mut(&protocol) {
+            free.remove_all(&map.claimed);
+            if resting == Resting::Taken {
+                free.remove_all(map.quarantine.at(now));
+            }
+        }
+        Ok(())
+    }
+
+    /// The lowest port of a range that is claimed where a reservation in `space` would claim it too.
+    pub(crate) fn find_claimed(
+        &mut self,
+        space: Space,
+        protocol: Protocol,
+        range: PortRange,
+        now: Timestamp,
+    ) -> Result<Option<Port>, StoreError> {
+        match space {
+            Space::Instance(instance) => {
+                self.load_map(instance, protocol, now)?;
+                let spaces = [space, Space::Fleet].into_iter();
+                Ok(spaces.filter_map(|it| self.maps.of(it, protocol)?.claimed.first_in(range)).min())
+            }
+            Space::Fleet => {
+                let sql = "select port from claim where protocol = $1 and port between $2 and $3 \
+                           order by port limit 1";
+                let row = self.query_one(sql, values![protocol, range.first(), range.last()])?;
+                row.map(|mut row| row.take()).transpose()
+            }
+        }
+    }
+
+    /// Whether any port of a range is in use on an instance, as far as it was observed.
+    pub(crate) fn is_observed(
+        &mut self,
+        instance: InstanceId,
+        protocol: Protocol,
+        range: PortRange,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.load_map(instance, protocol, now)?;
+        let map = self.maps.of(Space::Instance(instance), protocol);
+        Ok(map.is_some_and(|map| map.observed.first_in(range).is_some()))
+    }
+
+    fn load_map(
         &mut self,
         instance: InstanceId,
         protocol: Protocol,
         now: Timestamp,
-    ) -> Result<&mut PortMap, StoreError> {
-        if self.maps.loaded(instance, protocol).is_none() {
-            let map = self.load_port_map(instance, protocol, now)?;
-            self.maps.maps.insert((instance, protocol), map);
+    ) -> Result<(), StoreError> {
+        let own = (Space::Instance(instance), protocol);
+        if self.maps.spaces.contains_key(&own) {
+            return Ok(());
         }
-        Ok(self.maps.maps.get_mut(&(instance, protocol)).expect("inserted above when it was missing"))
+        let fleet = (Space::Fleet, protocol);
+        // The fleet's own comes with the first one of its protocol.
+        let with_fleet = !self.maps.spaces.contains_key(&fleet);
+        let loaded = self.load_port_maps(instance, protocol, with_fleet, now)?;
+        self.maps.spaces.insert(own, loaded.own);
+        if let Some(map) = loaded.fleet {
+            self.maps.spaces.insert(fleet, map);
+        }
+        Ok(())
     }
 }
 
+/// A map of an instance, with that of the fleet if it was asked for.
+struct Loaded {
+    own: PortMap,
+    fleet: Option<PortMap>,
+}
+
 impl Reader<'_> {
-    fn load_port_map(
+    fn load_port_maps(
         &mut self,
         instance: InstanceId,
         protocol: Protocol,
+        with_fleet: bool,
         now: Timestamp,
-    ) -> Result<PortMap, StoreError> {
-        let mut map = PortMap::default();
-        let claims = "select port from claim where space in ($1, 'fleet') and protocol = $2";
-        for mut row in self.query(claims, values![instance, protocol])? {
-            map.claimed.insert(row.take()?);
+    ) -> Result<Loaded, StoreError> {
+        let sql = "select space, port, cast(0 as bigint), cast(0 as bigint) from claim \
+                   where space in ($1, $2) and protocol = $3 \
+                   union all select space, port, cast(1 as bigint), until_at from quarantine \
+                   where space in ($1, $2) and protocol = $3 and until_at > $4 \
+                   union all select instance, port, cast(2 as bigint), cast(0 as bigint) from listener \
+                   where instance = $1 and netns = $5 and protocol = $3";
+        let own = Space::Instance(instance);
+        let second = if with_fleet { Space::Fleet } else { own };
+        let mut loaded = Loaded { own: PortMap::default(), fleet: with_fleet.then(PortMap::default) };
+        for mut row in self.query(sql, values![own, second, protocol, now, Netns::Home])? {
+            let space: Space = row.take()?;
+            let map = if space == own { Some(&mut loaded.own) } else { loaded.fleet.as_mut() };
+            map.map_or(Ok(()), |map| fill(map, row))?;
         }
-        let listeners = "select port from listener where instance = $1 and netns = $2 and protocol = $3";
-        for mut row in self.query(listeners, values![instance, Netns::Home, protocol])? {
-            map.observed.insert(row.take()?);
-        }
-        let released = "select until_at, port from quarantine where space in ($1, 'fleet') and protocol = $2 and until_at > $3";
-        for mut row in self.query(released, values![instance, protocol, now])? {
-            let (until, port) = (row.take()?, row.take()?);
-            map.quarantine(port, until);
-        }
-        if let Some(mut row) =
-            self.query_one("select facts, occupied from instance where id = $1", values![instance])?
-        {
+        let sql = "select facts, occupied from instance where id = $1";
+        if let Some(mut row) = self.query_one(sql, values![instance])? {
             let (Json(facts), Json(occupied)) =
                 (row.take::<Json<Facts>>()?, row.take::<Json<Vec<Occupied>>>()?);
-            facts.ephemeral_ports.into_iter().for_each(|range| map.ephemeral.insert_range(range));
+            facts.ephemeral_ports.into_iter().for_each(|range| loaded.own.ephemeral.insert_range(range));
             for occupied in occupied.into_iter().filter(|occupied| occupied.protocol == protocol) {
-                map.observed.insert(occupied.port);
+                loaded.own.observed.insert(occupied.port);
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn load_anywhere(&mut self, protocol: Protocol, now: Timestamp) -> Result<AnywhereMap, StoreError> {
+        let sql = "select port, cast(count(*) as bigint), cast(0 as bigint) from claim where protocol = $1 \
+                   group by port \
+                   union all select port, cast(0 as bigint), max(until_at) from quarantine \
+                   where protocol = $1 and until_at > $2 group by port";
+        let mut map = AnywhereMap::new();
+        for mut row in self.query(sql, values![protocol, now])? {
+            let (port, claims): (Port, u64) = (row.take()?, row.take()?);
+            match u32::try_from(claims).unwrap_or(u32::MAX) {
+                0 => map.quarantine.set(port, row.take()?),
+                claims => map.claim(port, claims),
             }
         }
         Ok(map)
+    }
+}
+
+/// Enters a row of port, kind and time: claims are 0, quarantine is 1, listeners are 2.
+fn fill(map: &mut PortMap, mut row: Row) -> Result<(), StoreError> {
+    let (port, kind, until): (Port, i64, Timestamp) = (row.take()?, row.take()?, row.take()?);
+    match kind {
+        0 => drop(map.claimed.insert(port)),
+        1 => map.quarantine.set(port, until),
+        _ => drop(map.observed.insert(port)),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(first: u16, count: u16) -> PortRange {
+        PortRange::from_count(Port::new(first).unwrap(), count).unwrap()
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn the_cache_is_bounded_and_keeps_the_fleet() {
+        let mut maps = PortMaps::default();
+        maps.spaces.insert((Space::Fleet, Protocol::Tcp), PortMap::default());
+        for _ in 0..MOST + 50 {
+            let instance = Space::Instance(InstanceId::generate(at(1)));
+            maps.spaces.insert((instance, Protocol::Tcp), PortMap::default());
+        }
+        maps.keep();
+        assert_eq!(maps.spaces.len(), MOST);
+        assert!(maps.of(Space::Fleet, Protocol::Tcp).is_some());
+    }
+
+    proptest! {
+        /// Claims of many spaces on few numbers, against a list of them.
+        #[test]
+        fn the_map_of_the_fleet_counts_exactly(steps in proptest::collection::vec((0u8..4, 1u16..6, 1u16..4), 0..60)) {
+            let ids: Vec<Space> = (0..3).map(|_| InstanceId::generate(at(1)).into()).collect();
+            let mut maps = PortMaps::default();
+            maps.anywhere.insert(Protocol::Tcp, AnywhereMap::new());
+            let mut model: Vec<(u8, PortRange)> = Vec::new();
+            for (which, first, count) in steps {
+                let ports = range(first, count);
+                let space = |which: u8| ids.get(usize::from(which)).copied().unwrap_or(Space::Fleet);
+                match model.iter().position(|held| *held == (which, ports)) {
+                    Some(held) => {
+                        model.remove(held);
+                        maps.release(space(which), Protocol::Tcp, ports, at(9));
+                    }
+                    None => {
+                        model.push((which, ports));
+                        maps.claim(space(which), Protocol::Tcp, ports);
+                    }
+                }
+                let expected: PortSet = model.iter().flat_map(|(_, ports)| ports.ports()).collect();
+                prop_assert_eq!(&maps.anywhere[&Protocol::Tcp].claimed, &expected);
+            }
+        }
     }
 }

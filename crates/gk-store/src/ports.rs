@@ -30,6 +30,7 @@ impl Reader<'_> {
     ) -> Result<Page<PortState>, Error> {
         let after = query.cursor.as_deref().map(read_cursor).transpose()?;
         let mut found = Vec::new();
+        let fleet_wide = self.list_live_fleet_wide()?;
         let mut instances = match instance {
             Some(instance) => Page { items: vec![self.get_instance(instance, now)?], next: None },
             None => self.list_instances(&beginning_with(after.as_ref()), now)?,
@@ -38,7 +39,7 @@ impl Reader<'_> {
             for instance in &instances.items {
                 let name = name_key(&instance.name);
                 let after = after.as_ref().filter(|after| after.name == name).map(|after| after.port);
-                let states = self.list_port_states(instance, query)?;
+                let states = self.list_port_states(instance, &fleet_wide, query)?;
                 found.extend(states.into_iter().filter(|state| Some((state.protocol, state.port)) > after));
                 if found.len() > query.limit() as usize {
                     return page::page(found, query.limit(), Ok, cursor_of);
@@ -54,7 +55,12 @@ impl Reader<'_> {
     }
 
     /// Every state of one instance that the filters let through.
-    fn list_port_states(&mut self, instance: &Instance, query: &PortQuery) -> Result<Vec<PortState>, Error> {
+    fn list_port_states(
+        &mut self,
+        instance: &Instance,
+        fleet_wide: &[Reservation],
+        query: &PortQuery,
+    ) -> Result<Vec<PortState>, Error> {
         let mut ports: BTreeMap<(Protocol, Port), (Option<Reservation>, Vec<Listener>)> = BTreeMap::new();
         if let Some(range) = query.port.filter(|range| range.count() <= PortQuery::WIDEST_WITH_FREE) {
             let every =
@@ -69,17 +75,27 @@ impl Reader<'_> {
             let key = (listener.key.protocol, listener.key.port);
             ports.entry(key).or_default().1.push(listener);
         }
+        let wanted = |port: &Port| query.port.is_none_or(|range| range.contains(*port));
         for reservation in self.list_live_of(instance.id)? {
-            let wanted = |port: &Port| query.port.is_none_or(|range| range.contains(*port));
             for port in reservation.ports().ports().filter(wanted) {
                 ports.entry((reservation.protocol, port)).or_default().0 = Some(reservation.clone());
+            }
+        }
+        for reservation in fleet_wide.iter().filter(|it| !it.is_held_for(instance.id)) {
+            // What is held for another instance is told where it matters here: on ports that are asked for or in use.
+            let is_for_all = reservation.instance.is_none();
+            for port in reservation.ports().ports().filter(wanted) {
+                let key = (reservation.protocol, port);
+                if is_for_all || ports.contains_key(&key) {
+                    ports.entry(key).or_default().0 = Some(reservation.clone());
+                }
             }
         }
         let states = ports.into_iter().map(|((protocol, port), (reservation, listeners))| PortState {
             instance: link(instance),
             protocol,
             port,
-            state: State::of(reservation.is_some(), &listeners),
+            state: State::on(instance.id, reservation.as_ref(), &listeners),
             reservation,
             listeners,
             observed_at: instance.observed_at,

@@ -1,28 +1,27 @@
-//! Reservations: finding them, and ending them.
+//! Reservations, read: one, a list, and those that matter for another question.
 
-use gk_model::access::Actor;
-use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, ReservationId};
-use gk_model::instance::InstanceLink;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::query::{Page, ReservationQuery};
 use gk_model::reservation::Reservation;
+use gk_model::text::{ServiceName, Subject};
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
-use crate::membership::check_version;
 use crate::page::{self, Filters};
-use crate::tx::{NewEvent, Reader, Tx};
-use crate::value::{Row, values};
+use crate::space::{Space, take_link};
+use crate::tx::Reader;
+use crate::value::{Row, Value, values};
 
 const SELECT: &str = "select r.id, r.instance, n.name, r.scope, r.protocol, r.first_port, r.last_port, r.name, \
-                      r.service, r.holder, r.note, r.pool, r.created_at, r.released_at, r.released_by, r.version \
-                      from reservation r join instance n on n.id = r.instance";
+                      r.service, r.holder, r.note, r.pool, r.created_at, r.released_at, r.released_by, r.version, \
+                      r.expires_at, r.group_id, r.split_from \
+                      from reservation r left join instance n on n.id = r.instance";
 
 fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
     Ok(Reservation {
         id: row.take()?,
-        instance: InstanceLink { id: row.take()?, name: row.take()? },
+        instance: take_link(&mut row)?,
         scope: row.take()?,
         protocol: row.take()?,
         first_port: row.take()?,
@@ -36,6 +35,9 @@ fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
         released_at: row.take()?,
         released_by: row.take()?,
         version: row.take()?,
+        expires_at: row.take()?,
+        group: row.take()?,
+        split_from: row.take()?,
     })
 }
 
@@ -73,93 +75,81 @@ impl Reader<'_> {
         let (sql, values) = filters.finish(SELECT, "r.instance, r.protocol, r.first_port", query.limit());
         let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_reservation, |last| {
-            page::cursor(&[&last.instance.id, &last.protocol, &last.first_port])
+            page::cursor(&[&Space::held_for(last.instance.as_ref()), &last.protocol, &last.first_port])
         })
     }
 
-    /// Every live reservation of an instance, by protocol and port.
-    pub(crate) fn list_live_of(&mut self, instance: InstanceId) -> Result<Vec<Reservation>, StoreError> {
-        let sql = format!(
-            "{SELECT} where r.instance = $1 and r.released_at is null order by r.protocol, r.first_port"
-        );
-        self.query(&sql, values![instance])?.into_iter().map(read_reservation).collect()
+    fn list_where(&mut self, rest: &str, values: &[Value]) -> Result<Vec<Reservation>, StoreError> {
+        let rows = self.query(&format!("{SELECT} where {rest}"), values)?;
+        rows.into_iter().map(read_reservation).collect()
     }
 
-    /// Who claims a port that is claimed.
+    /// Every live reservation of an instance, by protocol and port; fleet-wide ones too, if they are held for it.
+    pub(crate) fn list_live_of(&mut self, instance: InstanceId) -> Result<Vec<Reservation>, StoreError> {
+        let rest = "r.instance = $1 and r.released_at is null order by r.protocol, r.first_port";
+        self.list_where(rest, values![instance])
+    }
+
+    /// Every live reservation that is fleet-wide, for whomever it is held.
+    pub(crate) fn list_live_fleet_wide(&mut self) -> Result<Vec<Reservation>, StoreError> {
+        let rest = "r.scope = 'fleet' and r.released_at is null order by r.protocol, r.first_port";
+        self.list_where(rest, &[])
+    }
+
+    /// What a subject holds live for a service on one instance, or for all of them: the oldest first.
+    pub(crate) fn list_live_for(
+        &mut self,
+        holder: &Subject,
+        service: &ServiceName,
+        place: Space,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        let rest = "r.holder = $1 and r.service = $2 and r.instance = $3 and r.released_at is null \
+                    order by r.created_at, r.first_port";
+        self.list_where(rest, values![holder, service, place])
+    }
+
+    /// What a subject released last of what it held for a service and name.
+    pub(crate) fn find_last_for(
+        &mut self,
+        holder: &Subject,
+        service: &ServiceName,
+        name: &str,
+        place: Space,
+        protocol: Protocol,
+    ) -> Result<Option<Reservation>, StoreError> {
+        let rest = "r.holder = $1 and r.service = $2 and r.instance = $3 and r.protocol = $4 \
+                    and r.released_at is not null and coalesce(r.name, '') = $5 \
+                    order by r.released_at desc, r.id desc limit 1";
+        let found = self.list_where(rest, values![holder, service, place, protocol, name])?;
+        Ok(found.into_iter().next())
+    }
+
+    /// Live leases whose time is over, the one that should have ended first first.
+    pub(crate) fn list_due(&mut self, now: Timestamp, most: u32) -> Result<Vec<Reservation>, StoreError> {
+        let rest = "r.released_at is null and r.expires_at is not null and r.expires_at <= $1 \
+                    order by r.expires_at, r.id limit $2";
+        self.list_where(rest, values![now, most])
+    }
+
+    /// Who claims a port that is claimed where a reservation in `space` would claim it.
     pub(crate) fn get_claimant(
         &mut self,
-        instance: InstanceId,
+        space: Space,
         protocol: Protocol,
         port: Port,
     ) -> Result<Reservation, Error> {
-        let sql =
-            "select reservation from claim where space in ($1, 'fleet') and protocol = $2 and port = $3";
-        let row = self.query_one(sql, values![instance, protocol, port])?;
+        let row = match space {
+            Space::Instance(_) => self.query_one(
+                "select reservation from claim where space in ($1, 'fleet') and protocol = $2 and port = $3",
+                values![space, protocol, port],
+            )?,
+            Space::Fleet => self.query_one(
+                "select reservation from claim where protocol = $1 and port = $2 order by space limit 1",
+                values![protocol, port],
+            )?,
+        };
         let mut row =
             row.ok_or_else(|| StoreError::Corrupt(format!("the claim on {port}/{protocol} is gone")))?;
         self.get_reservation(row.take()?)
-    }
-}
-
-impl Tx<'_> {
-    /// Ends a reservation. Only the holder may; an operator may for others with `force`.
-    ///
-    /// # Errors
-    /// [`Refusal::NoSuchReservation`], [`Refusal::AlreadyReleased`], [`Refusal::NotTheHolder`],
-    /// [`Refusal::VersionMismatch`].
-    pub fn release(
-        &mut self,
-        actor: &Actor,
-        id: ReservationId,
-        force: bool,
-        if_version: Option<u64>,
-        now: Timestamp,
-    ) -> Result<Reservation, Error> {
-        self.check_credential(actor)?;
-        let reservation = self.get_reservation(id)?;
-        if reservation.released_at.is_some() {
-            return Err(Refusal::AlreadyReleased(Box::new(reservation)).into());
-        }
-        if reservation.holder != actor.subject && !(force && actor.is_operator()) {
-            return Err(Refusal::NotTheHolder(Box::new(reservation)).into());
-        }
-        check_version(if_version, reservation.version)?;
-        self.end_reservation(actor, &reservation, now)?;
-        self.get_reservation(id)
-    }
-
-    /// Ends a live reservation, whoever holds it.
-    pub(crate) fn end_reservation(
-        &mut self,
-        actor: &Actor,
-        ended: &Reservation,
-        now: Timestamp,
-    ) -> Result<(), Error> {
-        let ports = ended.ports();
-        // Nothing ends before it began, even if the clock stepped back in between.
-        let ended_at = now.max(ended.created_at);
-        let whose =
-            if actor.subject == ended.holder { String::new() } else { format!(", held by {}", ended.holder) };
-        self.record(NewEvent {
-            at: now,
-            recorded_at: now,
-            kind: EventKind::Released,
-            instance: ended.instance.id,
-            ports: Some((ended.protocol, ports)),
-            actor: &actor.subject,
-            reservation: Some(ended.id),
-            listener: None,
-            message: format!("{ports}/{} released by {}{whose}", ended.protocol, actor.subject),
-        })?;
-        self.later(
-            "update reservation set released_at = $2, released_by = $3, version = version + 1 where id = $1",
-            values![ended.id, ended_at, &actor.subject],
-        )?;
-        self.later(
-            "update interval set ended_at = $2 where seq = (select began_seq from reservation where id = $1)",
-            values![ended.id, ended_at],
-        )?;
-        self.unclaim(ended, now)?;
-        Ok(())
     }
 }

@@ -1,130 +1,231 @@
-//! Reserving: the next free port of a pool, or one by number.
+//! Reserving: what a request asks for, as slots; all of them are made, or none.
 //!
 //! This runs under the writer's lock, so looking and then taking is one step for the whole cluster. Everything is
 //! checked before anything is written, and the primary key of `claim` is the net below.
+//!
+//! A *slot* is a run of contiguous ports; there is one for each name that a request gives, and one if it gives none. A
+//! *cell* is an instance and a protocol, or all instances and a protocol; every slot is reserved in every cell, with the
+//! same numbers. Which numbers is found in `pick`, and what `ensure` finds again in `ensure`.
 
-use std::collections::BTreeSet;
-
-use gk_model::access::Actor;
+use gk_model::access::{Actor, Authority};
 use gk_model::history::{EventKind, IntervalKind};
-use gk_model::id::{InstanceId, ReservationId};
+use gk_model::id::{GroupId, ReservationId};
 use gk_model::instance::InstanceLink;
-use gk_model::listener::{Listener, Netns};
 use gk_model::pool::Pool;
-use gk_model::port::{Port, PortRange};
+use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::reservation::{Reservation, ReserveRequest, Scope};
-use gk_model::text::PoolName;
+use gk_model::text::{PoolName, PortName, Subject};
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::history::NewInterval;
 use crate::instances::link;
+use crate::space::Space;
 use crate::tx::{NewEvent, Tx};
 use crate::value::values;
 
-/// How many free ports a refusal offers.
-const ALTERNATIVES: usize = 3;
+/// A request, with everything found that it names.
+pub(crate) struct Wanted<'a> {
+    pub(crate) request: &'a ReserveRequest,
+    pub(crate) holder: &'a Subject,
+    pub(crate) pool: Pool,
+    /// That of the request, or the wider one of its pool.
+    pub(crate) scope: Scope,
+    pub(crate) cells: Vec<Cell>,
+    pub(crate) now: Timestamp,
+    /// The deadline of a lease.
+    pub(crate) expires_at: Option<Timestamp>,
+}
+
+impl Wanted<'_> {
+    /// How many contiguous ports a slot has.
+    pub(crate) fn count(&self) -> u16 {
+        self.request.count.get()
+    }
+
+    /// How many ports all slots have together.
+    pub(crate) fn total(&self) -> u16 {
+        u16::try_from(self.request.total()).unwrap_or(u16::MAX)
+    }
+
+    /// The numbers that a slot was asked to have: several slots follow each other.
+    pub(crate) fn explicit(&self, index: usize) -> Option<PortRange> {
+        let offset = u16::try_from(index * usize::from(self.count())).ok()?;
+        let first = self.request.port?.get().checked_add(offset).and_then(Port::new)?;
+        PortRange::from_count(first, self.count())
+    }
+}
+
+/// One place that a slot is reserved in.
+#[derive(Clone)]
+pub(crate) struct Cell {
+    /// None for all of them.
+    pub(crate) instance: Option<InstanceLink>,
+    pub(crate) protocol: Protocol,
+}
+
+impl Cell {
+    /// For whom it is held.
+    pub(crate) fn place(&self) -> Space {
+        Space::held_for(self.instance.as_ref())
+    }
+
+    /// Where its ports are claimed.
+    pub(crate) fn space(&self, scope: Scope) -> Space {
+        Space::of(scope, self.instance.as_ref())
+    }
+}
+
+/// One run of contiguous ports, on its way to being reserved.
+pub(crate) struct Slot<'a> {
+    pub(crate) name: Option<&'a PortName>,
+    /// What `ensure` found live, cell by cell.
+    pub(crate) kept: Vec<Option<Reservation>>,
+    /// The numbers, once they are known.
+    pub(crate) ports: Option<PortRange>,
+    /// The pool that they were drawn from.
+    pub(crate) pool: Option<PoolName>,
+}
 
 impl Tx<'_> {
-    /// Reserves a port for `actor`.
+    /// Reserves a port, or a range of them, for `actor`.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchInstance`], [`Refusal::InstanceLeft`], [`Refusal::NoSuchPool`], [`Refusal::PoolExhausted`];
-    /// by number also [`Refusal::PortReserved`], [`Refusal::PortInUse`], [`Refusal::NothingToAdopt`] and
-    /// [`Refusal::SeveralOwners`].
+    /// Those of [`Tx::reserve_group`]; [`Refusal::Contradiction`] for a request for several reservations.
     pub fn reserve(
         &mut self,
         actor: &Actor,
         request: &ReserveRequest,
         now: Timestamp,
     ) -> Result<Reservation, Error> {
+        let group = &request.group;
+        if group.names.len() > 1 || !group.also_on.is_empty() || group.both_protocols {
+            return Err(Refusal::contradiction("names", "this asks for several reservations at once").into());
+        }
+        let made = self.reserve_group(actor, request, now)?.into_iter().next();
+        Ok(made.expect("a request without a group has one slot in one cell"))
+    }
+
+    /// Reserves all that a request asks for, or nothing: by name, then by instance, then by protocol.
+    ///
+    /// # Errors
+    /// [`Refusal::Contradiction`], [`Refusal::NoSuchInstance`], [`Refusal::InstanceLeft`], [`Refusal::BeyondOwnInstance`],
+    /// [`Refusal::NoSuchPool`], [`Refusal::PoolExhausted`]; by number also [`Refusal::PortReserved`],
+    /// [`Refusal::PortInUse`], [`Refusal::NothingToAdopt`] and [`Refusal::SeveralOwners`]; with `ensure` also
+    /// [`Refusal::EnsureDiffers`].
+    pub fn reserve_group(
+        &mut self,
+        actor: &Actor,
+        request: &ReserveRequest,
+        now: Timestamp,
+    ) -> Result<Vec<Reservation>, Error> {
         self.check_credential(actor)?;
-        let instance = link(&self.get_joined(&request.instance, now)?);
+        request.check().map_err(Refusal::Contradiction)?;
+        let wanted = self.find_wanted(actor, request, now)?;
+        let mut slots = self.find_slots(&wanted)?;
+        self.place_slots(&wanted, &mut slots)?;
+        // Nothing was written up to here, and nothing refuses from here on.
+        self.create_slots(&wanted, slots)
+    }
+
+    fn find_wanted<'a>(
+        &mut self,
+        actor: &'a Actor,
+        request: &'a ReserveRequest,
+        now: Timestamp,
+    ) -> Result<Wanted<'a>, Error> {
         let pool = find_pool(request.pool.as_ref())?;
-        let port = match request.port {
-            Some(port) => self.check_port(&instance, request, port, &pool, now)?,
-            None => self.pick_port(&instance, request, &pool, now)?,
+        let pool_scope = if request.port.is_none() { pool.scope } else { Scope::Instance };
+        let is_fleet =
+            request.group.everywhere || request.scope == Scope::Fleet || pool_scope == Scope::Fleet;
+        let scope = if is_fleet { Scope::Fleet } else { Scope::Instance };
+        let places = self.find_places(request, now)?;
+        check_authority(actor, scope, &places)?;
+        let protocols = match request.group.both_protocols {
+            true => Protocol::ALL.to_vec(),
+            false => vec![request.protocol],
         };
-        let reservation = Reservation {
-            id: ReservationId::generate(now),
-            instance,
-            scope: Scope::Instance,
-            protocol: request.protocol,
-            first_port: port,
-            last_port: port,
-            name: request.name.clone(),
-            service: request.service.clone(),
-            holder: actor.subject.clone(),
-            note: request.note.clone(),
-            pool: request.port.is_none().then_some(pool.name),
-            created_at: now,
-            released_at: None,
-            released_by: None,
-            version: 1,
+        let cell = |instance: &Option<InstanceLink>, protocol: &Protocol| Cell {
+            instance: instance.clone(),
+            protocol: *protocol,
         };
-        let kind = if request.adopt { EventKind::Adopted } else { EventKind::Reserved };
-        self.create_reservation(kind, &reservation)?;
-        Ok(reservation)
+        let cells =
+            places.iter().flat_map(|place| protocols.iter().map(move |protocol| cell(place, protocol)));
+        let cells = cells.collect();
+        let expires_at = match request.ttl_seconds {
+            Some(ttl) => Some(ttl.deadline(self.clock(now)?)),
+            None => None,
+        };
+        Ok(Wanted { request, holder: &actor.subject, pool, scope, cells, now, expires_at })
     }
 
-    fn pick_port(
+    /// The instances that a request names, each once; none stands for all.
+    fn find_places(
         &mut self,
-        instance: &InstanceLink,
         request: &ReserveRequest,
-        pool: &Pool,
         now: Timestamp,
-    ) -> Result<Port, Error> {
-        if let Some(port) = self.list_free(instance.id, request, pool, now, 1)?.first() {
-            return Ok(*port);
+    ) -> Result<Vec<Option<InstanceLink>>, Error> {
+        if request.group.everywhere {
+            return Ok(vec![None]);
         }
-        let map = self.port_map(instance.id, request.protocol, now)?;
-        let resting = map.count_resting(&pool.ports(), &request.busy);
-        let (pool, protocol) = (pool.name.clone(), request.protocol);
-        Err(Refusal::PoolExhausted { pool, protocol, instance: instance.clone(), resting }.into())
-    }
-
-    fn list_free(
-        &mut self,
-        instance: InstanceId,
-        request: &ReserveRequest,
-        pool: &Pool,
-        now: Timestamp,
-        most: usize,
-    ) -> Result<Vec<Port>, StoreError> {
-        let map = self.port_map(instance, request.protocol, now)?;
-        Ok(map.list_free(&pool.ports(), &request.busy, now, most))
-    }
-
-    /// Whether a port may be taken by number: not reserved, and not listened on by anybody but the rightful one.
-    fn check_port(
-        &mut self,
-        instance: &InstanceLink,
-        request: &ReserveRequest,
-        port: Port,
-        pool: &Pool,
-        now: Timestamp,
-    ) -> Result<Port, Error> {
-        let protocol = request.protocol;
-        let mut listeners = self.list_listeners(instance.id, Some(port.into()), Some(protocol))?;
-        listeners.retain(|listener| listener.key.netns == Netns::Home);
-        if self.port_map(instance.id, protocol, now)?.is_claimed(port) {
-            let alternatives = self.list_free(instance.id, request, pool, now, ALTERNATIVES)?;
-            let holder = Box::new(self.get_claimant(instance.id, protocol, port)?);
-            return Err(Refusal::PortReserved { port, protocol, holder, listeners, alternatives }.into());
-        }
-        let instance = instance.clone();
-        match (request.adopt, listeners.is_empty()) {
-            (false, true) => Ok(port),
-            (false, false) => {
-                let alternatives = self.list_free(instance.id, request, pool, now, ALTERNATIVES)?;
-                Err(Refusal::PortInUse { port, protocol, instance, listeners, alternatives }.into())
+        let mut places: Vec<Option<InstanceLink>> = Vec::new();
+        for instance in std::iter::once(&request.instance).chain(&request.group.also_on) {
+            let found = Some(link(&self.get_joined(instance, now)?));
+            if !places.contains(&found) {
+                places.push(found);
             }
-            (true, true) => Err(Refusal::NothingToAdopt { port, protocol, instance }.into()),
-            (true, false) => match owner_groups(&listeners) {
-                owners if owners.len() > 1 => Err(Refusal::SeveralOwners { port, protocol, owners }.into()),
-                _ => Ok(port),
-            },
         }
+        Ok(places)
+    }
+
+    /// The slots of a request; with `ensure`, with what is held already.
+    fn find_slots<'a>(&mut self, wanted: &Wanted<'a>) -> Result<Vec<Slot<'a>>, Error> {
+        if wanted.request.ensure {
+            return self.find_kept_slots(wanted);
+        }
+        let names = wanted.request.names().into_iter();
+        let empty = |name| Slot { name, kept: vec![None; wanted.cells.len()], ports: None, pool: None };
+        Ok(names.map(empty).collect())
+    }
+
+    /// Finds the numbers of every slot: those it has, those asked for, those it had, or the next free ones.
+    fn place_slots(&mut self, wanted: &Wanted<'_>, slots: &mut [Slot<'_>]) -> Result<(), Error> {
+        for index in 0..slots.len() {
+            let asked_for = wanted.explicit(index);
+            let slot = &slots[index];
+            let Some(ports) = slot.ports.or(asked_for) else { continue };
+            let cells = wanted.cells.iter().zip(&slot.kept);
+            let missing: Vec<&Cell> =
+                cells.filter(|(_, kept)| kept.is_none()).map(|(cell, _)| cell).collect();
+            self.check_range(wanted, ports, &missing)?;
+            slots[index].ports = Some(ports);
+        }
+        if wanted.request.ensure {
+            self.place_again(wanted, slots)?;
+        }
+        self.pick_slots(wanted, slots)
+    }
+
+    fn create_slots(&mut self, wanted: &Wanted<'_>, slots: Vec<Slot<'_>>) -> Result<Vec<Reservation>, Error> {
+        let is_group = slots.len() * wanted.cells.len() > 1;
+        let known = slots.iter().flat_map(|slot| slot.kept.iter().flatten()).find_map(|kept| kept.group);
+        let group = is_group.then(|| known.unwrap_or_else(|| GroupId::generate(wanted.now)));
+        let kind = if wanted.request.adopt { EventKind::Adopted } else { EventKind::Reserved };
+        let mut made = Vec::new();
+        for slot in slots {
+            let ports = slot.ports.expect("every slot was placed, or the request refused");
+            for (cell, kept) in wanted.cells.iter().zip(slot.kept) {
+                made.push(match kept {
+                    Some(kept) => self.keep(wanted, kept)?,
+                    None => {
+                        let new = reservation(wanted, cell, slot.name, ports, slot.pool.clone(), group);
+                        self.create_reservation(kind, &new)?;
+                        new
+                    }
+                });
+            }
+        }
+        Ok(made)
     }
 
     fn create_reservation(&mut self, kind: EventKind, made: &Reservation) -> Result<(), Error> {
@@ -132,20 +233,37 @@ impl Tx<'_> {
             at: made.created_at,
             recorded_at: made.created_at,
             kind,
-            instance: made.instance.id,
+            instance: Space::held_for(made.instance.as_ref()),
             ports: Some((made.protocol, made.ports())),
             actor: &made.holder,
             reservation: Some(made.id),
             listener: None,
             message: describe(kind, made),
         })?;
+        self.insert_reservation(made, seq)?;
+        self.claim(made)?;
+        self.begin_interval(NewInterval {
+            seq,
+            kind: IntervalKind::Held,
+            instance: Space::held_for(made.instance.as_ref()),
+            protocol: made.protocol,
+            ports: made.ports(),
+            began_at: made.created_at,
+            reservation: Some(made),
+            listener: None,
+        })?;
+        Ok(())
+    }
+
+    /// Writes the row of a new reservation, whose interval began with the event of this number.
+    pub(crate) fn insert_reservation(&mut self, made: &Reservation, seq: u64) -> Result<(), StoreError> {
         self.later(
             "insert into reservation (id, instance, scope, protocol, first_port, last_port, name, service, holder, \
-             note, pool, created_at, version, began_seq) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+             note, pool, created_at, version, began_seq, expires_at, group_id, split_from) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
             values![
                 made.id,
-                made.instance.id,
+                Space::held_for(made.instance.as_ref()),
                 made.scope,
                 made.protocol,
                 made.first_port,
@@ -158,59 +276,76 @@ impl Tx<'_> {
                 made.created_at,
                 made.version,
                 seq,
+                made.expires_at,
+                made.group,
+                made.split_from,
             ],
-        )?;
-        self.claim(made)?;
-        self.begin_interval(NewInterval {
-            seq,
-            kind: IntervalKind::Held,
-            instance: made.instance.id,
-            protocol: made.protocol,
-            ports: made.ports(),
-            began_at: made.created_at,
-            reservation: Some(made),
-            listener: None,
-        })?;
-        Ok(())
+        )
     }
 
     fn claim(&mut self, made: &Reservation) -> Result<(), StoreError> {
-        for port in made.ports().ports() {
-            self.later(
+        let (space, protocol, ports) = (Space::of_reservation(made), made.protocol, made.ports());
+        // A single row can be packed with others of its kind; a range is one statement, however long it is.
+        match ports.count() {
+            1 => self.later(
                 "insert into claim (space, protocol, port, reservation) values ($1, $2, $3, $4)",
-                values![made.instance.id, made.protocol, port, made.id],
-            )?;
+                values![space, protocol, ports.first(), made.id],
+            )?,
+            _ => self.later(
+                "with recursive numbers (port) as (\
+                 select cast($3 as bigint) union all select port + 1 from numbers where port < cast($4 as bigint)) \
+                 insert into claim (space, protocol, port, reservation) \
+                 select cast($1 as text), cast($2 as text), port, cast($5 as text) from numbers",
+                values![space, protocol, ports.first(), ports.last(), made.id],
+            )?,
         }
-        if let Some(map) = self.maps.loaded(made.instance.id, made.protocol) {
-            map.claim(made.ports());
-        }
-        Ok(())
-    }
-
-    /// Gives the ports of a reservation back, keeping them from dynamic picks for a while.
-    pub(crate) fn unclaim(&mut self, ended: &Reservation, now: Timestamp) -> Result<(), StoreError> {
-        let until = now.plus(Pool::built_in().quarantine);
-        // By primary key first: the claims of a whole fleet are in this table.
-        self.later(
-            "delete from claim where space = $1 and protocol = $2 and port between $3 and $4 and reservation = $5",
-            values![ended.instance.id, ended.protocol, ended.first_port, ended.last_port, ended.id],
-        )?;
-        for port in ended.ports().ports() {
-            self.later(
-                "insert into quarantine (space, protocol, port, until_at) values ($1, $2, $3, $4) \
-                 on conflict (space, protocol, port) do update set until_at = excluded.until_at",
-                values![ended.instance.id, ended.protocol, port, until],
-            )?;
-        }
-        if let Some(map) = self.maps.loaded(ended.instance.id, ended.protocol) {
-            map.release(ended.ports(), until);
-        }
+        self.maps.claim(space, protocol, ports);
         Ok(())
     }
 }
 
+/// An instance's own credential is limited to it, and a number that is exclusive everywhere concerns the others.
+fn check_authority(actor: &Actor, scope: Scope, places: &[Option<InstanceLink>]) -> Result<(), Refusal> {
+    let Authority::Instance(own, _) = actor.authority else { return Ok(()) };
+    let is_own = |place: &Option<InstanceLink>| place.as_ref().is_some_and(|place| place.id == own);
+    match scope == Scope::Instance && places.iter().all(is_own) {
+        true => Ok(()),
+        false => Err(Refusal::BeyondOwnInstance),
+    }
+}
+
+fn reservation(
+    wanted: &Wanted<'_>,
+    cell: &Cell,
+    name: Option<&PortName>,
+    ports: PortRange,
+    pool: Option<PoolName>,
+    group: Option<GroupId>,
+) -> Reservation {
+    Reservation {
+        id: ReservationId::generate(wanted.now),
+        instance: cell.instance.clone(),
+        scope: wanted.scope,
+        protocol: cell.protocol,
+        first_port: ports.first(),
+        last_port: ports.last(),
+        name: name.cloned(),
+        service: wanted.request.service.clone(),
+        holder: wanted.holder.clone(),
+        note: wanted.request.note.clone(),
+        pool,
+        created_at: wanted.now,
+        expires_at: wanted.expires_at,
+        group,
+        split_from: None,
+        released_at: None,
+        released_by: None,
+        version: 1,
+    }
+}
+
 /// Pools of one's own come with the reservations issue; until then there is the built-in one.
-fn find_pool(name: Option<&PoolName>) -> Result<Pool, Refusal> {
+pub(crate) fn find_pool(name: Option<&PoolName>) -> Result<Pool, Refusal> {
     let built_in = Pool::built_in();
     match name {
         Some(name) if *name != built_in.name => Err(Refusal::NoSuchPool(name.clone())),
@@ -218,26 +353,10 @@ fn find_pool(name: Option<&PoolName>) -> Result<Pool, Refusal> {
     }
 }
 
-/// The distinct owners of some listeners, in words: by unit, else by container, else by executable and account, else by
-/// the account that opened the socket, which is all that an unprivileged agent sees.
-fn owner_groups(listeners: &[Listener]) -> Vec<String> {
-    let groups = listeners.iter().flat_map(|listener| match (&listener.unit, &listener.container) {
-        (Some(unit), _) => vec![unit.to_string()],
-        (None, Some(container)) => vec![format!("{} container {}", container.engine, container.id)],
-        (None, None) if listener.owners.is_empty() => vec![listener.describe()],
-        (None, None) => {
-            let owners = listener.owners.iter();
-            owners
-                .map(|owner| format!("{} of {}", owner.exe.as_ref().unwrap_or(&owner.name), owner.account))
-                .collect()
-        }
-    });
-    groups.collect::<BTreeSet<String>>().into_iter().collect()
-}
-
 fn describe(kind: EventKind, made: &Reservation) -> String {
+    let fleet = if made.scope == Scope::Fleet { " fleet-wide" } else { "" };
     let service = made.service.as_ref().map(|service| format!(" for {service}")).unwrap_or_default();
     let name = made.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-    let ports: PortRange = made.ports();
-    format!("{ports}/{} {kind}{service}{name} by {}", made.protocol, made.holder)
+    let lease = made.expires_at.map(|end| format!(", until {end}")).unwrap_or_default();
+    format!("{}/{} {kind}{fleet}{service}{name} by {}{lease}", made.ports(), made.protocol, made.holder)
 }

@@ -14,6 +14,7 @@ use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::follow::{CHANGES_KEPT, Next};
 use crate::port_map::PortMaps;
+use crate::space::Space;
 use crate::value::{Json, Row, Value, values};
 
 /// A consistent view of the database.
@@ -48,6 +49,12 @@ impl<'a> Reader<'a> {
         self.connection.list_damage(most)
     }
 
+    /// The time that leases go by. The database's, where it has one of its own.
+    pub(crate) fn clock(&mut self, now: Timestamp) -> Result<Timestamp, StoreError> {
+        self.check()?;
+        if self.shared.database_clock { self.connection.clock(now) } else { Ok(now) }
+    }
+
     fn check(&self) -> Result<(), StoreError> {
         match &self.failed {
             Some(error) => Err(error.clone()),
@@ -72,7 +79,7 @@ pub(crate) struct NewEvent<'a> {
     pub(crate) at: Timestamp,
     pub(crate) recorded_at: Timestamp,
     pub(crate) kind: EventKind,
-    pub(crate) instance: InstanceId,
+    pub(crate) instance: Space,
     pub(crate) ports: Option<(Protocol, PortRange)>,
     pub(crate) actor: &'a Subject,
     pub(crate) reservation: Option<ReservationId>,

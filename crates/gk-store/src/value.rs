@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use gk_model::contact::Session;
 use gk_model::history::{EventKind, IntervalKind};
-use gk_model::id::{InstanceId, LogId, ReservationId};
+use gk_model::id::{GroupId, InstanceId, LogId, ReservationId};
 use gk_model::listener::{Digest, Netns};
 use gk_model::port::{Port, Protocol};
 use gk_model::reservation::Scope;
@@ -13,6 +13,7 @@ use gk_model::text::{InstanceName, Note, PoolName, PortName, ServiceName, Subjec
 use gk_model::time::Timestamp;
 
 use crate::error::StoreError;
+use crate::space::Space;
 
 /// All that a column can hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,6 +212,7 @@ macro_rules! by_text {
 by_text!(
     Digest,
     EventKind,
+    GroupId,
     InstanceId,
     InstanceName,
     IntervalKind,
@@ -224,6 +226,7 @@ by_text!(
     Scope,
     SecretHash,
     ServiceName,
+    Space,
     Subject,
     uuid::Uuid,
 );

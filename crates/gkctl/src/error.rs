@@ -112,6 +112,7 @@ fn exit_of_code(code: Code) -> Exit {
         | Code::SeveralOwners
         | Code::NothingToAdopt
         | Code::PoolExhausted
+        | Code::EnsureDiffers
         | Code::NameTaken
         | Code::CredentialTaken
         | Code::AlreadyJoined

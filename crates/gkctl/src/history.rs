@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use gk_model::history::{Interval, IntervalKind};
-use gk_model::id::InstanceRef;
+use gk_model::id::{FLEET, InstanceRef};
 use gk_model::instance::{Instance, Presence};
 use gk_model::listener::Listener;
 use gk_model::port::PortRange;
@@ -20,7 +20,9 @@ const AGES_UNTIL: Duration = Duration::from_hours(1);
 
 /// The instance comes first, so that it can be left out where there is only one.
 const COLUMNS: [Column<Interval>; 6] = [
-    Column::new("INSTANCE", |interval: &Interval| interval.instance.name.to_string()),
+    Column::new("INSTANCE", |interval: &Interval| {
+        interval.instance.as_ref().map_or_else(|| FLEET.to_owned(), |instance| instance.name.to_string())
+    }),
     Column::new("PORT", ports),
     Column::new("KIND", |interval: &Interval| interval.kind.to_string()),
     Column::new("WHO", |interval: &Interval| exact(who(interval)))

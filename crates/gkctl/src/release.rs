@@ -83,7 +83,7 @@ impl Place {
 
 fn told(released: &Reservation) -> String {
     let purpose = purpose(released).map(|purpose| format!(" ({purpose})")).unwrap_or_default();
-    format!("released {}/{} on {}{purpose}", released.ports(), released.protocol, released.instance.name)
+    format!("released {}/{} {}{purpose}", released.ports(), released.protocol, released.place())
 }
 
 fn ambiguous(port: Port, several: &[Reservation]) -> Failure {

@@ -178,16 +178,18 @@ fn nothing_bindable(tried: &[Port]) -> Failure {
 /// What was reserved, and the command that gives it back.
 fn told(reservation: &Reservation, here: bool) -> String {
     let Reservation { instance, protocol, pool, .. } = reservation;
+    let elsewhere = instance.as_ref().filter(|_| !here);
     let ports = reservation.ports();
     let from = pool.as_ref().map(|pool| format!(" from pool {pool}")).unwrap_or_default();
     let protocol_option = match protocol {
         Protocol::Tcp => "",
         Protocol::Udp => " --protocol udp",
     };
-    let instance_option = if here { String::new() } else { format!(" --instance {}", instance.name) };
+    let instance_option =
+        elsewhere.map(|instance| format!(" --instance {}", instance.name)).unwrap_or_default();
     format!(
-        "reserved {ports}/{protocol} on {}{from}; release with: gkctl port release {ports}{protocol_option}{instance_option}",
-        instance.name
+        "reserved {ports}/{protocol} {}{from}; release with: gkctl port release {ports}{protocol_option}{instance_option}",
+        reservation.place()
     )
 }
 
@@ -205,7 +207,7 @@ mod tests {
         let port = Port::new(8000).unwrap();
         Reservation {
             id: ReservationId::generate(at),
-            instance: InstanceLink { id: InstanceId::generate(at), name: "web-1".parse().unwrap() },
+            instance: Some(InstanceLink { id: InstanceId::generate(at), name: "web-1".parse().unwrap() }),
             scope: Scope::Instance,
             protocol,
             first_port: port,
@@ -215,6 +217,9 @@ mod tests {
             holder: "local:root".parse().unwrap(),
             note: None,
             pool: pool.map(|pool| pool.parse().unwrap()),
+            expires_at: None,
+            group: None,
+            split_from: None,
             created_at: at,
             released_at: None,
             released_by: None,

@@ -12,7 +12,6 @@ mod tests;
 use gk_model::time::Timestamp;
 
 use crate::backup::open_existing;
-use crate::beats::Beats;
 use crate::directory::OpenError;
 use crate::driver::Location;
 use crate::error::{Error, StoreError};
@@ -172,7 +171,7 @@ pub fn verify(
     if found < known {
         return Err(OpenError::Older { place, found, known });
     }
-    let shared = Shared { started_at: now, beats: Beats::default() };
+    let shared = Shared::new(config, now);
     let verdict = Reader::new(&mut connection, &shared).verify_telling(tell);
     verdict.map_err(|source| OpenError::Database { place, source })
 }

@@ -182,10 +182,11 @@ async fn release_requires_holder() {
         "not without force"
     );
     let (forced, by) = (made.id, bob.clone());
-    let answer = world.store.write(move |tx| tx.release(&by, forced, true, None, at(1))).await;
+    let answer = world.store.write(move |tx| tx.release(&by, forced, None, true, None, at(1))).await;
     assert!(matches!(refused(answer), Refusal::NotTheHolder(_)), "force is for operators");
     let (forced, by) = (made.id, op.clone());
-    let released = world.store.write(move |tx| tx.release(&by, forced, true, None, at(2))).await.unwrap();
+    let released =
+        world.store.write(move |tx| tx.release(&by, forced, None, true, None, at(2))).await.unwrap();
     assert_eq!((released.released_at, released.released_by), (Some(at(2)), Some(op.subject)));
     assert!(matches!(refused(world.release(&ada, &made, at(3)).await), Refusal::AlreadyReleased(_)));
     assert_eq!(world.live().await, []);

@@ -231,7 +231,7 @@ impl World {
         now: Timestamp,
     ) -> Result<Reservation, Error> {
         let (actor, id) = (actor.clone(), made.id);
-        self.store.write(move |tx| tx.release(&actor, id, false, None, now)).await
+        self.store.write(move |tx| tx.release(&actor, id, None, false, None, now)).await
     }
 
     pub(crate) async fn next_free(&self, id: InstanceId) -> u16 {

@@ -1,0 +1,256 @@
+//! Which numbers: the lowest run of free ports that fits everywhere it is wanted, and whether one asked for is free.
+//!
+//! What is free is computed as one set of bits from the maps of every space concerned, and searched word by word, so the
+//! cost does not grow with how much is taken.
+
+use std::collections::BTreeSet;
+
+use gk_model::instance::InstanceLink;
+use gk_model::listener::{Listener, Netns};
+use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::port_set::PortSet;
+use gk_model::reservation::Scope;
+
+use crate::error::{Error, Refusal, StoreError};
+use crate::port_map::Resting;
+use crate::reserve::{Cell, Slot, Wanted};
+use crate::tx::{Reader, Tx};
+use crate::value::{Json, values};
+
+/// How many free numbers a refusal offers.
+const ALTERNATIVES: usize = 3;
+
+/// How many numbers at least are looked up at once among the listeners of all instances.
+const WINDOW: u16 = 512;
+
+/// A search for free runs, lowest first.
+struct Search {
+    free: PortSet,
+    /// Up to here, listeners of all instances have been taken out.
+    seen_up_to: Option<Port>,
+}
+
+impl Tx<'_> {
+    /// Picks the numbers of every slot that has none yet. The lowest run for each is the best for all of them, because
+    /// all are equally long.
+    pub(crate) fn pick_slots(&mut self, wanted: &Wanted<'_>, slots: &mut [Slot<'_>]) -> Result<(), Error> {
+        if slots.iter().all(|slot| slot.ports.is_some()) {
+            return Ok(());
+        }
+        let mut search = self.search(wanted)?;
+        slots.iter().filter_map(|slot| slot.ports).for_each(|ports| search.free.remove_range(ports));
+        for slot in slots.iter_mut().filter(|slot| slot.ports.is_none()) {
+            let Some(run) = self.next_run(wanted, &mut search, wanted.count())? else {
+                return Err(self.exhausted(wanted)?.into());
+            };
+            search.free.remove_range(run);
+            slot.ports = Some(run);
+            slot.pool = Some(wanted.pool.name.clone());
+        }
+        Ok(())
+    }
+
+    /// Starting points that would do for the whole request.
+    fn list_alternatives(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Port>, StoreError> {
+        let mut search = self.search(wanted)?;
+        let mut found = Vec::new();
+        while found.len() < ALTERNATIVES {
+            let Some(run) = self.next_run(wanted, &mut search, wanted.total())? else { break };
+            search.free.remove_range(run);
+            found.push(run.first());
+        }
+        Ok(found)
+    }
+
+    fn search(&mut self, wanted: &Wanted<'_>) -> Result<Search, StoreError> {
+        Ok(Search { free: self.list_free(wanted, Resting::Taken)?, seen_up_to: None })
+    }
+
+    /// The ports of the pool that are free in every cell, but for listeners where it is held for all instances.
+    fn list_free(&mut self, wanted: &Wanted<'_>, resting: Resting) -> Result<PortSet, StoreError> {
+        let mut free = wanted.pool.ports();
+        free.remove_all(&wanted.request.busy);
+        for Cell { instance, protocol } in &wanted.cells {
+            if let Some(instance) = instance {
+                self.remove_taken_on(&mut free, instance.id, *protocol, resting, wanted.now)?;
+            }
+            if wanted.scope == Scope::Fleet {
+                self.remove_claimed_anywhere(&mut free, *protocol, resting, wanted.now)?;
+            }
+        }
+        Ok(free)
+    }
+
+    fn next_run(
+        &mut self,
+        wanted: &Wanted<'_>,
+        search: &mut Search,
+        count: u16,
+    ) -> Result<Option<PortRange>, StoreError> {
+        loop {
+            let Some(run) = search.free.first_run(count, &[]) else { return Ok(None) };
+            let everywhere = wanted.cells.iter().filter(|cell| cell.instance.is_none());
+            let protocols: Vec<Protocol> = everywhere.map(|cell| cell.protocol).collect();
+            if protocols.is_empty() || search.seen_up_to.is_some_and(|seen| run.last() <= seen) {
+                return Ok(Some(run));
+            }
+            let window = PortRange::from_count(run.first(), WINDOW)
+                .unwrap_or_else(|| PortRange::new(run.first(), Port::MAX).unwrap_or(run));
+            let last = run.last().max(window.last());
+            let window = PortRange::new(run.first(), last).unwrap_or(run);
+            for protocol in protocols {
+                for port in self.list_listened_anywhere(protocol, window)? {
+                    search.free.remove(port);
+                }
+            }
+            search.seen_up_to = Some(last);
+        }
+    }
+
+    fn exhausted(&mut self, wanted: &Wanted<'_>) -> Result<Refusal, StoreError> {
+        let (free, rested) =
+            (self.list_free(wanted, Resting::Taken)?, self.list_free(wanted, Resting::Free)?);
+        let mut instances: Vec<InstanceLink> = Vec::new();
+        for instance in wanted.cells.iter().filter_map(|cell| cell.instance.as_ref()) {
+            if !instances.contains(instance) {
+                instances.push(instance.clone());
+            }
+        }
+        let protocols: BTreeSet<Protocol> = wanted.cells.iter().map(|cell| cell.protocol).collect();
+        Ok(Refusal::PoolExhausted {
+            pool: wanted.pool.name.clone(),
+            protocols: protocols.into_iter().collect(),
+            instances,
+            count: wanted.request.count,
+            runs: wanted.request.names().len(),
+            resting: rested.without(&[&free]).count(),
+        })
+    }
+
+    /// Whether a range may be taken by number in these cells: not reserved, and not listened on by anybody but the
+    /// rightful one.
+    pub(crate) fn check_range(
+        &mut self,
+        wanted: &Wanted<'_>,
+        range: PortRange,
+        cells: &[&Cell],
+    ) -> Result<(), Error> {
+        let mut claimed = Vec::new();
+        for cell in cells {
+            let port = self.find_claimed(cell.space(wanted.scope), cell.protocol, range, wanted.now)?;
+            claimed.extend(port.map(|port| (port, *cell)));
+        }
+        if let Some((port, cell)) = claimed.into_iter().min_by_key(|(port, _)| *port) {
+            return Err(self.reserved(wanted, cell, port)?.into());
+        }
+        for cell in cells {
+            self.check_listeners(wanted, cell, range)?;
+        }
+        Ok(())
+    }
+
+    fn reserved(&mut self, wanted: &Wanted<'_>, cell: &Cell, port: Port) -> Result<Refusal, Error> {
+        let protocol = cell.protocol;
+        let holder = Box::new(self.get_claimant(cell.space(wanted.scope), protocol, port)?);
+        let mut listeners = match &cell.instance {
+            Some(instance) => self.list_listeners(instance.id, Some(port.into()), Some(protocol))?,
+            None => Vec::new(),
+        };
+        listeners.retain(|listener| listener.key.netns == Netns::Home);
+        let alternatives = self.list_alternatives(wanted)?;
+        Ok(Refusal::PortReserved { port, protocol, holder, listeners, alternatives })
+    }
+
+    fn check_listeners(&mut self, wanted: &Wanted<'_>, cell: &Cell, range: PortRange) -> Result<(), Error> {
+        let protocol = cell.protocol;
+        let found = self.find_listeners(wanted, cell, range)?;
+        match (found, &cell.instance) {
+            (None, Some(instance)) if wanted.request.adopt => {
+                let (port, instance) = (range.first(), instance.clone());
+                Err(Refusal::NothingToAdopt { port, protocol, instance }.into())
+            }
+            (None, _) => Ok(()),
+            (Some((_, listeners)), _) if wanted.request.adopt => match owner_groups(&listeners) {
+                owners if owners.len() > 1 => {
+                    Err(Refusal::SeveralOwners { port: range.first(), protocol, owners }.into())
+                }
+                _ => Ok(()),
+            },
+            (Some((instance, listeners)), _) => {
+                let port = listeners.first().map_or(range.first(), |listener| listener.key.port);
+                let alternatives = self.list_alternatives(wanted)?;
+                Err(Refusal::PortInUse { port, protocol, instance, listeners, alternatives }.into())
+            }
+        }
+    }
+
+    /// The home listeners on the lowest port of a range that has any, and whose they are.
+    fn find_listeners(
+        &mut self,
+        wanted: &Wanted<'_>,
+        cell: &Cell,
+        range: PortRange,
+    ) -> Result<Option<(InstanceLink, Vec<Listener>)>, StoreError> {
+        let Some(instance) = &cell.instance else {
+            return self.find_listeners_anywhere(cell.protocol, range);
+        };
+        if !self.is_observed(instance.id, cell.protocol, range, wanted.now)? {
+            return Ok(None);
+        }
+        let mut listeners = self.list_listeners(instance.id, Some(range), Some(cell.protocol))?;
+        listeners.retain(|listener| listener.key.netns == Netns::Home);
+        let lowest = listeners.first().map(|listener| listener.key.port);
+        listeners.retain(|listener| Some(listener.key.port) == lowest);
+        Ok(lowest.map(|_| (instance.clone(), listeners)))
+    }
+}
+
+impl Reader<'_> {
+    /// The ports of a range that anybody listens on, on any joined instance. One look-up for each number, because there
+    /// may be a million listeners.
+    pub(crate) fn list_listened_anywhere(
+        &mut self,
+        protocol: Protocol,
+        range: PortRange,
+    ) -> Result<Vec<Port>, StoreError> {
+        let sql = "with recursive numbers (port) as (\
+                   select cast($2 as bigint) union all select port + 1 from numbers where port < cast($3 as bigint)) \
+                   select n.port from numbers n where exists (\
+                   select 1 from listener l where l.protocol = $1 and l.port = n.port and l.netns = $4) \
+                   order by n.port";
+        let rows = self.query(sql, values![protocol, range.first(), range.last(), Netns::Home])?;
+        rows.into_iter().map(|mut row| row.take()).collect()
+    }
+
+    fn find_listeners_anywhere(
+        &mut self,
+        protocol: Protocol,
+        range: PortRange,
+    ) -> Result<Option<(InstanceLink, Vec<Listener>)>, StoreError> {
+        let sql = "select l.instance, n.name, l.body from listener l join instance n on n.id = l.instance \
+                   where l.protocol = $1 and l.port between $2 and $3 and l.netns = $4 \
+                   order by l.port, l.instance limit 1";
+        let row = self.query_one(sql, values![protocol, range.first(), range.last(), Netns::Home])?;
+        let Some(mut row) = row else { return Ok(None) };
+        let instance = InstanceLink { id: row.take()?, name: row.take()? };
+        let Json(listener) = row.take()?;
+        Ok(Some((instance, vec![listener])))
+    }
+}
+
+/// The distinct owners of some listeners, in words: by unit, else by container, else by executable and account, else by
+/// the account that opened the socket, which is all that an unprivileged agent sees.
+fn owner_groups(listeners: &[Listener]) -> Vec<String> {
+    let groups = listeners.iter().flat_map(|listener| match (&listener.unit, &listener.container) {
+        (Some(unit), _) => vec![unit.to_string()],
+        (None, Some(container)) => vec![format!("{} container {}", container.engine, container.id)],
+        (None, None) if listener.owners.is_empty() => vec![listener.describe()],
+        (None, None) => {
+            let owners = listener.owners.iter();
+            owners
+                .map(|owner| format!("{} of {}", owner.exe.as_ref().unwrap_or(&owner.name), owner.account))
+                .collect()
+        }
+    });
+    groups.collect::<BTreeSet<String>>().into_iter().collect()
+}

@@ -1,0 +1,238 @@
+//! The ends of reservations: released in whole or in part, and expired.
+//!
+//! History stays true when a range is split: the interval of the whole ends with the release, and each remaining range
+//! begins one of its own at that moment, with the `split` event that tells of it. So an interval never changes its ports.
+
+use gk_model::access::Actor;
+use gk_model::history::{EventKind, IntervalKind};
+use gk_model::id::ReservationId;
+use gk_model::pool::Pool;
+use gk_model::port::PortRange;
+use gk_model::reservation::Reservation;
+use gk_model::text::Subject;
+use gk_model::time::Timestamp;
+
+use crate::error::{Error, Refusal, StoreError};
+use crate::history::NewInterval;
+use crate::membership::check_version;
+use crate::reserve::find_pool;
+use crate::space::Space;
+use crate::tx::{NewEvent, Tx};
+use crate::value::values;
+
+impl Tx<'_> {
+    /// Ends a reservation, or a part of it. Only the holder may; an operator may for others with `force`. Answers what
+    /// the reservation is then: after a part was released, the lowest remaining range, which keeps the id.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchReservation`], [`Refusal::AlreadyReleased`], [`Refusal::NotTheHolder`],
+    /// [`Refusal::VersionMismatch`], [`Refusal::NotInReservation`].
+    pub fn release(
+        &mut self,
+        actor: &Actor,
+        id: ReservationId,
+        part: Option<PortRange>,
+        force: bool,
+        if_version: Option<u64>,
+        now: Timestamp,
+    ) -> Result<Reservation, Error> {
+        let held = self.get_changeable(actor, id, force, if_version)?;
+        let part = part.unwrap_or(held.ports());
+        if !held.ports().covers(part) {
+            return Err(Refusal::NotInReservation { part, held: Box::new(held) }.into());
+        }
+        match held.ports().without(part).as_slice() {
+            [] => self.end_reservation(EventKind::Released, &actor.subject, &held, now),
+            [lowest, others @ ..] => self.split(actor, &held, part, *lowest, others, now),
+        }
+    }
+
+    /// A live reservation that this actor may change.
+    pub(crate) fn get_changeable(
+        &mut self,
+        actor: &Actor,
+        id: ReservationId,
+        force: bool,
+        if_version: Option<u64>,
+    ) -> Result<Reservation, Error> {
+        self.check_credential(actor)?;
+        let reservation = self.get_reservation(id)?;
+        if reservation.released_at.is_some() {
+            return Err(Refusal::AlreadyReleased(Box::new(reservation)).into());
+        }
+        if reservation.holder != actor.subject && !(force && actor.is_operator()) {
+            return Err(Refusal::NotTheHolder(Box::new(reservation)).into());
+        }
+        check_version(if_version, reservation.version)?;
+        Ok(reservation)
+    }
+
+    /// Ends a live reservation, whoever holds it, and answers it as it is then.
+    pub(crate) fn end_reservation(
+        &mut self,
+        kind: EventKind,
+        actor: &Subject,
+        held: &Reservation,
+        now: Timestamp,
+    ) -> Result<Reservation, Error> {
+        self.record_end(kind, actor, held, held.ports(), now)?;
+        // Nothing ends before it began, even if the clock stepped back in between.
+        let released_at = now.max(held.created_at);
+        self.end_held(held.id, released_at)?;
+        self.later(
+            "update reservation set released_at = $2, released_by = $3, version = version + 1 where id = $1",
+            values![held.id, released_at, actor],
+        )?;
+        self.unclaim(held, held.ports(), now)?;
+        Ok(Reservation {
+            released_at: Some(released_at),
+            released_by: Some(actor.clone()),
+            version: held.version + 1,
+            ..held.clone()
+        })
+    }
+
+    fn split(
+        &mut self,
+        actor: &Actor,
+        held: &Reservation,
+        part: PortRange,
+        lowest: PortRange,
+        others: &[PortRange],
+        now: Timestamp,
+    ) -> Result<Reservation, Error> {
+        self.record_end(EventKind::Released, &actor.subject, held, part, now)?;
+        self.end_held(held.id, now)?;
+        self.unclaim(held, part, now)?;
+        let kept = Reservation {
+            first_port: lowest.first(),
+            last_port: lowest.last(),
+            version: held.version + 1,
+            ..held.clone()
+        };
+        let seq = self.begin_part(actor, held, &kept, now)?;
+        self.later(
+            "update reservation set first_port = $2, last_port = $3, version = version + 1, began_seq = $4 \
+             where id = $1",
+            values![kept.id, kept.first_port, kept.last_port, seq],
+        )?;
+        for range in others {
+            let other = Reservation {
+                id: ReservationId::generate(now),
+                first_port: range.first(),
+                last_port: range.last(),
+                split_from: Some(held.id),
+                version: 1,
+                ..held.clone()
+            };
+            let seq = self.begin_part(actor, held, &other, now)?;
+            self.insert_reservation(&other, seq)?;
+            self.later(
+                "update claim set reservation = $5 where space = $1 and protocol = $2 and port between $3 and $4",
+                values![
+                    Space::of_reservation(&other),
+                    other.protocol,
+                    other.first_port,
+                    other.last_port,
+                    other.id
+                ],
+            )?;
+        }
+        Ok(kept)
+    }
+
+    /// Tells that a remaining part goes on, and begins its interval. Answers the number of the event.
+    fn begin_part(
+        &mut self,
+        actor: &Actor,
+        whole: &Reservation,
+        part: &Reservation,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let (ports, protocol) = (part.ports(), part.protocol);
+        let seq = self.record(NewEvent {
+            at: now,
+            recorded_at: now,
+            kind: EventKind::Split,
+            instance: Space::held_for(part.instance.as_ref()),
+            ports: Some((protocol, ports)),
+            actor: &actor.subject,
+            reservation: Some(part.id),
+            listener: None,
+            message: format!("{ports}/{protocol} goes on after {} was split", whole.ports()),
+        })?;
+        self.begin_interval(NewInterval {
+            seq,
+            kind: IntervalKind::Held,
+            instance: Space::held_for(part.instance.as_ref()),
+            protocol,
+            ports,
+            began_at: now.max(part.created_at),
+            reservation: Some(part),
+            listener: None,
+        })?;
+        Ok(seq)
+    }
+
+    fn record_end(
+        &mut self,
+        kind: EventKind,
+        actor: &Subject,
+        held: &Reservation,
+        ports: PortRange,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let whose = if *actor == held.holder { String::new() } else { format!(", held by {}", held.holder) };
+        let message = match kind {
+            EventKind::Expired => format!("{ports}/{} expired{whose}", held.protocol),
+            _ => format!("{ports}/{} released by {actor}{whose}", held.protocol),
+        };
+        self.record(NewEvent {
+            at: now,
+            recorded_at: now,
+            kind,
+            instance: Space::held_for(held.instance.as_ref()),
+            ports: Some((held.protocol, ports)),
+            actor,
+            reservation: Some(held.id),
+            listener: None,
+            message,
+        })
+    }
+
+    /// Ends the interval that a reservation has open; where clocks disagree, where it began and not before.
+    fn end_held(&mut self, id: ReservationId, ended_at: Timestamp) -> Result<(), StoreError> {
+        self.later(
+            "update interval set ended_at = case when began_at > $2 then began_at else $2 end \
+             where seq = (select began_seq from reservation where id = $1)",
+            values![id, ended_at],
+        )
+    }
+
+    /// Gives ports of a reservation back, keeping them from dynamic picks for a while.
+    fn unclaim(&mut self, held: &Reservation, ports: PortRange, now: Timestamp) -> Result<(), StoreError> {
+        let until = now.plus(quarantine_of(held));
+        let (space, protocol) = (Space::of_reservation(held), held.protocol);
+        // One statement for the whole range, from the claims themselves; by primary key first, because the claims of a
+        // whole fleet are in this table.
+        self.later(
+            "insert into quarantine (space, protocol, port, until_at, holder) \
+             select space, protocol, port, cast($6 as bigint), cast($7 as text) from claim \
+             where space = $1 and protocol = $2 and port between $3 and $4 and reservation = $5 \
+             on conflict (space, protocol, port) do update set until_at = excluded.until_at, holder = excluded.holder",
+            values![space, protocol, ports.first(), ports.last(), held.id, until, &held.holder],
+        )?;
+        self.later(
+            "delete from claim where space = $1 and protocol = $2 and port between $3 and $4 and reservation = $5",
+            values![space, protocol, ports.first(), ports.last(), held.id],
+        )?;
+        self.maps.release(space, protocol, ports, until);
+        Ok(())
+    }
+}
+
+/// How long the numbers of a reservation rest: as its pool says. Numbers outside any pool rest as long as those of the
+/// built-in one.
+fn quarantine_of(held: &Reservation) -> std::time::Duration {
+    find_pool(held.pool.as_ref()).unwrap_or_else(|_| Pool::built_in()).quarantine
+}
