@@ -52,7 +52,7 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         }
         Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default".to_owned(),
         Refusal::PortReserved { protocol, holder, alternatives, .. } => {
-            another_port(*protocol, holder, alternatives)
+            reserve_instead(*protocol, holder, alternatives)
         }
         Refusal::PortInUse { port, protocol, instance, .. } => {
             let adopt = reserve(*protocol, Some(instance), Some(*port));
@@ -67,11 +67,7 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::PoolExhausted { instances, .. } => {
             list_ports("to see who holds its ports", instances.first())
         }
-        Refusal::AlreadyReleased(gone) => format!(
-            "to see when and by whom: gkctl port history --port {}{}",
-            gone.ports(),
-            whose(gone.instance.as_ref())
-        ),
+        Refusal::AlreadyReleased(gone) => show_history(gone),
         Refusal::NotInReservation { held, .. } => format!("give ports of {}", held.ports()),
         Refusal::NoLease(held) => format!("to end it: {}", release(held)),
         Refusal::EnsureDiffers { held, .. } => {
@@ -114,13 +110,14 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
 /// The field of the request that it is about.
 pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
     match refusal {
-        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => Some("instance"),
+        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) | Refusal::BeyondOwnInstance => {
+            Some("instance")
+        }
         Refusal::NoSuchPool(_) | Refusal::PoolExhausted { .. } => Some("pool"),
         Refusal::Contradiction(contradiction) => Some(contradiction.field),
         Refusal::EnsureDiffers { field, .. } => Some(field),
         Refusal::NotInReservation { .. } => Some("ports"),
         Refusal::NoLease(_) => Some("ttl_seconds"),
-        Refusal::BeyondOwnInstance => Some("instance"),
         Refusal::PortReserved { .. } | Refusal::PortInUse { .. } => Some("port"),
         Refusal::SeveralOwners { .. } | Refusal::NothingToAdopt { .. } => Some("adopt"),
         Refusal::NameTaken(_) => Some("name"),
@@ -179,8 +176,13 @@ fn words(listeners: &[Listener]) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" and "))
 }
 
-/// Instead of one that is reserved.
-fn another_port(protocol: Protocol, holder: &Reservation, alternatives: &[Port]) -> String {
+/// `gkctl port reserve …`; without a port, the next free one.
+fn reserve(protocol: Protocol, instance: Option<&InstanceLink>, port: Option<Port>) -> String {
+    let port = port.map(|port| format!(" --port {port}")).unwrap_or_default();
+    format!("gkctl port reserve{port}{}{}", protocol_option(protocol), whose(instance))
+}
+
+fn reserve_instead(protocol: Protocol, holder: &Reservation, alternatives: &[Port]) -> String {
     // A fleet-wide holder may be held for another instance than the one that was asked for.
     let instance = holder.instance.as_ref().filter(|_| holder.scope == Scope::Instance);
     match alternatives.first() {
@@ -189,10 +191,9 @@ fn another_port(protocol: Protocol, holder: &Reservation, alternatives: &[Port])
     }
 }
 
-/// `gkctl port reserve …`; without a port, the next free one.
-fn reserve(protocol: Protocol, instance: Option<&InstanceLink>, port: Option<Port>) -> String {
-    let port = port.map(|port| format!(" --port {port}")).unwrap_or_default();
-    format!("gkctl port reserve{port}{}{}", protocol_option(protocol), whose(instance))
+fn show_history(gone: &Reservation) -> String {
+    let (ports, whose) = (gone.ports(), whose(gone.instance.as_ref()));
+    format!("to see when and by whom: gkctl port history --port {ports}{whose}")
 }
 
 fn whose(instance: Option<&InstanceLink>) -> String {

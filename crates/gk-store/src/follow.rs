@@ -4,16 +4,17 @@
 //! *change*, which is for what caches depend on and history does not tell (ports occupied without a listener, facts,
 //! sessions). A batch takes that row before anything else, so nothing can change between following and picking.
 
-use std::collections::BTreeSet;
-
 use gk_model::history::EventKind;
-use gk_model::id::InstanceId;
+use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::reservation::Scope;
+use gk_model::time::Timestamp;
 
 use crate::Shared;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::port_map::PortMaps;
-use crate::value::values;
+use crate::space::Space;
+use crate::value::{Row, values};
 
 /// How many changes are kept at least; who is further behind forgets everything.
 pub(crate) const CHANGES_KEPT: u64 = 4096;
@@ -83,14 +84,50 @@ pub(crate) fn follow(
     Ok(())
 }
 
+/// Claims and their ends are applied to the maps one by one. Everything else about an instance drops its maps, which are
+/// loaded anew when they are needed.
 fn follow_events(connection: &mut Connection, seq: u64, maps: &mut PortMaps) -> Result<(), StoreError> {
-    let sql = "select kind, instance from event where seq > $1 order by seq";
-    let mut touched = BTreeSet::new();
+    // The ports of one release rest equally long, so the first one tells; if it was released once more in between, the
+    // others rest a moment too long in this map.
+    let sql = "select e.kind, e.instance, e.protocol, e.first_port, e.last_port, r.scope, q.until_at from event e \
+               left join reservation r on r.id = e.reservation \
+               left join quarantine q on q.space = case when r.scope = 'fleet' then 'fleet' else e.instance end \
+               and q.protocol = e.protocol and q.port = e.first_port \
+               where e.seq > $1 order by e.seq";
     for mut row in connection.query(sql, values![seq])? {
-        let (kind, instance): (EventKind, Option<InstanceId>) = (row.take()?, row.take()?);
-        let _ = kind;
-        touched.extend(instance);
+        let (kind, place): (EventKind, Option<Space>) = (row.take()?, row.take()?);
+        let ports = Ports::take(&mut row)?;
+        let (scope, until): (Option<Scope>, Option<Timestamp>) = (row.take()?, row.take()?);
+        let space = if scope == Some(Scope::Fleet) { Some(Space::Fleet) } else { place };
+        match (kind, space, ports) {
+            (EventKind::Reserved | EventKind::Adopted, Some(space), Some(Ports { protocol, range })) => {
+                maps.claim(space, protocol, range);
+            }
+            (EventKind::Released | EventKind::Expired, Some(space), Some(Ports { protocol, range })) => {
+                maps.release(space, protocol, range, until.unwrap_or(Timestamp::from_micros(0)));
+            }
+            (EventKind::Renewed | EventKind::Split, ..) => {}
+            _ => {
+                if let Some(Space::Instance(instance)) = place {
+                    maps.forget(instance);
+                }
+            }
+        }
     }
-    touched.into_iter().for_each(|instance| maps.forget(instance));
     Ok(())
+}
+
+/// The ports that an event is about.
+struct Ports {
+    protocol: Protocol,
+    range: PortRange,
+}
+
+impl Ports {
+    fn take(row: &mut Row) -> Result<Option<Ports>, StoreError> {
+        let (protocol, first, last): (Option<Protocol>, Option<Port>, Option<Port>) =
+            (row.take()?, row.take()?, row.take()?);
+        let range = first.zip(last).and_then(|(first, last)| PortRange::new(first, last).ok());
+        Ok(protocol.zip(range).map(|(protocol, range)| Ports { protocol, range }))
+    }
 }

@@ -101,7 +101,12 @@ impl StoreConfig {
 
     /// SQLite in this directory.
     pub fn embedded(directory: impl Into<PathBuf>) -> StoreConfig {
-        StoreConfig { directory: directory.into(), database: None, max_batch: StoreConfig::MAX_BATCH, database_clock: true }
+        StoreConfig {
+            directory: directory.into(),
+            database: None,
+            max_batch: StoreConfig::MAX_BATCH,
+            database_clock: true,
+        }
     }
 }
 

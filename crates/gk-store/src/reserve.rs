@@ -190,15 +190,14 @@ impl Tx<'_> {
 
     /// Finds the numbers of every slot: those it has, those asked for, those it had, or the next free ones.
     fn place_slots(&mut self, wanted: &Wanted<'_>, slots: &mut [Slot<'_>]) -> Result<(), Error> {
-        for index in 0..slots.len() {
+        for (index, slot) in slots.iter_mut().enumerate() {
             let asked_for = wanted.explicit(index);
-            let slot = &slots[index];
             let Some(ports) = slot.ports.or(asked_for) else { continue };
             let cells = wanted.cells.iter().zip(&slot.kept);
             let missing: Vec<&Cell> =
                 cells.filter(|(_, kept)| kept.is_none()).map(|(cell, _)| cell).collect();
             self.check_range(wanted, ports, &missing)?;
-            slots[index].ports = Some(ports);
+            slot.ports = Some(ports);
         }
         if wanted.request.ensure {
             self.place_again(wanted, slots)?;

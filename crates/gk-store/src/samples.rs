@@ -91,7 +91,7 @@ async fn fill(store: &Store) {
         let id = join(store, name, seed).await;
         let first = reserve(store, by_number(id, 8001), at(10)).await.id;
         if seed == 1 {
-            store.write(move |tx| tx.release(&ada(), first, false, None, at(20))).await.unwrap();
+            store.write(move |tx| tx.release(&ada(), first, None, false, None, at(20))).await.unwrap();
             reserve(store, by_number(id, 8001), at(30)).await;
         }
         reserve(store, by_number(id, 8000), at(30)).await;

@@ -124,7 +124,7 @@ fn a_clock_that_steps_back_is_no_damage() {
         let id = join(&store, "web-1", 1).await;
         let request = ReserveRequest { port: Port::new(8000), ..ReserveRequest::next_free(id) };
         let first = reserve(&store, request.clone(), at(1000)).await.id;
-        store.write(move |tx| tx.release(&ada(), first, false, None, at(2000))).await.unwrap();
+        store.write(move |tx| tx.release(&ada(), first, None, false, None, at(2000))).await.unwrap();
         reserve(&store, request, at(500)).await;
         let verdict = store.verify().await.unwrap();
         assert_eq!(verdict.problems(), Vec::<String>::new());

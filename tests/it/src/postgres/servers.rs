@@ -31,7 +31,10 @@ async fn two_servers_never_give_one_port_twice_nor_one_number_to_two_events() {
                     let made = store.write(move |tx| tx.reserve(&actor, &request, at(0))).await.unwrap();
                     if round % 3 == 2 {
                         let actor = ada.clone();
-                        store.write(move |tx| tx.release(&actor, made.id, false, None, at(0))).await.unwrap();
+                        store
+                            .write(move |tx| tx.release(&actor, made.id, None, false, None, at(0)))
+                            .await
+                            .unwrap();
                     } else {
                         held.push(made.first_port.get());
                     }

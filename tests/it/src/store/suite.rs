@@ -4,10 +4,15 @@
 mod allocation;
 mod backup;
 mod contacts;
+mod ensure;
+mod fleet;
+mod groups;
 mod history;
 mod idempotency;
 mod instances;
+mod leases;
 mod prune;
+mod ranges;
 mod verify;
 
 use gk_store::DatabaseUrl;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use gk_model::access::{Actor, Authority, Role};
 use gk_model::contact::{Closed, Contact, ContactAnswer, ContactBody, Family, Part, Session};
 use gk_model::facts::Facts;
-use gk_model::history::Event;
+use gk_model::history::{Event, Interval};
 use gk_model::id::InstanceId;
 use gk_model::instance::JoinRequest;
 use gk_model::listener::{Digest, Listener, ListenerKey, Netns, Owner};
 use gk_model::port::{Port, Protocol};
-use gk_model::query::{EventQuery, Limit, ReservationQuery};
-use gk_model::reservation::{Reservation, ReserveRequest};
+use gk_model::query::{EventQuery, HistoryQuery, Limit, ReservationQuery};
+use gk_model::reservation::{PortCount, Reservation, ReserveRequest};
 use gk_model::secret::{Secret, SecretHash, SecretKind};
 use gk_model::time::Timestamp;
 use gk_store::{DatabaseUrl, Error, Refusal, Store, StoreConfig};
@@ -149,18 +149,23 @@ impl FakeAgent {
     }
 }
 
+/// Leases go by the times that the tests bring along, whichever database it is.
+fn config(directory: &TempDir, database: Option<DatabaseUrl>) -> StoreConfig {
+    StoreConfig { database, database_clock: false, ..StoreConfig::embedded(directory.path()) }
+}
+
 impl World {
     /// On SQLite, or in a PostgreSQL database of its own.
     pub(crate) async fn new(database: Option<DatabaseUrl>) -> World {
         let directory = TempDir::new().unwrap();
-        let config = StoreConfig { database, ..StoreConfig::embedded(directory.path()) };
+        let config = config(&directory, database);
         World::open(directory, config, at(0)).await
     }
 
     /// What a backup holds, in an empty database.
     pub(crate) async fn from_backup(database: Option<DatabaseUrl>, file: PathBuf, now: Timestamp) -> World {
         let directory = TempDir::new().unwrap();
-        let config = StoreConfig { database, ..StoreConfig::embedded(directory.path()) };
+        let config = config(&directory, database);
         let to = config.clone();
         let restore = move || gk_store::restore(&to, &file, now, &mut |_| {}).unwrap();
         tokio::task::spawn_blocking(restore).await.unwrap();
@@ -239,9 +244,49 @@ impl World {
         self.reserve(&ada, &ReserveRequest::next_free(id), at(0)).await.unwrap().first_port.get()
     }
 
+    /// Everything that a request makes.
+    pub(crate) async fn reserve_group(
+        &self,
+        actor: &Actor,
+        request: &ReserveRequest,
+        now: Timestamp,
+    ) -> Result<Vec<Reservation>, Error> {
+        let (actor, request) = (actor.clone(), request.clone());
+        self.store.write(move |tx| tx.reserve_group(&actor, &request, now)).await
+    }
+
+    pub(crate) async fn release_part(
+        &self,
+        actor: &Actor,
+        made: &Reservation,
+        part: &str,
+        now: Timestamp,
+    ) -> Result<Reservation, Error> {
+        let (actor, id, part) = (actor.clone(), made.id, part.parse().unwrap());
+        self.store.write(move |tx| tx.release(&actor, id, Some(part), false, None, now)).await
+    }
+
+    pub(crate) async fn leave(&self, id: InstanceId, release: bool, now: Timestamp) -> Result<(), Error> {
+        let admin = actor("root", Role::Admin);
+        self.store.write(move |tx| tx.leave(&admin, &id.into(), release, None, now)).await
+    }
+
+    /// Every interval, oldest first.
+    pub(crate) async fn history(&self) -> Vec<Interval> {
+        let query = HistoryQuery { limit: Some(Limit::MAX), ..Default::default() };
+        let mut found = self.store.read(move |reader| reader.list_history(&query)).await.unwrap().items;
+        found.reverse();
+        found
+    }
+
     pub(crate) async fn live(&self) -> Vec<Reservation> {
         let query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
         self.store.read(move |reader| reader.list_reservations(&query)).await.unwrap().items
+    }
+
+    /// `8000-8004/tcp` of every live reservation, by instance, protocol and port.
+    pub(crate) async fn live_ports(&self) -> Vec<String> {
+        self.live().await.iter().map(told).collect()
     }
 
     /// The whole event log, page by page.
@@ -258,6 +303,16 @@ impl World {
             }
         }
     }
+}
+
+/// `8000-8004/tcp`.
+pub(crate) fn told(made: &Reservation) -> String {
+    format!("{}/{}", made.ports(), made.protocol)
+}
+
+/// This many contiguous ports.
+pub(crate) fn count(count: i64) -> PortCount {
+    PortCount::try_from(count).unwrap()
 }
 
 /// The refusal inside an answer that must be one.
