@@ -65,6 +65,15 @@ impl Store {
 }
 
 impl Reader<'_> {
+    /// The time that a new deadline counts from: never before the last tick. Where the wall clock has stepped back since
+    /// then, the next tick moves this deadline along with all others; and a request that was stamped before a step
+    /// forward, and came to its turn after the tick that answered it, is not short of the difference.
+    pub(crate) fn lease_begins(&mut self, now: Timestamp) -> Result<Timestamp, StoreError> {
+        let row = self.query_one("select last_at from lease_clock where id = 0", &[])?;
+        let last_at: Option<Timestamp> = row.map(|mut row| row.take()).transpose()?;
+        Ok(last_at.max(Some(self.clock(now)?)).unwrap_or(now))
+    }
+
     /// Whether any lease is live, and what the wall clock said at the last tick that found one.
     fn find_leases(&mut self) -> Result<(bool, Option<Timestamp>), StoreError> {
         let sql = "select last_at, (select min(expires_at) from reservation \
@@ -96,7 +105,7 @@ impl Tx<'_> {
         if held.expires_at.is_none() {
             return Err(Refusal::NoLease(Box::new(held)).into());
         }
-        let deadline = ttl.deadline(self.clock(now)?);
+        let deadline = ttl.deadline(self.lease_begins(now)?);
         self.set_deadline(EventKind::Renewed, &actor.subject, held, deadline, now)
     }
 

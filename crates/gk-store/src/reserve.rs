@@ -153,7 +153,7 @@ impl Tx<'_> {
             places.iter().flat_map(|place| protocols.iter().map(move |protocol| cell(place, protocol)));
         let cells = cells.collect();
         let expires_at = match request.ttl_seconds {
-            Some(ttl) => Some(ttl.deadline(self.clock(now)?)),
+            Some(ttl) => Some(ttl.deadline(self.lease_begins(now)?)),
             None => None,
         };
         Ok(Wanted { request, holder: &actor.subject, pool, scope, cells, now, expires_at })

@@ -55,7 +55,7 @@ async fn fleet_and_instance_exclude_each_other_in_both_directions() {
             let refusal = refused(world.reserve(&ada, &by_number(request, number), at(2)).await);
             assert_eq!(refusal.to_string(), words, "cold: {is_cold}");
         }
-        assert_eq!(world.events().await.len(), before);
+        assert_eq!((world.events().await.len(), world.store.writer_counters().replays), (before, 0));
         let ranges = ReserveRequest { count: count(3), ..by_number(fleet(one), 7999) };
         assert!(
             matches!(refused(world.reserve(&ada, &ranges, at(2)).await), Refusal::PortReserved { port: p, .. } if p == port(8000))

@@ -132,6 +132,7 @@ async fn several_instances_get_the_same_numbers_or_none() {
     nowhere.group.also_on.push("web-9".parse().unwrap());
     assert!(matches!(refused(world.reserve_group(&ada, &nowhere, at(2)).await), Refusal::NoSuchInstance(_)));
     assert_eq!(world.events().await.len(), before, "no instance got a thing");
+    assert_eq!(world.store.writer_counters().replays, 0, "and nothing had to be undone");
     let everything = ReserveRequest {
         group: Group { names: names(&["a", "b"]).names, both_protocols: true, ..group },
         ..ReserveRequest::next_free(first)

@@ -177,6 +177,34 @@ async fn when_the_clock_steps_deadlines_move_along() {
     }
 }
 
+/// The step is noticed by the next tick only: what is leased or renewed in between must not suffer from it.
+#[tokio::test]
+async fn a_lease_begun_between_a_step_and_its_tick_is_not_short() {
+    for step in [3600i64, -1800] {
+        let world = World::new();
+        let id = world.join("web-1", 1).await;
+        let ada = actor("ada", Role::User);
+        let wall = move |passed: u64| at((10_000 + passed).saturating_add_signed(step));
+        world.reserve(&ada, &lease(id, 9000), at(10_000)).await.unwrap();
+        let old = world.reserve(&ada, &lease(id, 300), at(10_000)).await.unwrap();
+        let mut server = Looker::new(0);
+        for passed in 99..102 {
+            server.look(&world, at(10_000 + passed), passed).await;
+        }
+        world.reserve(&ada, &lease(id, 50), wall(102)).await.unwrap();
+        let (by, ttl) = (ada.clone(), LeaseTime::try_from(50).unwrap());
+        let renew = move |tx: &mut gk_store::Tx<'_>| tx.renew(&by, old.id, ttl, false, None, wall(102));
+        world.store.write(renew).await.unwrap();
+        assert_eq!(server.look(&world, wall(102), 102).await.expired, 0);
+        // Stamped before the step, and done only now.
+        world.reserve(&ada, &lease(id, 50), at(10_102)).await.unwrap();
+        for passed in 103..152 {
+            assert_eq!(server.look(&world, wall(passed), passed).await.expired, 0, "{step}: {passed}");
+        }
+        assert_eq!(world.live().await.len(), 4);
+    }
+}
+
 #[tokio::test]
 async fn of_two_servers_one_moves_the_deadlines() {
     let world = super::new_world().await;

@@ -74,6 +74,7 @@ async fn a_taken_range_is_refused_with_starting_points_for_as_many() {
     }
     assert_eq!(world.live_ports().await, ["8005/tcp", "8030/tcp"], "none of the ten");
     assert_eq!(world.events().await.len(), before, "a refusal writes nothing");
+    assert_eq!(world.store.writer_counters().replays, 0, "so there was nothing to undo");
     for (first, last) in [(8006, 8015), (8016, 8025)] {
         let made = world.reserve(&bob, &by_number(first, 10), at(2)).await.unwrap();
         assert_eq!((made.first_port, made.last_port), (port(first), port(last)));
