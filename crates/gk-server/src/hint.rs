@@ -51,12 +51,14 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
             "to see which there are: gkctl port list --state reserved".to_owned()
         }
         Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default".to_owned(),
-        Refusal::PortReserved { protocol, holder, alternatives, .. } => {
-            reserve_instead(*protocol, holder, alternatives)
+        Refusal::PortReserved { protocol, holder, wanted, alternatives, .. } => {
+            begin_at(*wanted, alternatives)
+                .unwrap_or_else(|| reserve_instead(*protocol, holder, alternatives))
         }
-        Refusal::PortInUse { port, protocol, instance, .. } => {
+        Refusal::PortInUse { port, protocol, instance, wanted, alternatives, .. } => {
             let adopt = reserve(*protocol, Some(instance), Some(*port));
-            format!("if that process is the rightful one: {adopt} --adopt")
+            begin_at(*wanted, alternatives)
+                .unwrap_or_else(|| format!("if that process is the rightful one: {adopt} --adopt"))
         }
         Refusal::SeveralOwners { protocol, .. } => {
             format!("stop all but one of them, or take another port: {}", reserve(*protocol, None, None))
@@ -182,6 +184,13 @@ fn reserve(protocol: Protocol, instance: Option<&InstanceLink>, port: Option<Por
     format!("gkctl port reserve{port}{}{}", protocol_option(protocol), whose(instance))
 }
 
+/// For a range. `gkctl` reserves single ports, and a command for one of them would not be what was wanted.
+fn begin_at(wanted: u16, alternatives: &[Port]) -> Option<String> {
+    let ports: Vec<String> = alternatives.iter().map(ToString::to_string).collect();
+    let is_range = wanted > 1 && !ports.is_empty();
+    is_range.then(|| format!("as many contiguous ports are free from {} on", ports.join(", ")))
+}
+
 fn reserve_instead(protocol: Protocol, holder: &Reservation, alternatives: &[Port]) -> String {
     // A fleet-wide holder may be held for another instance than the one that was asked for.
     let instance = holder.instance.as_ref().filter(|_| holder.scope == Scope::Instance);
@@ -262,6 +271,7 @@ mod tests {
             protocol,
             holder: reservation(protocol, scope),
             listeners: Vec::new(),
+            wanted: 1,
             alternatives: vec![Port::new(8003).unwrap()],
         }
     }
@@ -274,9 +284,19 @@ mod tests {
             protocol: Protocol::Tcp,
             instance: link(),
             listeners: Vec::new(),
+            wanted: 1,
             alternatives: Vec::new(),
         };
+        let Refusal::PortReserved { port: taken, protocol, holder, listeners, .. } =
+            reserved(Protocol::Tcp, Scope::Instance)
+        else {
+            unreachable!("made so above")
+        };
+        let alternatives = [8010, 8020].into_iter().filter_map(Port::new).collect();
+        let range =
+            Refusal::PortReserved { port: taken, protocol, holder, listeners, wanted: 10, alternatives };
         let table = [
+            (range, "as many contiguous ports are free from 8010, 8020 on"),
             (reserved(Protocol::Tcp, Scope::Instance), "gkctl port reserve --port 8003 --instance web-1"),
             (reserved(Protocol::Udp, Scope::Fleet), "gkctl port reserve --port 8003 --protocol udp"),
             (

@@ -59,7 +59,9 @@ pub enum Refusal {
         holder: Box<Reservation>,
         /// Who listens there now.
         listeners: Vec<Listener>,
-        /// Ports that are free instead.
+        /// How many contiguous ports were wanted in all.
+        wanted: u16,
+        /// Where as many are free instead.
         alternatives: Vec<Port>,
     },
     /// Somebody listens on the port without a reservation.
@@ -73,7 +75,9 @@ pub enum Refusal {
         instance: InstanceLink,
         /// Who listens there.
         listeners: Vec<Listener>,
-        /// Ports that are free instead.
+        /// How many contiguous ports were wanted in all.
+        wanted: u16,
+        /// Where as many are free instead.
         alternatives: Vec<Port>,
     },
     /// Adopting needs one owner.

@@ -158,7 +158,8 @@ impl Tx<'_> {
         };
         listeners.retain(|listener| listener.key.netns == Netns::Home);
         let alternatives = self.list_alternatives(wanted)?;
-        Ok(Refusal::PortReserved { port, protocol, holder, listeners, alternatives })
+        let wanted = wanted.total();
+        Ok(Refusal::PortReserved { port, protocol, holder, listeners, wanted, alternatives })
     }
 
     fn check_listeners(&mut self, wanted: &Wanted<'_>, cell: &Cell, range: PortRange) -> Result<(), Error> {
@@ -179,7 +180,8 @@ impl Tx<'_> {
             (Some((instance, listeners)), _) => {
                 let port = listeners.first().map_or(range.first(), |listener| listener.key.port);
                 let alternatives = self.list_alternatives(wanted)?;
-                Err(Refusal::PortInUse { port, protocol, instance, listeners, alternatives }.into())
+                let wanted = wanted.total();
+                Err(Refusal::PortInUse { port, protocol, instance, listeners, wanted, alternatives }.into())
             }
         }
     }

@@ -92,6 +92,49 @@ async fn a_taken_port_names_its_holder_and_the_way_out() {
 }
 
 #[tokio::test]
+async fn a_range_is_reserved_and_released_in_parts() {
+    let api = Api::new();
+    let (_, credential) = api.join("web-1").await;
+    let body =
+        json!({"instance": "web-1", "count": 5, "ttl_seconds": 3600, "service": "shop", "ensure": true});
+    let made = api.local(Method::POST, RESERVE, body.clone()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    assert_eq!((&made.body["first_port"], &made.body["last_port"]), (&json!(8000), &json!(8004)));
+    assert!(made.body["expires_at"].is_string() && made.body["group"].is_null());
+    let again = api.local(Method::POST, RESERVE, body).await;
+    assert_eq!(again.body["id"], made.body["id"]);
+
+    let path = format!("{RESERVE}/{}", made.body["id"].as_str().unwrap());
+    let outside = api.local(Method::DELETE, &format!("{path}?ports=8004-8005"), Value::Null).await;
+    assert_eq!(outside.refusal(), (422, "impossible", Some("ports")));
+    let part = api.local(Method::DELETE, &format!("{path}?ports=8002"), Value::Null).await;
+    assert_eq!((&part.body["last_port"], &part.body["released_at"]), (&json!(8001), &Value::Null));
+    let live = api.local(Method::GET, RESERVE, Value::Null).await;
+    assert_eq!(live.body["items"][1]["split_from"], made.body["id"]);
+    let whole = api.local(Method::DELETE, &path, Value::Null).await;
+    assert!(whole.body["released_at"].is_string());
+
+    let table = [
+        (json!({"instance": "web-1", "count": 0}), (400, "malformed", Some("count"))),
+        (json!({"instance": "web-1", "ttl_seconds": 0}), (400, "malformed", Some("ttl_seconds"))),
+        (json!({"instance": "web-1", "group": {}}), (400, "malformed", Some("group"))),
+        (json!({"instance": "web-1", "ensure": true}), (422, "impossible", Some("service"))),
+        (json!({"instance": "web-1", "port": 65535, "count": 2}), (422, "impossible", Some("count"))),
+        (
+            json!({"instance": "web-1", "ensure": true, "service": "shop", "count": 4}),
+            (409, "ensure_differs", Some("count")),
+        ),
+    ];
+    for (body, expected) in table {
+        assert_eq!(api.local(Method::POST, RESERVE, body.clone()).await.refusal(), expected, "{body}");
+    }
+    let fleet = json!({"instance": "web-1", "scope": "fleet"});
+    let beyond = api.with_token(&credential, Method::POST, RESERVE, fleet.clone()).await;
+    assert_eq!(beyond.refusal(), (403, "forbidden", Some("instance")));
+    assert_eq!(api.local(Method::POST, RESERVE, fleet).await.body["scope"], "fleet");
+}
+
+#[tokio::test]
 async fn joining_again_refreshes_and_versions_are_honoured() {
     let api = Api::new().await;
     let (id, credential) = api.join("web-1").await;
