@@ -45,12 +45,6 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
 /// What to do next.
 pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
     let hint = match refusal {
-        Refusal::NoSuchInstance(_) => "to see which there are: gkctl instance list".to_owned(),
-        Refusal::InstanceLeft(_) => "to bring it back, run on that machine: gkctl instance join".to_owned(),
-        Refusal::NoSuchReservation(_) => {
-            "to see which there are: gkctl port list --state reserved".to_owned()
-        }
-        Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default".to_owned(),
         Refusal::PortReserved { protocol, holder, wanted, alternatives, .. } => {
             begin_at(*wanted, alternatives)
                 .unwrap_or_else(|| reserve_instead(*protocol, holder, alternatives))
@@ -78,7 +72,6 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::BeyondOwnInstance => {
             "use a subject's token with the role user, in GATEKEEPER_TOKEN".to_owned()
         }
-        Refusal::Contradiction(_) => return None,
         Refusal::NotTheHolder(held) => format!("an operator may: {} --force", release(held)),
         Refusal::NameTaken(name) => format!("gkctl instance join --name {name}-2"),
         Refusal::AlreadyJoined(joined) => {
@@ -90,23 +83,33 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::ReservationsLive { instance, .. } => {
             format!("gkctl instance leave {} --release", instance.name)
         }
-        Refusal::IdentitySuperseded { .. } => {
-            "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
-                .to_owned()
-        }
         Refusal::CredentialReplaced => "to see how this machine stands: gkctl status".to_owned(),
         Refusal::CredentialTaken => "make a new credential; one is never shared".to_owned(),
         Refusal::JoinTokenUsed => "ask for a new join token".to_owned(),
-        Refusal::OpensWithoutReport(_) => "send a full report".to_owned(),
-        Refusal::VersionMismatch { .. } => {
-            "read it again, and repeat the change with its new ETag".to_owned()
-        }
-        Refusal::IdempotencyKeyReused(_) => {
-            "make a new key for a new request, and keep one for repetitions of the same".to_owned()
-        }
         Refusal::BadCursor => "start again without `cursor`".to_owned(),
+        other => return advice(other).map(str::to_owned),
     };
     Some(hint)
+}
+
+/// What to do next where that depends on nothing else. What contradicts itself says all there is to say.
+fn advice(refusal: &Refusal) -> Option<&'static str> {
+    let advice = match refusal {
+        Refusal::NoSuchInstance(_) => "to see which there are: gkctl instance list",
+        Refusal::InstanceLeft(_) => "to bring it back, run on that machine: gkctl instance join",
+        Refusal::NoSuchReservation(_) => "to see which there are: gkctl port list --state reserved",
+        Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default",
+        Refusal::IdentitySuperseded { .. } => {
+            "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
+        }
+        Refusal::OpensWithoutReport(_) => "send a full report",
+        Refusal::VersionMismatch { .. } => "read it again, and repeat the change with its new ETag",
+        Refusal::IdempotencyKeyReused(_) => {
+            "make a new key for a new request, and keep one for repetitions of the same"
+        }
+        _ => return None,
+    };
+    Some(advice)
 }
 
 /// The field of the request that it is about.

@@ -27,14 +27,14 @@ pub(crate) enum Location {
     /// A file of this process alone.
     Sqlite(PathBuf),
     /// A database that several servers may share.
-    Postgres(DatabaseUrl),
+    Postgres(Box<DatabaseUrl>),
 }
 
 impl Location {
     /// The database that was named, or else the file inside the data directory.
     pub(crate) fn of(config: &StoreConfig) -> Location {
         match &config.database {
-            Some(url) => Location::Postgres(url.clone()),
+            Some(url) => Location::Postgres(Box::new(url.clone())),
             None => Location::Sqlite(config.directory.join("gatekeeper.db")),
         }
     }

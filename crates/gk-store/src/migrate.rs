@@ -22,15 +22,11 @@ pub(crate) const STEPS: &[&str] = &[
 const REMEMBERED: &str =
     "create table migration (version bigint not null primary key, applied_at bigint not null)";
 
-/// How often a step is looked at again when another server took it at the same time.
-const MOST_TRIES: usize = 5;
-
 /// Brings the database to the newest version.
 ///
 /// Where several servers start at once, each step is taken by the one whose row for it comes first; the others wait for
 /// that row, fail on it, and look again.
 pub(crate) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
-    let mut tries = 0;
     loop {
         let version = find_known_version(connection)?;
         connection.adopt()?;
@@ -40,8 +36,7 @@ pub(crate) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(),
             Ok(()) => tracing::info!(schema.version = version + 1, "database migrated"),
             Err(error) => {
                 connection.rollback()?;
-                tries += 1;
-                if tries == MOST_TRIES || find_version(connection)? == version {
+                if find_version(connection)? == version {
                     return Err(error);
                 }
             }

@@ -307,7 +307,7 @@ mod tests {
         let target = place.path().join("data");
         let half_way = || {
             restore(&StoreConfig::embedded(&target), &file, at(200), &mut |rows| {
-                assert!(rows < 20, "killed")
+                assert!(rows < 20, "killed");
             })
             .unwrap();
         };
@@ -354,7 +354,7 @@ mod tests {
         // Somebody else was faster while it was written.
         let other = file.with_file_name("other");
         let raced = backup(&StoreConfig::embedded(source.path()), &other, at(101), &mut |_| {
-            std::fs::write(&other, "mine").unwrap()
+            std::fs::write(&other, "mine").unwrap();
         });
         assert!(matches!(raced, Err(BackupError::FileExists(_))), "{raced:?}");
         assert_eq!(std::fs::read(&other).unwrap(), b"mine");

@@ -93,7 +93,7 @@ async fn a_taken_port_names_its_holder_and_the_way_out() {
 
 #[tokio::test]
 async fn a_range_is_reserved_and_released_in_parts() {
-    let api = Api::new();
+    let api = Api::new().await;
     let (_, credential) = api.join("web-1").await;
     let body =
         json!({"instance": "web-1", "count": 5, "ttl_seconds": 3600, "service": "shop", "ensure": true});

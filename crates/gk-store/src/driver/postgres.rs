@@ -434,10 +434,9 @@ fn failure(error: &tokio_postgres::Error) -> StoreError {
     match error.code() {
         Some(code) if *code == SqlState::DISK_FULL => StoreError::DiskFull,
         Some(code) if ends_connection(error) || may_be_tried_again(code) => StoreError::Away(text),
-        Some(_) => StoreError::Database(text),
-        // What our own side refused to send or could not read is a fault of a statement, not of the connection.
         None if error.is_closed() || is_io(error) => StoreError::Away(text),
-        None => StoreError::Database(text),
+        // Also what our own side refused to send or could not read: that is a fault of a statement.
+        _ => StoreError::Database(text),
     }
 }
 
@@ -456,7 +455,7 @@ fn may_be_tried_again(code: &SqlState) -> bool {
 
 fn is_io(error: &tokio_postgres::Error) -> bool {
     let source = std::error::Error::source(error);
-    error.to_string().contains("connect") || source.is_some_and(|source| source.is::<std::io::Error>())
+    error.to_string().contains("connect") || source.is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
 }
 
 /// The whole chain in one line. Never a password: the client library keeps it out of its errors.

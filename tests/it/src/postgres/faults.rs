@@ -36,7 +36,7 @@ async fn hammer(
         let request = ReserveRequest { busy: Default::default(), ..ReserveRequest::next_free(id) };
         match store.write(move |tx| tx.reserve(&ada, &request, at(0))).await {
             Ok(made) => {
-                assert!(ledger.lock().unwrap().insert(made.first_port.get()), "a port was answered twice")
+                assert!(ledger.lock().unwrap().insert(made.first_port.get()), "a port was answered twice");
             }
             Err(Error::Failed(StoreError::Away(_))) => {}
             Err(Error::Failed(StoreError::Unknown(_))) => unknown += 1,
@@ -62,7 +62,7 @@ async fn under_load(world: &World, harm: impl AsyncFnOnce(&Mutex<BTreeSet<u16>>)
     let live: Vec<u16> = world.live().await.iter().map(|made| made.first_port.get()).collect();
     let stored: BTreeSet<u16> = live.iter().copied().collect();
     assert_eq!(live.len(), stored.len(), "a port is held twice");
-    let ledger = ledger.lock().unwrap();
+    let ledger = ledger.lock().unwrap().clone();
     assert!(ledger.is_subset(&stored), "answered, and not there: {:?}", ledger.difference(&stored));
     let more = stored.difference(&ledger).count();
     assert!(more <= unknown, "{more} reservations nobody was told of, and {unknown} unknown answers");

@@ -181,7 +181,7 @@ async fn when_the_clock_steps_deadlines_move_along() {
 #[tokio::test]
 async fn a_lease_begun_between_a_step_and_its_tick_is_not_short() {
     for step in [3600i64, -1800] {
-        let world = World::new();
+        let world = super::new_world().await;
         let id = world.join("web-1", 1).await;
         let ada = actor("ada", Role::User);
         let wall = move |passed: u64| at((10_000 + passed).saturating_add_signed(step));
