@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use gk_model::idempotency::KEPT_FOR;
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, StoreError};
@@ -50,6 +51,8 @@ enum Keep {
     Retention,
     /// A day.
     Short,
+    /// As long as an answer may be asked for again.
+    Answers,
 }
 
 /// The order matters: a reservation goes after its interval. Events may still name it, and need nothing of it: what
@@ -70,8 +73,13 @@ const AGED: &[Aged] = &[
         by: "until_at",
         keep: Keep::Short,
     },
-    // The rows of `idempotency` (subject, key) with `created_at < $1`, kept for `Keep::Short`, belong here once its
-    // migration is merged; it needs an index that begins with created_at.
+    Aged {
+        table: "idempotency",
+        key: "subject, key",
+        past: "created_at < $1",
+        by: "created_at",
+        keep: Keep::Answers,
+    },
 ];
 
 impl Tx<'_> {
@@ -87,6 +95,7 @@ impl Tx<'_> {
             let before = match aged.keep {
                 Keep::Retention => cutoff,
                 Keep::Short => now.minus(SHORT),
+                Keep::Answers => now.minus(KEPT_FOR),
             };
             let rows = self.prune_aged(aged, before, most)?;
             pruned.rows += rows;

@@ -35,6 +35,9 @@ const OLDEST_VERSION: i64 = 140_000;
 /// Texts of statements kept prepared; lists with other filters are other texts.
 const MOST_PREPARED: usize = 512;
 
+/// What may wait for the next flight, in rows and statements.
+const MOST_UNSENT: usize = 4096;
+
 /// Rows that one statement carries. Powers of two up to this, so that eight texts per table are enough.
 const MOST_ROWS: usize = 128;
 
@@ -45,6 +48,8 @@ pub(super) struct Postgres {
     runtime: Option<Runtime>,
     prepared: HashMap<String, Statement>,
     said: Vec<Said>,
+    /// How many times something was said since the last flight.
+    unsent: usize,
     /// Whether there is something to roll back.
     begun: bool,
     /// An answer never came: nothing that arrives from now on can be told apart from it.
@@ -63,6 +68,17 @@ enum Said {
         sql: String,
         values: Vec<Value>,
     },
+}
+
+impl Said {
+    fn new(sql: &str, values: &[Value]) -> Said {
+        let (sql, width, values) = (sql.to_owned(), values.len(), values.to_vec());
+        if is_plain_insert(&sql) {
+            Said::Rows { sql, width, values }
+        } else {
+            Said::Statement { sql, values }
+        }
+    }
 }
 
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<tokio_postgres::Row>, tokio_postgres::Error>> + 'a>>;
@@ -86,6 +102,7 @@ impl Postgres {
             runtime: Some(runtime),
             prepared: HashMap::new(),
             said: Vec::new(),
+            unsent: 0,
             begun: false,
             lost: false,
         };
@@ -149,6 +166,7 @@ impl Postgres {
 
     pub(super) fn rollback(&mut self) -> Result<(), StoreError> {
         self.said.clear();
+        self.unsent = 0;
         match std::mem::take(&mut self.begun) {
             true => self.wait(async |client| client.batch_execute("rollback").await),
             false => Ok(()),
@@ -163,23 +181,24 @@ impl Postgres {
     }
 
     pub(super) fn later(&mut self, sql: &str, values: &[Value]) -> Result<(), StoreError> {
-        if !is_plain_insert(sql) {
-            self.said.push(Said::Statement { sql: sql.to_owned(), values: values.to_vec() });
-            return Ok(());
+        self.unsent += 1;
+        match self.find_rows(sql) {
+            Some(rows) => rows.extend_from_slice(values),
+            None => self.said.push(Said::new(sql, values)),
         }
-        // Inserts may change places among themselves (there are no foreign keys), and with nothing else.
-        for said in self.said.iter_mut().rev() {
-            match said {
-                Said::Rows { sql: same, values: rows, .. } if same == sql => {
-                    rows.extend_from_slice(values);
-                    return Ok(());
-                }
-                Said::Rows { .. } => {}
-                Said::Statement { .. } => break,
-            }
-        }
-        self.said.push(Said::Rows { sql: sql.to_owned(), width: values.len(), values: values.to_vec() });
-        Ok(())
+        // A copy of a whole database says much and asks nothing.
+        if self.unsent >= MOST_UNSENT { self.settle() } else { Ok(()) }
+    }
+
+    /// The rows that another one for the same table may join. Inserts may change places among themselves (there are no
+    /// foreign keys), and with nothing else.
+    fn find_rows(&mut self, sql: &str) -> Option<&mut Vec<Value>> {
+        let latest = self.said.iter_mut().rev();
+        let mut inserts = latest.map_while(|said| match said {
+            Said::Rows { sql, values, .. } => Some((sql, values)),
+            Said::Statement { .. } => None,
+        });
+        inserts.find(|(same, _)| *same == sql).map(|(_, values)| values)
     }
 
     pub(super) fn settle(&mut self) -> Result<(), StoreError> {
@@ -208,6 +227,7 @@ impl Postgres {
     /// Turns what was said, and the question, into prepared statements in the same order.
     fn load_flight(&mut self, question: Option<(&str, &[Value])>) -> Result<Flight, StoreError> {
         self.check_connection()?;
+        self.unsent = 0;
         let mut flight = Flight::new();
         for said in std::mem::take(&mut self.said) {
             match said {
