@@ -8,6 +8,7 @@ use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::listener::{Digest, Netns};
 use gk_model::port::Protocol;
 use gk_model::secret::SecretHash;
+use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 use uuid::Uuid;
 
@@ -15,7 +16,7 @@ use crate::beats::{Applied, ContactTimes};
 use crate::error::{Error, Refusal};
 use crate::listeners::Observation;
 use crate::tx::{Reader, Tx};
-use crate::value::{Json, values};
+use crate::value::{Json, Value, values};
 
 /// What the database holds about the sync with one agent.
 struct SyncState {
@@ -34,23 +35,32 @@ impl SyncState {
     }
 }
 
+/// Everything about an instance that a contact may build on.
+struct Known {
+    state: SyncState,
+    subject: Subject,
+    /// The ports it occupies without a listener, as they are stored.
+    occupied: String,
+}
+
 impl Reader<'_> {
     /// The credential is looked at once more, because it may have been replaced since the door let the caller in.
-    fn get_sync_state(&mut self, instance: InstanceId, credential: SecretHash) -> Result<SyncState, Error> {
-        let sql = "select credential, session, opening, sequence, digest, complete from instance \
+    fn get_known(&mut self, instance: InstanceId, credential: SecretHash) -> Result<Known, Error> {
+        let sql = "select credential, session, opening, sequence, digest, complete, subject, occupied from instance \
                    where id = $1 and left_at is null";
         let row = self.query_one(sql, values![instance])?;
         let mut row = row.ok_or(Refusal::NoSuchInstance(InstanceRef::Id(instance)))?;
         if row.take::<Option<SecretHash>>()? != Some(credential) {
             return Err(Refusal::CredentialReplaced.into());
         }
-        Ok(SyncState {
+        let state = SyncState {
             session: row.take()?,
             opening: row.take()?,
             sequence: row.take()?,
             digest: row.take()?,
             complete: row.take()?,
-        })
+        };
+        Ok(Known { state, subject: row.take()?, occupied: row.take()? })
     }
 }
 
@@ -67,8 +77,9 @@ impl Tx<'_> {
         contact: &Contact,
         received_at: Timestamp,
     ) -> Result<Applied, Error> {
-        let before = admit(self.get_sync_state(instance, credential)?, contact)?;
-        let subject = self.get_subject(instance)?;
+        let Known { state, subject, occupied: occupied_before } = self.get_known(instance, credential)?;
+        let session_before = state.session;
+        let before = admit(state, contact)?;
         let observation = Observation { instance, subject, received_at, sent_at: contact.sent_at };
         let (after, occupied) = self.apply_body(&observation, before, contact)?;
         let applied = Applied {
@@ -79,6 +90,9 @@ impl Tx<'_> {
             complete: after.complete,
             confirmed: after.digest == contact.digest && after.sequence == contact.sequence,
         };
+        let occupied = occupied.map(|occupied| Value::from(Json(occupied)));
+        let occupied = occupied.filter(|now| *now != Value::Text(occupied_before));
+        let is_occupied_otherwise = occupied.is_some();
         self.later(
             "update instance set session = $2, opening = $3, sequence = $4, digest = $5, complete = $6, \
              last_contact_at = $7, observed_at = coalesce(cast($8 as bigint), observed_at), \
@@ -92,11 +106,14 @@ impl Tx<'_> {
                 after.complete,
                 received_at,
                 applied.is_observation().then_some(received_at),
-                occupied.map(Json),
+                occupied,
             ],
         )?;
-        if occupied.is_some() {
+        if is_occupied_otherwise {
             self.maps.forget(instance);
+        }
+        // Other servers may have the ports in a map, or answer heartbeats of the older session from memory.
+        if is_occupied_otherwise || after.session != session_before {
             self.note_change(instance)?;
         }
         Ok(applied)

@@ -95,11 +95,6 @@ impl Reader<'_> {
         )?;
         rows.into_iter().map(|mut row| row.take().map(|Json(listener)| listener)).collect()
     }
-
-    pub(crate) fn get_subject(&mut self, instance: InstanceId) -> Result<Subject, StoreError> {
-        let row = self.query_one("select subject from instance where id = $1", values![instance])?;
-        row.ok_or_else(|| StoreError::Corrupt(format!("instance {instance} is gone")))?.take()
-    }
 }
 
 impl Tx<'_> {

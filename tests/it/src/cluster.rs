@@ -61,8 +61,10 @@ impl Cluster {
         }
         let url = format!("postgres://gatekeeper@/postgres?host={}", directory.path().display());
         let own = Own { directory, account, settings: settings.to_vec(), keeper: Mutex::default() };
-        let initdb = ["-A", "trust", "-U", "gatekeeper", "-E", "UTF8", "--locale=C", "--no-sync", "-D"];
-        succeed(&own.command("initdb").args(initdb).arg(own.data()).output().unwrap());
+        // Sorts like people, not like bytes, unless it is told to: as a database that somebody else made might.
+        let initdb =
+            "-A trust -U gatekeeper -E UTF8 --locale=C --locale-provider=icu --icu-locale=en --no-sync -D";
+        succeed(&own.command("initdb").args(initdb.split(' ')).arg(own.data()).output().unwrap());
         let cluster = Cluster { url, own: Some(own) };
         cluster.resume();
         cluster

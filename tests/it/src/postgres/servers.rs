@@ -6,13 +6,17 @@ use std::sync::mpsc;
 use gk_model::access::Role;
 use gk_model::contact::{ContactBody, Occupied};
 use gk_model::facts::Facts;
+use gk_model::lease::LeaseTime;
 use gk_model::port::Protocol;
 use gk_model::query::{EventQuery, Limit};
 use gk_model::reservation::ReserveRequest;
+use gk_model::time::Timestamp;
+use gk_store::Refusal;
+use uuid::Uuid;
 
 use super::Server;
 use crate::cluster;
-use crate::store::world::{World, actor, at, join_request, listener, port};
+use crate::store::world::{World, actor, at, join_request, listener, port, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_never_give_one_port_twice_nor_one_number_to_two_events() {
@@ -91,6 +95,40 @@ async fn a_pick_knows_what_another_server_has_just_written() {
     let own = gk_model::access::Actor { authority: own, ..admin };
     world.store.write(move |tx| tx.join(&own, &refreshed, at(0))).await.unwrap();
     assert_eq!(other.next_free(id).await, 8020, "another ephemeral range");
+}
+
+#[tokio::test]
+async fn a_session_that_another_server_ended_is_refused_at_the_next_tick() {
+    let world = World::new(Some(cluster::shared().create_database())).await;
+    let other = Server::start(world.config.database.as_ref().unwrap()).await;
+    let agent = world.join_with_agent("web-1", 1, &[]).await;
+    let send = |contact| other.store.contact(agent.id, agent.credential, contact, at(1));
+    // The second one is answered from the memory of that server.
+    send(agent.heartbeat(&[], at(1))).await.unwrap();
+    send(agent.heartbeat(&[], at(1))).await.unwrap();
+    let mut clone = agent;
+    let mut opening = clone.report(&[], at(2));
+    opening.opening = Some(Uuid::from_u128(99));
+    world.contact(&clone, opening, at(2)).await.unwrap();
+    other.store.flush_contacts().await.unwrap();
+    let refusal = refused(send(agent.heartbeat(&[], at(3))).await);
+    assert!(matches!(refusal, Refusal::IdentitySuperseded { .. }), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn leases_go_by_the_clock_of_the_database() {
+    let database = cluster::shared().create_database();
+    let world = World::new(Some(database.clone())).await;
+    let id = world.join("web-1", 1).await;
+    // This server believes that it is 2023.
+    let server = Server::start(&database).await;
+    let lease = ReserveRequest {
+        ttl_seconds: Some(LeaseTime::try_from(3600).unwrap()),
+        ..ReserveRequest::next_free(id)
+    };
+    let made = server.reserve(&lease).await.unwrap();
+    let left_us = made.expires_at.unwrap().as_micros() - Timestamp::from_clock().as_micros();
+    assert!((3540..=3660).contains(&(left_us / 1_000_000)), "{left_us} µs are left of an hour");
 }
 
 #[tokio::test(flavor = "multi_thread")]

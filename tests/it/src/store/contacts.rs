@@ -58,6 +58,20 @@ async fn report_never_touches_reservations() {
 }
 
 #[tokio::test]
+async fn text_is_ordered_by_its_bytes() {
+    let world = super::new_world().await;
+    let seen = ["::1", "10.0.0.1", "0.0.0.0"].map(|address| listener(Protocol::Tcp, address, 80, 1, at(0)));
+    let agent = world.join_with_agent("web-1", 1, &seen).await;
+    let query = PortQuery::default();
+    let list =
+        move |reader: &mut gk_store::Reader<'_>| reader.list_ports(Some(&agent.id.into()), &query, at(0));
+    let page = world.store.read(list).await.unwrap();
+    let addresses = page.items[0].listeners.iter().map(|listener| listener.key.address.to_string());
+    // Where people sort, the colon comes before the digits.
+    assert_eq!(addresses.collect::<Vec<_>>(), ["0.0.0.0", "10.0.0.1", "::1"]);
+}
+
+#[tokio::test]
 async fn replayed_contact_changes_nothing() {
     let world = super::new_world().await;
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
