@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use gk_model::time::Timestamp;
-use gk_store::{Checked, Copied, StoreConfig};
+use gk_store::{Checked, Copied};
 
 use crate::args::{CopyArgs, VerifyArgs};
 
@@ -32,8 +32,8 @@ pub(crate) fn restore(args: &CopyArgs) -> anyhow::Result<()> {
         rows => progress.tell(&format!("{} rows so far", grouped(rows))),
     });
     progress.clear();
-    println!("restored {} from {} to {}", described(&copied?), args.file.display(), place(&store));
-    let database = store.database.as_ref().map(|url| format!(" --database {url}")).unwrap_or_default();
+    println!("restored {} from {} to {}", described(&copied?), args.file.display(), store.place());
+    let database = store.database.as_ref().map(|url| format!(" --database '{url}'")).unwrap_or_default();
     eprintln!("start it with: gatekeeper server --data {}{database}", store.directory.display());
     Ok(())
 }
@@ -60,18 +60,10 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                 "error: {} in the database {}: keep a copy of it, and restore the last good backup into a new \
                  directory",
                 counted(count, "violation"),
-                place(&store)
+                store.place()
             );
             Ok(ExitCode::FAILURE)
         }
-    }
-}
-
-/// Where a database is, for people.
-fn place(store: &StoreConfig) -> String {
-    match &store.database {
-        Some(url) => url.to_string(),
-        None => store.directory.display().to_string(),
     }
 }
 

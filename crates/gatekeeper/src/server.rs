@@ -60,6 +60,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     /// Its Unix socket.
     pub(crate) socket: PathBuf,
+    database: String,
     store: Store,
     retention: Duration,
     listeners: Listeners,
@@ -76,7 +77,9 @@ impl Server {
         }
         let data = args.database.data();
         // The store first: its lock decides whose socket file lies in the directory.
-        let store = Store::open(args.database.store()?, Timestamp::from_clock()).await?;
+        let config = args.database.store()?;
+        let database = config.place();
+        let store = Store::open(config, Timestamp::from_clock()).await?;
         let tcp = TcpListener::bind(args.listen).await.map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => anyhow::anyhow!(
                 "{} is in use: another server may be running (`gkctl status` asks it); choose another port with \
@@ -90,7 +93,7 @@ impl Server {
             std::path::absolute(data.join(SOCKET_FILE)).context("cannot tell the working directory")?;
         let unix = bind_socket(&socket)?;
         let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
-        Ok(Server { address, socket, store, retention: args.retention, listeners })
+        Ok(Server { address, socket, database, store, retention: args.retention, listeners })
     }
 
     /// Serves until `stop`, then finishes what was accepted.
@@ -98,6 +101,7 @@ impl Server {
         tracing::info!(
             server.address = %self.address,
             server.socket = %self.socket.display(),
+            server.database = %self.database,
             server.version = env!("CARGO_PKG_VERSION"),
             "serving"
         );

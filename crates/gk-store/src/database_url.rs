@@ -84,25 +84,29 @@ impl DatabaseUrl {
     }
 }
 
-/// Without the password.
+/// Without the password, and so that it names the same database when it is pasted.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut names, mut sockets) = (Vec::new(), Vec::new());
+        for host in self.config.get_hosts() {
+            match host {
+                Host::Tcp(name) => names.push(name.clone()),
+                Host::Unix(path) => sockets.push(path.display().to_string()),
+            }
+        }
+        names.extend(self.config.get_hostaddrs().iter().map(IpAddr::to_string));
         f.write_str("postgres://")?;
         if let Some(user) = self.config.get_user() {
             write!(f, "{user}@")?;
         }
-        let hosts = self.config.get_hosts().iter().map(|host| match host {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(path) => path.display().to_string(),
-        });
-        let addresses = self.config.get_hostaddrs().iter().map(IpAddr::to_string);
-        f.write_str(&hosts.chain(addresses).collect::<Vec<_>>().join(","))?;
+        f.write_str(&names.join(","))?;
         if let [port] = self.config.get_ports()
             && *port != 5432
         {
             write!(f, ":{port}")?;
         }
-        write!(f, "/{}", self.config.get_dbname().unwrap_or_default())
+        write!(f, "/{}", self.config.get_dbname().unwrap_or_default())?;
+        if sockets.is_empty() { Ok(()) } else { write!(f, "?host={}", sockets.join(",")) }
     }
 }
 
@@ -193,6 +197,17 @@ mod tests {
         let error =
             "postgres://ada:sesame@db.example/gatekeeper?sslmode=maybe".parse::<DatabaseUrl>().unwrap_err();
         assert!(!error.to_string().contains("sesame"), "{error}");
+    }
+
+    #[test]
+    fn what_is_shown_names_the_same_database() {
+        for text in [
+            "postgres://ada@localhost/gatekeeper",
+            "postgres://ada@db.example:5433/gatekeeper",
+            "postgres://ada@/gatekeeper?host=/run/postgresql",
+        ] {
+            assert_eq!(text.parse::<DatabaseUrl>().unwrap().to_string(), text);
+        }
     }
 
     #[test]

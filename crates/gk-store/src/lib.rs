@@ -108,6 +108,11 @@ impl StoreConfig {
             database_clock: true,
         }
     }
+
+    /// The database for people: the file, or the address without its password.
+    pub fn place(&self) -> String {
+        Location::of(self).to_string()
+    }
 }
 
 /// A handle to the store; clones share it.
@@ -162,7 +167,7 @@ impl Store {
     pub(crate) fn open_here(config: &StoreConfig, now: Timestamp) -> Result<Store, OpenError> {
         let lock = DirectoryLock::acquire(&config.directory)?;
         let location = Location::of(config);
-        let about = |source| OpenError::Database { place: location.to_string(), source };
+        let about = |source| OpenError::Database { place: config.place(), source };
         let mut connection = Connection::open(&location, Access::Write).map_err(about)?;
         migrate::migrate(&mut connection, now).map_err(about)?;
         log::ensure_log(&mut connection, now).map_err(about)?;

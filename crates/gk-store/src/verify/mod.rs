@@ -13,7 +13,6 @@ use gk_model::time::Timestamp;
 
 use crate::backup::open_existing;
 use crate::directory::OpenError;
-use crate::driver::Location;
 use crate::error::{Error, StoreError};
 use crate::migrate::STEPS;
 use crate::tx::Reader;
@@ -167,7 +166,7 @@ pub fn verify(
     tell: &mut dyn FnMut(&'static str),
 ) -> Result<Verdict, OpenError> {
     let (mut connection, found) = open_existing(config)?;
-    let (known, place) = (STEPS.len() as u64, Location::of(config).to_string());
+    let (known, place) = (STEPS.len() as u64, config.place());
     if found < known {
         return Err(OpenError::Older { place, found, known });
     }
