@@ -112,6 +112,11 @@ impl ApiError {
                 Some("use a token with that role, in GATEKEEPER_TOKEN".to_owned())
             }
             ApiError::Refused(refusal) => hint::hint(refusal),
+            ApiError::Failed(StoreError::Away(_)) => Some(
+                "try again shortly: the server goes on by itself when its database is back, and its log tells what it \
+                 waits for"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
