@@ -1,5 +1,6 @@
 //! What only a database that is shared, and can go away, can show.
 
+mod agree;
 mod faults;
 mod servers;
 

@@ -6,9 +6,10 @@ use gk_model::access::Role;
 use gk_model::port::Protocol;
 use gk_model::port_set::PortSet;
 use gk_model::reservation::ReserveRequest;
+use gk_model::secret::SecretKind;
 use gk_store::{Error, Refusal, StoreError};
 
-use crate::store::world::{actor, at, listener, port, refused};
+use crate::store::world::{actor, at, credential, listener, port, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_double_allocation() {
@@ -42,6 +43,41 @@ async fn no_double_allocation() {
     assert_eq!(live, ledger, "what is stored is what was answered");
     let counters = world.store.writer_counters();
     assert!(counters.commits < counters.answers, "concurrent callers share a commit: {counters:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_fails_is_its_own_callers_alone() {
+    let world = super::new_world().await;
+    let id = world.join("web-1", 1).await;
+    let user = actor("ada", Role::User);
+    let token = move |tx: &mut gk_store::Tx<'_>| {
+        let ada = "ada".parse().unwrap();
+        tx.create_token(credential(200), SecretKind::Subject, &ada, Role::User, None, at(0))
+    };
+    world.store.write(token).await.unwrap();
+    let mut answers = Vec::new();
+    for number in 0..60u16 {
+        let (store, user) = (world.store.clone(), user.clone());
+        answers.push(tokio::spawn(async move {
+            // Every sixth one runs into a primary key, which a database across a network tells only later.
+            if number % 6 == 3 {
+                return store.write(token).await.map(|()| number);
+            }
+            let request = ReserveRequest { port: Some(port(9000 + number)), ..ReserveRequest::next_free(id) };
+            store
+                .write(move |tx| tx.reserve(&user, &request, at(0)))
+                .await
+                .map(|made| made.first_port.get() - 9000)
+        }));
+    }
+    for (number, answer) in answers.into_iter().enumerate() {
+        match (number % 6, answer.await.unwrap()) {
+            (3, Err(Error::Failed(StoreError::Database(_)))) => {}
+            (0..3 | 4.., Ok(same)) => assert_eq!(usize::from(same), number),
+            (_, other) => panic!("closure {number}: {other:?}"),
+        }
+    }
+    assert_eq!(world.live().await.len(), 50);
 }
 
 #[tokio::test(flavor = "multi_thread")]
