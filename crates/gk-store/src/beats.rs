@@ -52,6 +52,15 @@ pub(crate) struct ContactTimes {
     pub(crate) observed_at: Option<Timestamp>,
 }
 
+/// What a batch changes about heartbeats, to be applied once it is committed.
+#[derive(Clone, Copy)]
+pub(crate) enum BeatChange {
+    /// A contact went through the database.
+    Applied(InstanceId, Applied, Timestamp),
+    /// The identity of the instance ended or began anew.
+    Ended(InstanceId),
+}
+
 struct Beat {
     applied: Applied,
     times: ContactTimes,
@@ -91,22 +100,21 @@ impl Beats {
         Some(beat.applied.answer())
     }
 
-    /// Remembers what a contact that went through the database led to. Answers may overtake each other on their way
-    /// here, so what is older than what is known changes nothing.
-    pub(crate) fn note(&self, instance: InstanceId, applied: &Applied, now: Timestamp) {
-        let mut beats = self.lock();
-        let known = beats.get(&instance);
-        let is_older = |known: &Beat| {
-            let position = |applied: &Applied| (applied.session, applied.sequence);
-            known.applied.credential == applied.credential && position(&known.applied) > position(applied)
-        };
-        if known.is_some_and(is_older) {
-            return;
+    /// What a batch has changed, once it is committed. Only the writer's thread calls this, in the order of commits, so
+    /// nothing older ever takes the place of what other servers made known.
+    pub(crate) fn apply(&self, change: BeatChange) {
+        match change {
+            BeatChange::Applied(instance, applied, at) => self.note(instance, applied, at),
+            BeatChange::Ended(instance) => self.forget(instance),
         }
-        let before = known.and_then(|known| known.times.observed_at);
+    }
+
+    fn note(&self, instance: InstanceId, applied: Applied, now: Timestamp) {
+        let mut beats = self.lock();
+        let before = beats.get(&instance).and_then(|known| known.times.observed_at);
         let observed_at = if applied.is_observation() { Some(now) } else { before };
         let times = ContactTimes { last_contact_at: now, observed_at };
-        beats.insert(instance, Beat { applied: *applied, times, unwritten: true });
+        beats.insert(instance, Beat { applied, times, unwritten: true });
     }
 
     /// Drops what is known of an instance: its identity starts anew.

@@ -3,7 +3,7 @@
 //! The protocol is written down in `gk_model::contact`. State only moves forward: a session is issued once, a sequence
 //! number is applied once, and whatever does not fit is answered with what would.
 
-use gk_model::contact::{Contact, ContactBody, Family, Occupied, Part, Session};
+use gk_model::contact::{Contact, ContactAnswer, ContactBody, Family, Occupied, Part, Session};
 use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::listener::{Digest, Netns};
 use gk_model::port::Protocol;
@@ -12,7 +12,7 @@ use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 use uuid::Uuid;
 
-use crate::beats::{Applied, ContactTimes};
+use crate::beats::{Applied, BeatChange, ContactTimes};
 use crate::error::{Error, Refusal};
 use crate::listeners::Observation;
 use crate::tx::{Reader, Tx};
@@ -76,7 +76,7 @@ impl Tx<'_> {
         credential: SecretHash,
         contact: &Contact,
         received_at: Timestamp,
-    ) -> Result<Applied, Error> {
+    ) -> Result<ContactAnswer, Error> {
         let Known { state, subject, occupied: occupied_before } = self.get_known(instance, credential)?;
         let session_before = state.session;
         let before = admit(state, contact)?;
@@ -116,7 +116,8 @@ impl Tx<'_> {
         if is_occupied_otherwise || after.session != session_before {
             self.note_change(instance)?;
         }
-        Ok(applied)
+        self.beats.push(BeatChange::Applied(instance, applied, received_at));
+        Ok(applied.answer())
     }
 
     /// Applies what a contact tells, if it is next in line; otherwise nothing changes. Also answers the occupied ports,

@@ -58,7 +58,16 @@ pub enum OpenError {
 
 /// Held for as long as the store is open; the kernel lets go of it when the process ends, however it ends.
 pub(crate) struct DirectoryLock {
-    _file: File,
+    file: File,
+}
+
+/// Let go of by word: a process that another thread is just starting may hold the file for a moment longer.
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::debug!(%error, "the lock of the data directory was not let go of");
+        }
+    }
 }
 
 impl DirectoryLock {
@@ -76,7 +85,7 @@ impl DirectoryLock {
             .open(directory.join("gatekeeper.lock"))
             .map_err(about)?;
         match file.try_lock() {
-            Ok(()) => Ok(DirectoryLock { _file: file }),
+            Ok(()) => Ok(DirectoryLock { file }),
             Err(TryLockError::WouldBlock) => Err(OpenError::Locked(directory.to_owned())),
             Err(TryLockError::Error(source)) => Err(about(source)),
         }
@@ -97,6 +106,15 @@ fn create_private(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_that_was_inherited_is_let_go_of_all_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let lock = DirectoryLock::acquire(place.path()).unwrap();
+        let _inherited = lock.file.try_clone().unwrap();
+        drop(lock);
+        DirectoryLock::acquire(place.path()).unwrap();
+    }
 
     #[test]
     fn the_data_directory_is_private_and_what_is_above_it_is_not() {

@@ -140,6 +140,26 @@ impl Connection {
         }
     }
 
+    /// Marks where [`Connection::undo_to_savepoint`] goes back to. A failure of what was said before shows here.
+    pub(crate) fn savepoint(&mut self) -> Result<(), StoreError> {
+        self.later("savepoint closure", &[])?;
+        self.settle()
+    }
+
+    /// Keeps what was done since the savepoint.
+    pub(crate) fn release_savepoint(&mut self) -> Result<(), StoreError> {
+        self.later("release savepoint closure", &[])
+    }
+
+    /// Undoes what was done since the savepoint, failed statements included, and forgets what was only said.
+    pub(crate) fn undo_to_savepoint(&mut self) -> Result<(), StoreError> {
+        if let Database::Postgres(postgres) = &mut self.0 {
+            return postgres.undo_to_savepoint();
+        }
+        self.later("rollback to savepoint closure", &[])?;
+        self.release_savepoint()
+    }
+
     /// Runs a migration: several statements, no values.
     pub(crate) fn script(&mut self, sql: &str) -> Result<(), StoreError> {
         either!(self, script(sql))

@@ -284,10 +284,7 @@ impl Store {
         if let Some(answer) = self.0.shared.beats.confirm(instance, credential, &contact, received_at) {
             return Ok(answer);
         }
-        let applied =
-            self.write(move |tx| tx.apply_contact(instance, credential, &contact, received_at)).await?;
-        self.0.shared.beats.note(instance, &applied, received_at);
-        Ok(applied.answer())
+        self.write(move |tx| tx.apply_contact(instance, credential, &contact, received_at)).await
     }
 
     /// Writes down the contacts that so far are only in memory.

@@ -10,6 +10,7 @@ use gk_model::secret::SecretHash;
 use gk_model::text::{InstanceName, Subject};
 use gk_model::time::Timestamp;
 
+use crate::beats::BeatChange;
 use crate::error::{Error, Refusal, StoreError};
 use crate::instances::{link, name_key};
 use crate::tx::{NewEvent, Reader, Tx};
@@ -214,7 +215,7 @@ impl Tx<'_> {
             "update instance set session = 0, opening = null, sequence = 0 where id = $1",
             values![known],
         )?;
-        self.departed.push(known);
+        self.beats.push(BeatChange::Ended(known));
         let message = "joined again in place of the lost identity".to_owned();
         self.record_instance(EventKind::Joined, known, actor, message, now)?;
         Ok(taken_over)
@@ -285,7 +286,7 @@ impl Tx<'_> {
             values![leaving.id, now, leaving.last_contact_at],
         )?;
         self.maps.forget(leaving.id);
-        self.departed.push(leaving.id);
+        self.beats.push(BeatChange::Ended(leaving.id));
         self.record_instance(EventKind::Left, leaving.id, actor, format!("{} left", leaving.name), now)?;
         Ok(())
     }

@@ -10,6 +10,7 @@ use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 
 use crate::Shared;
+use crate::beats::BeatChange;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::follow::{CHANGES_KEPT, Next};
@@ -67,7 +68,7 @@ impl<'a> Reader<'a> {
 pub struct Tx<'a> {
     reader: Reader<'a>,
     pub(crate) maps: &'a mut PortMaps,
-    pub(crate) departed: &'a mut Vec<InstanceId>,
+    pub(crate) beats: &'a mut Vec<BeatChange>,
     next: &'a mut Next,
     wrote: bool,
     /// Whether a savepoint is around this closure, so that its failures must show before it ends.
@@ -92,10 +93,10 @@ impl<'a> Tx<'a> {
         connection: &'a mut Connection,
         shared: &'a Shared,
         maps: &'a mut PortMaps,
-        departed: &'a mut Vec<InstanceId>,
+        beats: &'a mut Vec<BeatChange>,
         next: &'a mut Next,
     ) -> Tx<'a> {
-        Tx { reader: Reader::new(connection, shared), maps, departed, next, wrote: false, alone: false }
+        Tx { reader: Reader::new(connection, shared), maps, beats, next, wrote: false, alone: false }
     }
 
     /// Says something whose result nobody waits for.

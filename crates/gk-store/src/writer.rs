@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use gk_model::id::InstanceId;
 use tokio::sync::oneshot;
 
 use crate::Shared;
+use crate::beats::BeatChange;
 use crate::driver::{Access, Connection, Location};
 use crate::error::{Error, StoreError};
 use crate::follow::{Seen, follow};
@@ -69,7 +69,7 @@ impl Writer {
             connection: Some(connection),
             shared,
             maps: PortMaps::default(),
-            departed: Vec::new(),
+            beats: Vec::new(),
             seen: None,
             away_since: None,
             max_batch,
@@ -198,8 +198,8 @@ struct Worker {
     connection: Option<Connection>,
     shared: Arc<Shared>,
     maps: PortMaps,
-    /// Instances whose identity ended in the batch under way: their heartbeats are forgotten once it is committed.
-    departed: Vec<InstanceId>,
+    /// What the batch under way changes about heartbeats.
+    beats: Vec<BeatChange>,
     /// How far the maps have followed; `None` when nothing is known to be true.
     seen: Option<Seen>,
     /// Since when the database has been away.
@@ -247,7 +247,7 @@ impl Worker {
         loop {
             let Err(failed) = self.attempt(batch, savepoints) else {
                 self.maps.keep();
-                self.departed.drain(..).for_each(|instance| self.shared.beats.forget(instance));
+                self.beats.drain(..).for_each(|change| self.shared.beats.apply(change));
                 self.metrics.commits.fetch_add(1, Ordering::Relaxed);
                 self.away_since = None;
                 return Ok(());
@@ -281,7 +281,7 @@ impl Worker {
     /// Forgets everything a batch did. After a failure nothing cached about ports or numbers is trusted.
     fn undo(&mut self) {
         self.maps.clear();
-        self.departed.clear();
+        self.beats.clear();
         self.seen = None;
         if self.connection.as_mut().is_some_and(|connection| connection.rollback().is_err()) {
             self.connection = None;
@@ -303,22 +303,21 @@ impl Worker {
         let mut next = found.next();
         for job in batch {
             if savepoints {
-                connection.later("savepoint closure", &[])?;
+                connection.savepoint()?;
             }
-            let before = (next, self.departed.len());
-            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut self.departed, &mut next);
+            let before = (next, self.beats.len());
+            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut self.beats, &mut next);
             tx.alone = savepoints;
             if job.run(&mut tx) == Ran::Undo {
                 if !savepoints {
                     return Err(Failed::Closure);
                 }
                 next = before.0;
-                self.departed.truncate(before.1);
+                self.beats.truncate(before.1);
                 self.maps.clear();
-                connection.later("rollback to savepoint closure", &[])?;
-            }
-            if savepoints {
-                connection.later("release savepoint closure", &[])?;
+                connection.undo_to_savepoint()?;
+            } else if savepoints {
+                connection.release_savepoint()?;
             }
         }
         let seen = next.last();

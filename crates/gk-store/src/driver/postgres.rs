@@ -165,12 +165,18 @@ impl Postgres {
     }
 
     pub(super) fn rollback(&mut self) -> Result<(), StoreError> {
-        self.said.clear();
-        self.unsent = 0;
+        self.forget_said();
         match std::mem::take(&mut self.begun) {
             true => self.wait(async |client| client.batch_execute("rollback").await),
             false => Ok(()),
         }
+    }
+
+    /// At once and in plain words: while a transaction is aborted, nothing else can even be prepared.
+    pub(super) fn undo_to_savepoint(&mut self) -> Result<(), StoreError> {
+        self.forget_said();
+        let undo = "rollback to savepoint closure; release savepoint closure";
+        self.wait(async |client| client.batch_execute(undo).await)
     }
 
     /// Everything that was said, and the question, in one flight.
@@ -199,6 +205,11 @@ impl Postgres {
             Said::Statement { .. } => None,
         });
         inserts.find(|(same, _)| *same == sql).map(|(_, values)| values)
+    }
+
+    fn forget_said(&mut self) {
+        self.said.clear();
+        self.unsent = 0;
     }
 
     pub(super) fn settle(&mut self) -> Result<(), StoreError> {
