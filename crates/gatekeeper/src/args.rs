@@ -1,5 +1,6 @@
 //! The command line. Every option can also be set in the environment, as `GATEKEEPER_…`.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -65,7 +66,7 @@ impl DatabaseArgs {
     pub(crate) fn store(&self) -> anyhow::Result<StoreConfig> {
         let database = match &self.database {
             Some(url) => Some(without_password(url)?),
-            None => find_database(|name| std::env::var(name).ok())?,
+            None => find_database(|name| std::env::var_os(name))?,
         };
         Ok(StoreConfig { database, ..StoreConfig::embedded(self.data()) })
     }
@@ -83,10 +84,12 @@ fn without_password(url: &str) -> anyhow::Result<DatabaseUrl> {
 }
 
 /// `GATEKEEPER_DATABASE` for those whose `DATABASE_URL` is another program's.
-fn find_database(env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Option<DatabaseUrl>> {
+fn find_database(env: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<Option<DatabaseUrl>> {
     for name in ["GATEKEEPER_DATABASE", "DATABASE_URL"] {
         if let Some(url) = env(name).filter(|url| !url.is_empty()) {
-            return url.parse().map(Some).with_context(|| format!("cannot use {name} of the environment"));
+            let about = || format!("cannot use {name} of the environment");
+            let url = url.to_str().context("it is not UTF-8").with_context(about)?;
+            return url.parse().map(Some).with_context(about);
         }
     }
     Ok(None)
@@ -247,7 +250,7 @@ mod tests {
         let found = |pairs: &[(&str, &str)]| {
             let env = |name: &str| {
                 let pair = pairs.iter().find(|(known, _)| *known == name)?;
-                Some(pair.1.to_owned())
+                Some(pair.1.into())
             };
             super::find_database(env).map(|url| url.map(|url| url.to_string()))
         };

@@ -154,7 +154,7 @@ impl ApiError {
         let again_in = |seconds: u16| Some((RETRY_AFTER, HeaderValue::from(seconds)));
         match self {
             ApiError::Unauthenticated(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-            ApiError::InFlight | ApiError::Failed(StoreError::QueueFull) => again_in(1),
+            ApiError::InFlight | ApiError::Failed(StoreError::QueueFull | StoreError::Away(_)) => again_in(1),
             ApiError::TimedOut => again_in(5),
             ApiError::Failed(StoreError::DiskFull) => again_in(30),
             ApiError::Failed(error) if failure_code(error) == Code::Unavailable => again_in(5),

@@ -26,6 +26,9 @@ const PRUNE_AT_ONCE: u32 = 500;
 /// How far apart these batches are: several times what one takes, so that a backlog never fills the writer.
 const PRUNE_TURNS: Duration = Duration::from_millis(25);
 
+/// How often leases are looked at. One ends at most this much later than it could.
+const EXPIRE_LEASES_EVERY: Duration = Duration::from_secs(1);
+
 /// Writes the heartbeats that are kept in memory to the database. The last flush, at shutdown, is
 /// [`run`](crate::run)'s, after the last connection has ended.
 pub(crate) async fn flush_contacts(store: Store, mut stop: watch::Receiver<bool>) {
@@ -96,14 +99,11 @@ async fn prune_all(store: &Store, clock: &Clock, retention: Duration) -> Result<
     }
 }
 
-/// How often leases are looked at. One ends at most this much later than it could.
-const EXPIRE_LEASES_EVERY: Duration = Duration::from_secs(1);
-
 /// Ends leases whose time is over. While there are none, this only reads.
 pub(crate) async fn expire_leases(store: Store, clock: Clock, mut stop: watch::Receiver<bool>) {
     let mut ticks = tokio::time::interval(EXPIRE_LEASES_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut time = LeaseTime { started: Instant::now(), last: None };
+    let mut time = LeaseClock { started: Instant::now(), last: None };
     let mut failing = false;
     loop {
         tokio::select! {
@@ -115,23 +115,27 @@ pub(crate) async fn expire_leases(store: Store, clock: Clock, mut stop: watch::R
                 tracing::info!("leases are ended again");
                 failing = false;
             }
-            Err(error) if !failing => {
-                tracing::warn!(error = chain(&error), "leases are not ended for now");
+            Ok(()) => {}
+            Err(error) => {
+                // Nobody could renew either: the holders get the same grace as after a start.
+                time.started = Instant::now();
+                if !failing {
+                    tracing::warn!(error = chain(&error), "leases are not ended for now");
+                }
                 failing = true;
             }
-            Ok(()) | Err(_) => {}
         }
     }
 }
 
-/// The clock that never steps: when the server started, and when it last looked at the leases with success.
-struct LeaseTime {
+/// A clock that never steps: since when the server has been answering, and when it last looked at the leases with success.
+struct LeaseClock {
     started: Instant,
     last: Option<Instant>,
 }
 
 /// One look, in as many batches as it takes.
-async fn expire_all(store: &Store, clock: &Clock, time: &mut LeaseTime) -> Result<(), Error> {
+async fn expire_all(store: &Store, clock: &Clock, time: &mut LeaseClock) -> Result<(), Error> {
     loop {
         // Monotonic time first: what passes between the two readings then counts as not passed, which is the safe side.
         let here = Instant::now();

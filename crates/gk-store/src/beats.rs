@@ -122,9 +122,10 @@ impl Beats {
         self.lock().remove(&instance);
     }
 
-    /// Drops everything.
-    pub(crate) fn clear(&self) {
-        self.lock().clear();
+    /// What is known may not be true any more: every next heartbeat goes through the database. The times stay, since they
+    /// may not be written down yet.
+    pub(crate) fn doubt(&self) {
+        self.lock().values_mut().for_each(|beat| beat.applied.confirmed = false);
     }
 
     /// The newest times, if newer ones than the database's are known.

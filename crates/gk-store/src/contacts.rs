@@ -149,7 +149,9 @@ impl Tx<'_> {
     pub(crate) fn update_contact_times(&mut self, times: &[(InstanceId, ContactTimes)]) -> Result<(), Error> {
         for (instance, times) in times {
             self.later(
-                "update instance set last_contact_at = $2, observed_at = coalesce(cast($3 as bigint), observed_at) \
+                "update instance set last_contact_at = $2, \
+                 observed_at = case when coalesce(observed_at, 0) > coalesce(cast($3 as bigint), 0) then observed_at \
+                 else cast($3 as bigint) end \
                  where id = $1 and left_at is null and coalesce(last_contact_at, 0) <= $2",
                 values![*instance, times.last_contact_at, times.observed_at],
             )?;

@@ -25,7 +25,9 @@ pub enum OpenError {
     #[error("another server is using the data directory {}: stop it, or choose another one with --data", .0.display())]
     Locked(PathBuf),
     /// There is nothing to back up or to verify.
-    #[error("there is no database in {0}: name its directory with --data")]
+    #[error(
+        "there is no Gatekeeper database at {0}: name its directory with --data, or its address with --database"
+    )]
     NoDatabase(String),
     /// The database waits for its migration.
     #[error(

@@ -67,7 +67,7 @@ pub(crate) fn follow(
     let is_near = |seen: u64, found: u64, most: u64| (seen..=seen.saturating_add(most)).contains(&found);
     if !is_near(seen.seq, found.seq, MOST_EVENTS) || !is_near(seen.changes, found.changes, CHANGES_KEPT) {
         maps.clear();
-        shared.beats.clear();
+        shared.beats.doubt();
         return Ok(());
     }
     if found.seq > seen.seq {

@@ -52,13 +52,23 @@ impl Tx<'_> {
         )
     }
 
-    /// Ends an interval; where clocks disagree, where it began and not before.
+    /// Ends an interval.
     pub(crate) fn end_interval(&mut self, seq: u64, ended_at: Timestamp) -> Result<(), StoreError> {
-        self.later(
-            "update interval set ended_at = case when began_at > $2 then began_at else $2 end \
-             where seq = $1 and ended_at is null",
-            values![seq, ended_at],
-        )
+        self.end_intervals("seq = $2", seq, ended_at)
+    }
+
+    /// Ends the open intervals that a condition on `$2` names; where clocks disagree, where they began and not before.
+    pub(crate) fn end_intervals(
+        &mut self,
+        which: &str,
+        value: impl Into<Value>,
+        ended_at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let sql = format!(
+            "update interval set ended_at = case when began_at > $1 then began_at else $1 end \
+             where ended_at is null and {which}"
+        );
+        self.later(&sql, &[ended_at.into(), value.into()])
     }
 }
 

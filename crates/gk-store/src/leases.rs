@@ -3,7 +3,8 @@
 //! What a tick may do is decided by [`judge`]; this file finds what is due and writes it down. A lease is live until its
 //! end is written, so whoever renews in time by the database's view keeps it.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use gk_model::access::Actor;
 use gk_model::history::EventKind;
@@ -48,19 +49,26 @@ impl Store {
             let (is_any, last_at) = reader.find_leases()?;
             Ok((!is_any).then_some(Quiet { at: reader.clock(tick.now)?, last_at }))
         };
-        let quiet = self.read(look).await?;
-        let before = {
-            let mut known = self.0.shared.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-            if quiet.is_some() { std::mem::replace(&mut *known, quiet) } else { *known }
-        };
-        if quiet.is_some() {
+        let asked = Instant::now();
+        if let quiet @ Some(_) = self.read(look).await? {
+            *self.quiet() = quiet;
             return Ok(ExpiryReport::default());
         }
-        let tick = Tick { quiet: before, ..tick };
-        let report = self.write(move |tx| tx.expire_leases(&tick, BATCH)).await?;
+        let tick = Tick { quiet: *self.quiet(), ..tick };
+        let expire = move |tx: &mut Tx<'_>| {
+            // The database tells its time when it is this closure's turn, so the wait counts as passed too.
+            let waited = if tx.shared.database_clock { asked.elapsed() } else { Duration::ZERO };
+            let elapsed = tick.elapsed.map(|elapsed| elapsed.saturating_add(waited));
+            tx.expire_leases(&Tick { elapsed, ..tick }, BATCH)
+        };
+        let report = self.write(expire).await?;
         // Only now: after a failure the next tick builds on the same look.
-        *self.0.shared.quiet.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.quiet() = None;
         Ok(report)
+    }
+
+    fn quiet(&self) -> MutexGuard<'_, Option<Quiet>> {
+        self.0.shared.quiet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,7 +79,9 @@ impl Reader<'_> {
     pub(crate) fn lease_begins(&mut self, now: Timestamp) -> Result<Timestamp, StoreError> {
         let row = self.query_one("select last_at from lease_clock where id = 0", &[])?;
         let last_at: Option<Timestamp> = row.map(|mut row| row.take()).transpose()?;
-        Ok(last_at.max(Some(self.clock(now)?)).unwrap_or(now))
+        // A look that found no lease is written nowhere else.
+        let quiet = *self.shared.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(last_at.max(quiet.map(|quiet| quiet.at)).max(Some(self.clock(now)?)).unwrap_or(now))
     }
 
     /// Whether any lease is live, and what the wall clock said at the last tick that found one.

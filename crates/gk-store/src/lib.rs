@@ -147,7 +147,7 @@ impl Shared {
             started_at,
             beats: Beats::default(),
             quiet: Mutex::default(),
-            database_clock: config.database_clock,
+            database_clock: config.database_clock && config.database.is_some(),
         }
     }
 }

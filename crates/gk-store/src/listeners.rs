@@ -41,6 +41,9 @@ struct Stored {
     began_seq: u64,
 }
 
+/// How many listeners are looked up one by one rather than by reading all of an instance.
+const FEW: usize = 8;
+
 const KEY_COLUMNS: &str = "instance = $1 and netns = $2 and protocol = $3 and port = $4 and address = $5 \
                            and interface = $6 and v6only = $7";
 
@@ -69,6 +72,26 @@ impl Reader<'_> {
             self.query("select body, began_seq from listener where instance = $1", values![instance])?;
         let stored = rows.into_iter().map(read_stored);
         stored.map(|stored| stored.map(|stored| (stored.listener.key.clone(), stored))).collect()
+    }
+
+    /// At least those that a delta is about: one by one when they are few, since an instance may have thousands.
+    fn list_stored_of(
+        &mut self,
+        instance: InstanceId,
+        seen: &[Listener],
+        closed: &[Closed],
+    ) -> Result<BTreeMap<ListenerKey, Stored>, StoreError> {
+        if seen.len() + closed.len() > FEW {
+            return self.list_stored(instance);
+        }
+        let keys = seen.iter().map(|listener| &listener.key).chain(closed.iter().map(|closed| &closed.key));
+        let mut found = BTreeMap::new();
+        for key in keys {
+            if let Some(stored) = self.find_stored(instance, key)? {
+                found.insert(key.clone(), stored);
+            }
+        }
+        Ok(found)
     }
 
     fn find_stored(&mut self, instance: InstanceId, key: &ListenerKey) -> Result<Option<Stored>, StoreError> {
@@ -106,19 +129,20 @@ impl Tx<'_> {
         seen: &[Listener],
         closed: &[Closed],
     ) -> Result<Digest, Error> {
+        let mut stored = self.list_stored_of(observation.instance, seen, closed)?;
         for closed in closed {
-            if let Some(stored) = self.find_stored(observation.instance, &closed.key)? {
+            if let Some(stored) = stored.remove(&closed.key) {
                 digest.remove(&stored.listener);
                 self.close(observation, &stored, observation.correct(closed.at))?;
             }
         }
         for listener in by_key(seen).into_values() {
-            let stored = self.find_stored(observation.instance, &listener.key)?;
-            if let Some(stored) = &stored {
+            let stored = stored.get(&listener.key);
+            if let Some(stored) = stored {
                 digest.remove(&stored.listener);
             }
             digest.add(listener);
-            self.see(observation, stored.as_ref(), listener)?;
+            self.see(observation, stored, listener)?;
         }
         Ok(digest)
     }

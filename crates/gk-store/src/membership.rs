@@ -273,11 +273,10 @@ impl Tx<'_> {
             self.end_reservation(EventKind::Released, &actor.subject, reservation, now)?;
         }
         let last_seen_at = leaving.last_contact_at.unwrap_or(now);
-        // Where the clock stepped back in between, an interval ends where it began, not before.
-        self.later(
-            "update interval set ended_at = case when began_at > $2 then began_at else $2 end \
-             where ended_at is null and seq in (select began_seq from listener where instance = $1)",
-            values![leaving.id, last_seen_at],
+        self.end_intervals(
+            "seq in (select began_seq from listener where instance = $2)",
+            leaving.id,
+            last_seen_at,
         )?;
         self.later("delete from listener where instance = $1", values![leaving.id])?;
         self.later(
@@ -287,6 +286,7 @@ impl Tx<'_> {
         )?;
         self.maps.forget(leaving.id);
         self.beats.push(BeatChange::Ended(leaving.id));
+        self.note_change(leaving.id)?;
         self.record_instance(EventKind::Left, leaving.id, actor, format!("{} left", leaving.name), now)?;
         Ok(())
     }

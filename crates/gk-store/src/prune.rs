@@ -88,6 +88,8 @@ impl Tx<'_> {
     /// # Errors
     /// Only when the database fails.
     pub fn prune(&mut self, now: Timestamp, retention: Duration, most: u32) -> Result<Pruned, Error> {
+        // Of several servers, one whose clock is far ahead must not take away what the others still need.
+        let now = self.clock(now)?;
         let cutoff = now.minus(retention);
         let events = self.prune_events(cutoff, most)?;
         let mut pruned = Pruned { events, rows: 0, is_partial: events == u64::from(most) };

@@ -200,13 +200,9 @@ impl Tx<'_> {
         })
     }
 
-    /// Ends the interval that a reservation has open; where clocks disagree, where it began and not before.
+    /// Ends the interval that a reservation has open.
     fn end_held(&mut self, id: ReservationId, ended_at: Timestamp) -> Result<(), StoreError> {
-        self.later(
-            "update interval set ended_at = case when began_at > $2 then began_at else $2 end \
-             where seq = (select began_seq from reservation where id = $1)",
-            values![id, ended_at],
-        )
+        self.end_intervals("seq = (select began_seq from reservation where id = $2)", id, ended_at)
     }
 
     /// Gives ports of a reservation back, keeping them from dynamic picks for a while.

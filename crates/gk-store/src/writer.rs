@@ -34,6 +34,9 @@ const QUEUE: usize = 8192;
 /// How long a batch is tried again while the database is away; once it was away for so long, each batch is tried once.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// How long a batch goes on with the next closure: far below the time that other servers wait for their turn.
+const TURN: Duration = Duration::from_millis(250);
+
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -224,17 +227,25 @@ impl From<StoreError> for Failed {
 
 impl Worker {
     fn run(mut self, jobs: &Receiver<Box<dyn Job>>) {
-        while let Ok(first) = jobs.recv() {
-            let mut batch = vec![first];
-            batch.extend(jobs.try_iter().take(self.max_batch - 1));
-            self.metrics.queue_length.fetch_sub(batch.len() as u64, Ordering::Relaxed);
+        let mut batch: Vec<Box<dyn Job>> = Vec::new();
+        loop {
+            let carried = batch.len();
+            if batch.is_empty() {
+                let Ok(first) = jobs.recv() else { return };
+                batch.push(first);
+            }
+            batch.extend(jobs.try_iter().take(self.max_batch - batch.len()));
+            self.metrics.queue_length.fetch_sub((batch.len() - carried) as u64, Ordering::Relaxed);
+            let committed = self.commit(&mut batch);
+            // What did not fit any more is the beginning of the next batch.
+            let left = batch.split_off(committed.as_ref().map_or(batch.len(), |count| *count));
+            let failure = committed.err();
             self.metrics.batch_size.observe(batch.len() as f64);
-            let failure = self.commit(&mut batch).err();
             if let Some(error) = &failure {
                 tracing::error!(error = %error, batch.size = batch.len(), "a batch was not committed");
             }
             self.metrics.answers.fetch_add(batch.len() as u64, Ordering::Relaxed);
-            for job in batch {
+            for job in std::mem::replace(&mut batch, left) {
                 job.answer(failure.as_ref());
             }
         }
@@ -242,15 +253,19 @@ impl Worker {
 
     /// One batch: optimistic first, with savepoints when a closure has to be undone, and again when the database went
     /// away before the commit.
-    fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+    /// Answers how many closures it had room for.
+    fn commit(&mut self, batch: &mut [Box<dyn Job>]) -> Result<usize, StoreError> {
         let mut savepoints = false;
         loop {
-            let Err(failed) = self.attempt(batch, savepoints) else {
-                self.maps.keep();
-                self.beats.drain(..).for_each(|change| self.shared.beats.apply(change));
-                self.metrics.commits.fetch_add(1, Ordering::Relaxed);
-                self.away_since = None;
-                return Ok(());
+            let failed = match self.attempt(batch, savepoints) {
+                Ok(count) => {
+                    self.maps.keep();
+                    self.beats.drain(..).for_each(|change| self.shared.beats.apply(change));
+                    self.metrics.commits.fetch_add(1, Ordering::Relaxed);
+                    self.away_since = None;
+                    return Ok(count);
+                }
+                Err(failed) => failed,
             };
             self.undo();
             match failed {
@@ -288,7 +303,7 @@ impl Worker {
         }
     }
 
-    fn attempt(&mut self, batch: &mut [Box<dyn Job>], savepoints: bool) -> Result<(), Failed> {
+    fn attempt(&mut self, batch: &mut [Box<dyn Job>], savepoints: bool) -> Result<usize, Failed> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             missing => missing.insert(Connection::open(&self.location, Access::Write)?),
@@ -298,10 +313,19 @@ impl Worker {
         match self.seen {
             Some(seen) if seen == found => {}
             Some(seen) => follow(connection, seen, found, &mut self.maps, &self.shared)?,
-            None => self.maps.clear(),
+            None => {
+                self.maps.clear();
+                self.shared.beats.doubt();
+            }
         }
         let mut next = found.next();
+        let (begun, mut count) = (Instant::now(), 0);
         for job in batch {
+            // Other servers wait meanwhile.
+            if count > 0 && begun.elapsed() > TURN {
+                break;
+            }
+            count += 1;
             if savepoints {
                 connection.savepoint()?;
             }
@@ -331,7 +355,7 @@ impl Worker {
         connection.commit()?;
         self.metrics.commit_seconds.observe_seconds(begun.elapsed());
         self.seen = Some(seen);
-        Ok(())
+        Ok(count)
     }
 }
 
