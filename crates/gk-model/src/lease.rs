@@ -76,17 +76,6 @@ pub struct Tick {
     pub elapsed: Option<Duration>,
     /// How long this server has been running, by the same clock.
     pub since_start: Duration,
-    /// What this server saw at its last tick, if no lease was live then.
-    pub quiet: Option<Quiet>,
-}
-
-/// A tick at which there was no lease, and so nothing to write down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quiet {
-    /// What the wall clock said.
-    pub at: Timestamp,
-    /// What was written down of the last tick that found a lease.
-    pub last_at: Option<Timestamp>,
 }
 
 /// What a tick may do.
@@ -100,16 +89,15 @@ pub enum ClockVerdict {
     Stepped(i64),
 }
 
-/// Judges the wall clock at a tick. `last_at` is what it said at the last tick of *any* server that found a lease. Where
-/// nobody has written it since this server's last look, which found none, that look is the newer one.
+/// Judges the wall clock at a tick. `last_at` is what it said at the last tick of *any* server that found a lease, or when the
+/// first lease since then was made.
 ///
 /// Since then at least nothing and at most `elapsed` has passed, whoever ticked last. A step is answered by the whole
 /// difference, without taking off what passed: that is not known with several servers, and this way a deadline moves
 /// at most one tick too far, never too little. At a server's first tick nothing tells a step from the time that it was
 /// away.
 pub fn judge(last_at: Option<Timestamp>, tick: &Tick) -> ClockVerdict {
-    let quiet = tick.quiet.filter(|quiet| quiet.last_at == last_at).map(|quiet| quiet.at);
-    let (Some(last_at), Some(elapsed)) = (quiet.or(last_at), tick.elapsed) else { return ClockVerdict::Wait };
+    let (Some(last_at), Some(elapsed)) = (last_at, tick.elapsed) else { return ClockVerdict::Wait };
     let latest = last_at.plus(elapsed.saturating_add(TOLERANCE));
     if tick.now > latest || tick.now < last_at.minus(TOLERANCE) {
         return ClockVerdict::Stepped(tick.now.as_micros().saturating_sub(last_at.as_micros()));
@@ -159,25 +147,7 @@ mod tests {
                 now: at(now),
                 elapsed: elapsed.map(Duration::from_millis),
                 since_start: Duration::from_secs(since_start),
-                quiet: None,
             };
-            assert_eq!(judge(last_at.map(at), &tick), expected, "row {row}");
-        }
-    }
-    #[test]
-    fn a_time_without_leases_is_no_step() {
-        let at = |seconds: i64| Timestamp::from_micros(1_700_000_000_000_000 + seconds * 1_000_000);
-        let quiet = |last_at: Option<i64>| Some(Quiet { at: at(1000), last_at: last_at.map(at) });
-        // What is written down, what was at the quiet tick a second before, now, the verdict.
-        let table = [
-            (Some(10), quiet(Some(10)), 1001, ClockVerdict::Expire),
-            (None, quiet(None), 1001, ClockVerdict::Expire),
-            (Some(10), quiet(Some(10)), 4600, ClockVerdict::Stepped(3600 * 1_000_000)),
-            (Some(4600), quiet(Some(10)), 4600, ClockVerdict::Expire), // another server answered the step
-        ];
-        for (row, (last_at, quiet, now, expected)) in table.into_iter().enumerate() {
-            let (elapsed, since_start) = (Some(Duration::from_secs(1)), Duration::from_hours(1));
-            let tick = Tick { now: at(now), elapsed, since_start, quiet };
             assert_eq!(judge(last_at.map(at), &tick), expected, "row {row}");
         }
     }

@@ -143,7 +143,6 @@ async fn expire_all(store: &Store, clock: &Clock, time: &mut LeaseClock) -> Resu
             now: clock(),
             elapsed: time.last.map(|last| here.duration_since(last)),
             since_start: here.duration_since(time.started),
-            quiet: None,
         };
         let ExpiryReport { expired, shifted_micros, more } = store.expire_leases(tick).await?;
         time.last = Some(here);

@@ -3,13 +3,12 @@
 //! What a tick may do is decided by [`judge`]; this file finds what is due and writes it down. A lease is live until its
 //! end is written, so whoever renews in time by the database's view keeps it.
 
-use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gk_model::access::Actor;
 use gk_model::history::EventKind;
 use gk_model::id::ReservationId;
-use gk_model::lease::{ClockVerdict, LeaseTime, Quiet, Tick, judge};
+use gk_model::lease::{ClockVerdict, LeaseTime, Tick, judge};
 use gk_model::reservation::Reservation;
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
@@ -40,62 +39,64 @@ fn server() -> Subject {
 }
 
 impl Store {
-    /// Looks at the leases once, and ends what is due. Costs the writer nothing while no lease is live.
+    /// Looks at the leases once, and ends what is due. Costs the writer nothing while no lease is live: who makes the
+    /// first one notes the time.
     ///
     /// # Errors
     /// [`Error::Failed`]; the same tick may then be repeated with a later time.
     pub async fn expire_leases(&self, tick: Tick) -> Result<ExpiryReport, Error> {
-        let look = move |reader: &mut Reader<'_>| {
-            let (is_any, last_at) = reader.find_leases()?;
-            Ok((!is_any).then_some(Quiet { at: reader.clock(tick.now)?, last_at }))
-        };
         let asked = Instant::now();
-        if let quiet @ Some(_) = self.read(look).await? {
-            *self.quiet() = quiet;
+        if !self.read(|reader| Ok(reader.is_any_lease_live()?)).await? {
             return Ok(ExpiryReport::default());
         }
-        let tick = Tick { quiet: *self.quiet(), ..tick };
         let expire = move |tx: &mut Tx<'_>| {
             // The database tells its time when it is this closure's turn, so the wait counts as passed too.
             let waited = if tx.shared.database_clock { asked.elapsed() } else { Duration::ZERO };
             let elapsed = tick.elapsed.map(|elapsed| elapsed.saturating_add(waited));
             tx.expire_leases(&Tick { elapsed, ..tick }, BATCH)
         };
-        let report = self.write(expire).await?;
-        // Only now: after a failure the next tick builds on the same look.
-        *self.quiet() = None;
-        Ok(report)
-    }
-
-    fn quiet(&self) -> MutexGuard<'_, Option<Quiet>> {
-        self.0.shared.quiet.lock().unwrap_or_else(PoisonError::into_inner)
+        self.write(expire).await
     }
 }
 
 impl Reader<'_> {
-    /// The time that a new deadline counts from: never before the last tick. Where the wall clock has stepped back since
-    /// then, the next tick moves this deadline along with all others; and a request that was stamped before a step
-    /// forward, and came to its turn after the tick that answered it, is not short of the difference.
+    /// The time that a new deadline counts from: while leases are live, never before the last tick. Where the wall clock
+    /// has stepped back since then, the next tick moves this deadline along with all others; and a request that was
+    /// stamped before a step forward, and came to its turn after the tick that answered it, is not short of the
+    /// difference. The first lease counts from its own time, which [`Tx::begin_leases`] notes.
     pub(crate) fn lease_begins(&mut self, now: Timestamp) -> Result<Timestamp, StoreError> {
-        let row = self.query_one("select last_at from lease_clock where id = 0", &[])?;
-        let last_at: Option<Timestamp> = row.map(|mut row| row.take()).transpose()?;
-        // A look that found no lease is written nowhere else.
-        let quiet = *self.shared.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(last_at.max(quiet.map(|quiet| quiet.at)).max(Some(self.clock(now)?)).unwrap_or(now))
+        let now = self.clock(now)?;
+        let last_at = if self.is_any_lease_live()? { self.find_last_tick()? } else { None };
+        Ok(last_at.max(Some(now)).unwrap_or(now))
     }
 
-    /// Whether any lease is live, and what the wall clock said at the last tick that found one.
-    fn find_leases(&mut self) -> Result<(bool, Option<Timestamp>), StoreError> {
-        let sql = "select last_at, (select min(expires_at) from reservation \
-                   where released_at is null and expires_at is not null) from lease_clock where id = 0";
+    fn is_any_lease_live(&mut self) -> Result<bool, StoreError> {
+        let sql =
+            "select min(expires_at) from reservation where released_at is null and expires_at is not null";
         let row = self.query_one(sql, &[])?;
+        Ok(row.map_or(Ok(None), |mut row| row.take::<Option<Timestamp>>())?.is_some())
+    }
+
+    /// What the wall clock said at the last tick that found a lease, or since then when the first of all was made.
+    fn find_last_tick(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        let row = self.query_one("select last_at from lease_clock where id = 0", &[])?;
         let mut row = row.ok_or_else(|| StoreError::Corrupt("no lease clock".to_owned()))?;
-        let last_at = Some(row.take()?).filter(|last_at: &Timestamp| last_at.as_micros() != 0);
-        Ok((row.take::<Option<Timestamp>>()?.is_some(), last_at))
+        Ok(Some(row.take()?).filter(|last_at: &Timestamp| last_at.as_micros() != 0))
     }
 }
 
 impl Tx<'_> {
+    /// Comes before a lease is made. While none is live, nobody writes down what the clock says; so what it says when
+    /// the first one is made is what the next tick compares with, on whichever server. What it did before is none of
+    /// this lease's business.
+    pub(crate) fn begin_leases(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        if self.is_any_lease_live()? {
+            return Ok(());
+        }
+        let now = self.clock(now)?;
+        self.later("update lease_clock set last_at = $1 where id = 0", values![now])
+    }
+
     /// Sets the end of a lease to `ttl` from now, also when that is sooner. For its holder; an operator may for others
     /// with `force`.
     ///
@@ -152,7 +153,7 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Failed`] only.
     pub fn expire_leases(&mut self, tick: &Tick, most: u32) -> Result<ExpiryReport, Error> {
-        let (_, last_at) = self.find_leases()?;
+        let last_at = self.find_last_tick()?;
         let tick = Tick { now: self.clock(tick.now)?, ..*tick };
         let report = match judge(last_at, &tick) {
             ClockVerdict::Wait => ExpiryReport::default(),

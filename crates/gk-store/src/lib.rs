@@ -53,7 +53,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use gk_model::access::Actor;
 use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::id::InstanceId;
-use gk_model::lease::Quiet;
 use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
 use tokio::sync::Semaphore;
@@ -135,8 +134,6 @@ struct Inner {
 pub(crate) struct Shared {
     pub(crate) started_at: Timestamp,
     pub(crate) beats: Beats,
-    /// What the last tick saw, if no lease was live then.
-    pub(crate) quiet: Mutex<Option<Quiet>>,
     /// Whether leases go by the database's clock.
     pub(crate) database_clock: bool,
 }
@@ -146,7 +143,6 @@ impl Shared {
         Shared {
             started_at,
             beats: Beats::default(),
-            quiet: Mutex::default(),
             database_clock: config.database_clock && config.database.is_some(),
         }
     }

@@ -210,6 +210,9 @@ impl Tx<'_> {
         let known = slots.iter().flat_map(|slot| slot.kept.iter().flatten()).find_map(|kept| kept.group);
         let group = is_group.then(|| known.unwrap_or_else(|| GroupId::generate(wanted.now)));
         let kind = if wanted.request.adopt { EventKind::Adopted } else { EventKind::Reserved };
+        if wanted.expires_at.is_some() {
+            self.begin_leases(wanted.now)?;
+        }
         let mut made = Vec::new();
         for slot in slots {
             let ports = slot.ports.expect("every slot was placed, or the request refused");

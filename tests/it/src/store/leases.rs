@@ -34,7 +34,7 @@ impl Looker {
     fn tick(&mut self, wall: Timestamp, passed: u64) -> Tick {
         let elapsed = self.last.map(|last| Duration::from_secs(passed - last));
         self.last = Some(passed);
-        Tick { now: wall, elapsed, since_start: Duration::from_secs(passed - self.started), quiet: None }
+        Tick { now: wall, elapsed, since_start: Duration::from_secs(passed - self.started) }
     }
 
     async fn look(&mut self, world: &World, wall: Timestamp, passed: u64) -> ExpiryReport {
@@ -303,4 +303,35 @@ async fn a_range_split_in_two_keeps_its_deadline_in_both() {
     let everything =
         ReserveRequest { port: Some(port(8000)), count: count(5), ..ReserveRequest::next_free(id) };
     world.reserve(&ada, &everything, at(101)).await.expect("no claim is left behind");
+}
+
+/// While no lease is live nobody writes down what the clock says, so a step then must not count for the next lease.
+#[tokio::test]
+async fn a_lease_begun_after_a_step_in_quiet_times_lasts_as_long_as_any() {
+    for step in [3600i64, -1800] {
+        let world = super::new_world().await;
+        let id = world.join("web-1", 1).await;
+        let ada = actor("ada", Role::User);
+        let wall = move |passed: u64| at((10_000 + passed).saturating_add_signed(step));
+        // Leases before, so that the clock was written down once.
+        world.reserve(&ada, &lease(id, 1), at(10_000)).await.unwrap();
+        let (mut one, mut two) = (Looker::new(0), Looker::new(0));
+        for passed in 98..101 {
+            one.look(&world, at(10_000 + passed), passed).await;
+            two.look(&world, at(10_000 + passed), passed).await;
+        }
+        assert_eq!(world.live().await, []);
+        // The clock steps; one server has looked since, and the other one has not, when a lease is made.
+        one.look(&world, wall(101), 101).await;
+        world.reserve(&ada, &lease(id, 50), wall(101)).await.unwrap();
+        let mut ended = None;
+        for passed in 102..200 {
+            for server in [&mut two, &mut one] {
+                let report = server.look(&world, wall(passed), passed).await;
+                assert_eq!(report.shifted_micros, None, "{step}");
+                ended = ended.or((report.expired > 0).then_some(passed));
+            }
+        }
+        assert_eq!(ended, Some(151), "{step}");
+    }
 }
