@@ -11,6 +11,7 @@ mod history;
 mod idempotency;
 mod instances;
 mod leases;
+mod model;
 mod prune;
 mod ranges;
 mod verify;
