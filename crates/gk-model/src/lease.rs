@@ -89,8 +89,8 @@ pub enum ClockVerdict {
     Stepped(i64),
 }
 
-/// Judges the wall clock at a tick. `last_at` is what it said at the last tick of *any* server that found a lease, or when the
-/// first lease since then was made.
+/// Judges the wall clock at a tick. `last_at` is what it said at the last tick of *any* server that found a lease, or
+/// when the first lease since then was made.
 ///
 /// Since then at least nothing and at most `elapsed` has passed, whoever ticked last. A step is answered by the whole
 /// difference, without taking off what passed: that is not known with several servers, and this way a deadline moves

@@ -58,7 +58,7 @@ async fn servers() -> Vec<World> {
 #[test]
 fn any_history_leads_where_the_model_leads() {
     let failed = "src/store/model/failed_histories.txt";
-    check(16, 1000, failed, &history::history(1..150), async |history| {
+    check(12, 1000, failed, &history::history(1..150), async |history| {
         Play::new(servers().await).await.play(&history).await
     });
 }
@@ -67,5 +67,5 @@ fn any_history_leads_where_the_model_leads() {
 #[test]
 fn whatever_many_clients_are_answered_the_log_explains_it() {
     let failed = "src/store/model/failed_loads.txt";
-    check(16, 200, failed, &clients::load(), async |load| clients::run(&servers().await, load).await);
+    check(12, 200, failed, &clients::load(), async |load| clients::run(&servers().await, load).await);
 }
