@@ -1,7 +1,8 @@
 /* What a power cut leaves: preloaded into a server, this keeps a copy of every file of the directory $UNSYNCED_FROM in
  * $UNSYNCED_TO as it was at its last fsync or fdatasync. Whatever was written and never synced is not in the copy; a
- * deleted file goes when the directory itself is synced. A copy appears whole or not at all, so the server may be
- * killed in the middle. Real syncs are left out: the copy is what the test believes in. */
+ * deleted file goes when the directory that it was in is synced. A copy appears whole or not at all, so the server may
+ * be killed in the middle. Real syncs are left out: the copy is what the test believes in. Directories inside the
+ * directory have to be in the copy already; PostgreSQL makes none while it is only written to. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -20,7 +21,8 @@ static int fail(void) {
 
 static int copy(int fd, const char *target) {
     char partial[PATH_MAX], buffer[65536];
-    if (snprintf(partial, sizeof partial, "%s.partial", target) >= (int)sizeof partial) return fail();
+    // With its own number: several processes of one server may sync the same file.
+    if (snprintf(partial, sizeof partial, "%s.%d.partial", target, (int)getpid()) >= (int)sizeof partial) return fail();
     int out = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (out < 0) return -1;
     off_t at = 0;
@@ -41,6 +43,7 @@ static int forget_deleted(const char *from, const char *to) {
         if (name->d_name[0] == '.' || strstr(name->d_name, ".partial")) continue;
         snprintf(original, sizeof original, "%s/%s", from, name->d_name);
         snprintf(kept, sizeof kept, "%s/%s", to, name->d_name);
+        // Of a directory unlink makes nothing.
         if (access(original, F_OK)) unlink(kept);
     }
     return closedir(names);
@@ -53,11 +56,12 @@ static int keep(int fd) {
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (!from || !to || length < 0) return 0;
     path[length] = 0;
-    if (!strcmp(path, from)) return forget_deleted(from, to);
     size_t prefix = strlen(from);
-    if (strncmp(path, from, prefix) || path[prefix] != '/') return 0;
-    if (snprintf(target, sizeof target, "%s/%s", to, path + prefix + 1) >= (int)sizeof target) return fail();
-    return copy(fd, target);
+    if (strncmp(path, from, prefix) || (path[prefix] != '/' && path[prefix] != 0)) return 0;
+    if (snprintf(target, sizeof target, "%s%s", to, path + prefix) >= (int)sizeof target) return fail();
+    struct stat found;
+    if (fstat(fd, &found)) return -1;
+    return S_ISDIR(found.st_mode) ? forget_deleted(path, target) : copy(fd, target);
 }
 
 int fsync(int fd) { return keep(fd); }

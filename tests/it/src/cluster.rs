@@ -5,7 +5,7 @@
 
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -13,6 +13,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use gk_store::DatabaseUrl;
 use tempfile::TempDir;
 
+use crate::process::crash::shim;
 use crate::process::harness::wait_for;
 
 /// Starts a server and stops it when standard input ends, which it does however the tests end. Nobody else is left to
@@ -48,26 +49,51 @@ struct Own {
     directory: TempDir,
     account: Option<(u32, u32)>,
     settings: Vec<&'static str>,
+    /// The library that keeps a copy of what was synced; see [`Cluster::lose_unsynced`].
+    shim: Option<PathBuf>,
     keeper: Mutex<Option<Child>>,
 }
 
 impl Cluster {
     /// A new server with its data below `parent`, and these settings of `postgresql.conf`.
     pub(crate) fn start(parent: PathBuf, settings: &[&'static str]) -> Cluster {
+        Cluster::prepare(parent, settings).serving()
+    }
+
+    /// The same, of which [`Cluster::lose_unsynced`] leaves only what was synced.
+    pub(crate) fn start_losing_unsynced(parent: PathBuf) -> Cluster {
+        let mut cluster = Cluster::prepare(parent, &[]);
+        let own = cluster.own.as_mut().unwrap();
+        own.shim = Some(shim(own.directory.path()));
+        cluster.serving()
+    }
+
+    /// Not running yet: what is in its directory may still be changed.
+    pub(crate) fn prepare(parent: PathBuf, settings: &[&'static str]) -> Cluster {
         let directory = TempDir::with_prefix_in("gatekeeper-pg-", parent).unwrap();
         let account = account();
         if let Some((uid, gid)) = account {
             chown(directory.path(), Some(uid), Some(gid)).unwrap();
         }
         let url = format!("postgres://gatekeeper@/postgres?host={}", directory.path().display());
-        let own = Own { directory, account, settings: settings.to_vec(), keeper: Mutex::default() };
-        // Sorts like people, not like bytes, unless it is told to: as a database that somebody else made might.
-        let initdb =
-            "-A trust -U gatekeeper -E UTF8 --locale=C --locale-provider=icu --icu-locale=en --no-sync -D";
+        let own = Own { directory, account, settings: settings.to_vec(), shim: None, keeper: Mutex::default() };
+        // Sorts like people, not like bytes, unless it is told to: as a database that somebody else made might. Small
+        // segments: what a test writes is little, and the shim copies each segment at each sync.
+        let initdb = "-A trust -U gatekeeper -E UTF8 --locale=C --locale-provider=icu --icu-locale=en --wal-segsize=1 \
+                      --no-sync -D";
         succeed(&own.command("initdb").args(initdb.split(' ')).arg(own.data()).output().unwrap());
-        let cluster = Cluster { url, own: Some(own) };
-        cluster.resume();
-        cluster
+        Cluster { url, own: Some(own) }
+    }
+
+    /// Starts it.
+    pub(crate) fn serving(self) -> Cluster {
+        self.resume();
+        self
+    }
+
+    /// Its directory: `data` is in it, its socket, and its log.
+    pub(crate) fn directory(&self) -> &Path {
+        self.own().directory.path()
     }
 
     /// Starts the server again after [`Cluster::stop`] or [`Cluster::crash`].
@@ -101,6 +127,14 @@ impl Cluster {
         // Children may end by themselves in between.
         let _some_are_gone = Command::new("sh").args(["-c", &script]).output().unwrap();
         self.stop();
+    }
+
+    /// What a power cut does: every process is gone, and everything that was not synced.
+    pub(crate) fn lose_unsynced(&self) {
+        self.crash();
+        let own = self.own();
+        std::fs::remove_dir_all(own.data()).unwrap();
+        std::fs::rename(own.synced(), own.data()).unwrap();
     }
 
     /// An empty schema, which is a database of its own to whoever connects with this address.
@@ -144,6 +178,11 @@ impl Own {
         self.directory.path().join("data")
     }
 
+    /// The copy of what was synced.
+    fn synced(&self) -> PathBuf {
+        self.directory.path().join("synced")
+    }
+
     /// A program of PostgreSQL, as the account that it runs under: it refuses to be root.
     fn command(&self, name: &str) -> Command {
         self.as_account(Command::new(program(name)))
@@ -168,6 +207,13 @@ impl Own {
         for setting in &self.settings {
             keeper.args(["-c", setting]);
         }
+        if let Some(shim) = &self.shim {
+            // What is there before counts as synced: it was, by the server before.
+            let copy = r#"rm -rf "$2" && cp -a "$1" "$2" && rm -f "$2"/postmaster.pid"#;
+            let mut copy_to = self.as_account(Command::new("sh"));
+            succeed(&copy_to.args(["-c", copy, "sh"]).arg(self.data()).arg(self.synced()).output().unwrap());
+            keeper.env("LD_PRELOAD", shim).env("UNSYNCED_FROM", self.data()).env("UNSYNCED_TO", self.synced());
+        }
         let log = self.directory.path().join("log");
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         keeper.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
@@ -175,7 +221,7 @@ impl Own {
 }
 
 /// Below which durable data is in memory, if this machine has enough of it.
-fn in_memory() -> PathBuf {
+pub(crate) fn in_memory() -> PathBuf {
     let free = Command::new("df").args(["--output=avail", "-k", "/dev/shm"]).output();
     let free = free.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let free_kib = free.lines().last().and_then(|line| line.trim().parse::<u64>().ok());

@@ -52,7 +52,29 @@ pub(crate) fn program(name: &str) -> Command {
     for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("GATEKEEPER_")) {
         command.env_remove(variable);
     }
+    // Whoever runs the tests may have one of another program.
+    command.env_remove("DATABASE_URL");
     command
+}
+
+/// One of its commands that work on a database: SQLite in the data directory, or this PostgreSQL database.
+pub(crate) fn gatekeeper(verb: &str, data: &Path, database: Option<&str>) -> Command {
+    let mut command = program("gatekeeper");
+    command.args([verb, "--data"]).arg(data);
+    if let Some(url) = database {
+        command.args(["--database", url]);
+    }
+    command
+}
+
+/// What a command that must fail says: one line, and no panic.
+pub(crate) fn error_of(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    let error =
+        text.lines().find(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("no error in {text}"));
+    assert!(!text.contains("panicked"), "{text}");
+    error.to_owned()
 }
 
 /// Waits until `condition` answers something.
@@ -78,6 +100,10 @@ impl Process {
         let stderr = File::options().create(true).append(true).open(&log).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
         Process { child, log }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn log(&self) -> String {
@@ -120,6 +146,8 @@ pub(crate) struct Server {
     pub(crate) data: PathBuf,
     /// Its TCP address, with the port the kernel chose.
     pub(crate) address: String,
+    /// The PostgreSQL database that it works on, if it does.
+    database: Option<String>,
 }
 
 impl Server {
@@ -128,10 +156,24 @@ impl Server {
         Server::start_with(data, "127.0.0.1:0", |_| {})
     }
 
+    /// The same on a PostgreSQL database, which several may share.
+    pub(crate) fn start_on(database: &str, data: &Path) -> Server {
+        Server::launch(data, "127.0.0.1:0", Some(database.to_owned()), |_| {})
+    }
+
     /// On this address, with what else the command should have.
     pub(crate) fn start_with(data: &Path, listen: &str, prepare: impl FnOnce(&mut Command)) -> Server {
-        let mut command = program("gatekeeper");
-        command.args(["server", "--log-format", "json", "--listen", listen, "--data"]).arg(data);
+        Server::launch(data, listen, None, prepare)
+    }
+
+    fn launch(
+        data: &Path,
+        listen: &str,
+        database: Option<String>,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Server {
+        let mut command = gatekeeper("server", data, database.as_deref());
+        command.args(["--log-format", "json", "--listen", listen]);
         prepare(&mut command);
         let log = data.with_extension("log");
         let already = std::fs::metadata(&log).map_or(0, |metadata| metadata.len()) as usize;
@@ -140,7 +182,7 @@ impl Server {
             process.assert_running();
             served_address(&process.log()[already..])
         });
-        let server = Server { process, data: data.to_owned(), address };
+        let server = Server { process, data: data.to_owned(), address, database };
         wait_for("the server to answer", || server.admin().ready().ok());
         server
     }
@@ -148,7 +190,13 @@ impl Server {
     /// The same again after a kill: same data, same address.
     pub(crate) fn restart(&mut self) {
         let (data, address) = (self.data.clone(), self.address.clone());
-        *self = Server::start_with(&data, &address, |_| {});
+        *self = Server::launch(&data, &address, self.database.clone(), |_| {});
+    }
+
+    /// `gatekeeper verify`, as it is typed beside a server that works, finds nothing.
+    pub(crate) fn verify(&self) {
+        let verdict = gatekeeper("verify", &self.data, self.database.as_deref()).output().unwrap();
+        assert!(!stdout(&verdict).contains("WRONG"), "{verdict:?}");
     }
 
     /// A client that is admin by its place at the Unix socket.

@@ -3,7 +3,8 @@
 mod agent;
 mod backup;
 mod cli;
-mod crash;
+pub(crate) mod crash;
 pub(crate) mod harness;
+mod postgres;
 mod retries;
 mod server;

@@ -192,6 +192,7 @@ fn a_server_killed_under_load_does_each_repeated_request_once() {
         });
         let ledger = ledger.into_inner().unwrap();
         assert_eq!(stored(&server), ledger, "round {round}");
+        server.verify();
         let ports: BTreeSet<u16> = ledger.values().copied().collect();
         assert_eq!(ports.len(), ledger.len(), "round {round}: a port was given twice");
         for id in ledger.keys() {

@@ -4,29 +4,19 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Output;
 
 use gk_model::facts::Facts;
 use gk_model::instance::JoinRequest;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 
-use super::harness::{Place, Server, gkctl, program, stdout};
+use super::harness::{Place, Server, error_of, gkctl, program, stdout};
 
 /// A server that must not come up, and what it says.
 fn refused(data: &Path, listen: &str) -> String {
     let output =
         program("gatekeeper").args(["server", "--listen", listen, "--data"]).arg(data).output().unwrap();
     error_of(&output)
-}
-
-fn error_of(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let text = String::from_utf8(output.stderr.clone()).unwrap();
-    let error =
-        text.lines().find(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("no error in {text}"));
-    assert!(!text.contains("panicked"), "{text}");
-    error.to_owned()
 }
 
 #[test]

@@ -1,0 +1,3 @@
+//! Servers as processes on a PostgreSQL database: what they survive, and what they say to a clumsy operator.
+
+mod crash;
