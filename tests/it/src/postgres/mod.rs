@@ -2,6 +2,8 @@
 
 mod agree;
 mod faults;
+mod lost;
+mod proxy;
 mod servers;
 
 use gk_model::access::Role;

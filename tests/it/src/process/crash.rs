@@ -18,7 +18,7 @@ use gk_model::secret::{Secret, SecretKind};
 use super::harness::{Place, Server, wait_for};
 
 /// Kills in `make test`; `make soak` does two hundred.
-pub(super) fn rounds() -> u64 {
+pub(crate) fn rounds() -> u64 {
     if std::env::var_os("GATEKEEPER_SOAK").is_some() { 200 } else { 10 }
 }
 
