@@ -111,7 +111,13 @@ pub(crate) fn copy(
     for table in tables.iter().filter(|table| !table.begins_empty) {
         to.later(&format!("delete from {}", table.name), &[])?;
     }
-    let (rows, sum) = walk(from, tables, progress, |table, row| to.later(&table.insert, row))?;
+    let mut said = 0;
+    let (rows, sum) = walk(from, tables, progress, |table, row| {
+        to.later(&table.insert, row)?;
+        said += 1;
+        // Sent now and then: a whole database fits neither into memory nor into the time that one answer may take.
+        if said % PAGE == 0 { to.settle() } else { Ok(()) }
+    })?;
     Ok((count(to, rows)?, sum))
 }
 

@@ -4,8 +4,10 @@
 //! a loopback address) it is used when asked for, anywhere else always, and the server's certificate is always
 //! verified. A password is kept out of everything that is shown.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -124,13 +126,30 @@ fn take_tls_parameters(text: &str) -> (String, Option<PathBuf>) {
     let mut kept = Vec::new();
     for parameter in query.split('&') {
         match parameter.split_once('=') {
-            Some(("sslrootcert", path)) => root_certificates = Some(PathBuf::from(path)),
+            // What newer programs of PostgreSQL write for what is the default here.
+            Some(("sslrootcert", "system")) => root_certificates = None,
+            Some(("sslrootcert", path)) => root_certificates = Some(decode(path)),
             Some(("sslmode", "verify-ca" | "verify-full")) => kept.push("sslmode=require"),
             _ => kept.push(parameter),
         }
     }
     let separator = if kept.is_empty() { "" } else { "?" };
     (format!("{base}{separator}{}", kept.join("&")), root_certificates)
+}
+
+/// A path as it stands in an address: `%20` is a space.
+fn decode(text: &str) -> PathBuf {
+    let (mut decoded, mut rest) = (Vec::new(), text.as_bytes());
+    while let [first, after @ ..] = rest {
+        let digit = |byte: &u8| char::from(*byte).to_digit(16);
+        let byte = match (first, after) {
+            (b'%', [high, low, ..]) => digit(high).zip(digit(low)).map(|(high, low)| high * 16 + low),
+            _ => None,
+        };
+        decoded.push(byte.and_then(|byte| u8::try_from(byte).ok()).unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    PathBuf::from(OsString::from_vec(decoded))
 }
 
 fn protection(config: &Config) -> Result<SslMode, DatabaseUrlError> {
@@ -215,6 +234,10 @@ mod tests {
         let url: DatabaseUrl =
             "postgres://db.example/g?sslrootcert=/etc/ca.pem&connect_timeout=3".parse().unwrap();
         assert_eq!(url.root_certificates(), Some(Path::new("/etc/ca.pem")));
+        let encoded: DatabaseUrl = "postgres://db.example/g?sslrootcert=%2Fetc%2Fmy%20ca%.pem".parse().unwrap();
+        assert_eq!(encoded.root_certificates(), Some(Path::new("/etc/my ca%.pem")));
+        let system: DatabaseUrl = "postgres://db.example/g?sslrootcert=system".parse().unwrap();
+        assert_eq!(system.root_certificates(), None);
         assert_eq!(url.config().get_connect_timeout(), Some(&Duration::from_secs(3)));
     }
 }

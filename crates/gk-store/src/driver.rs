@@ -167,10 +167,7 @@ impl Connection {
 
     /// Sets what a database of ours keeps from then on. Called once it is known to be ours, because it may change it.
     pub(crate) fn adopt(&mut self) -> Result<(), StoreError> {
-        match &mut self.0 {
-            Database::Sqlite(sqlite) => sqlite.adopt(),
-            Database::Postgres(_) => Ok(()),
-        }
+        either!(self, adopt())
     }
 
     /// For a file that is thrown away unless it becomes whole, and that is synced then: no journal, no syncs, and memory

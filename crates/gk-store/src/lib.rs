@@ -165,6 +165,7 @@ impl Store {
         let location = Location::of(config);
         let about = |source| OpenError::Database { place: config.place(), source };
         let mut connection = Connection::open(&location, Access::Write).map_err(about)?;
+        migrate::refuse_backup(&mut connection).map_err(about)?;
         migrate::migrate(&mut connection, now).map_err(about)?;
         log::ensure_log(&mut connection, now).map_err(about)?;
         let shared = Arc::new(Shared::new(config, now));

@@ -44,6 +44,17 @@ pub(crate) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(),
     }
 }
 
+/// A backup has our tables, and would do as a database, but for the log: that would still be the one that was backed up,
+/// and would give its numbers to other events.
+pub(crate) fn refuse_backup(connection: &mut Connection) -> Result<(), StoreError> {
+    match connection.list_tables()?.iter().any(|table| table == "backup") {
+        true => Err(StoreError::NotOurs(
+            "it is a backup; make a database of it with: gatekeeper restore --data DIR FILE".to_owned(),
+        )),
+        false => Ok(()),
+    }
+}
+
 fn take_step(connection: &mut Connection, number: u64, step: &str, now: Timestamp) -> Result<(), StoreError> {
     connection.begin(Access::Write)?;
     if number == 1 {

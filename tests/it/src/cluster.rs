@@ -48,7 +48,7 @@ pub(crate) struct Cluster {
 struct Own {
     directory: TempDir,
     account: Option<(u32, u32)>,
-    settings: Vec<&'static str>,
+    settings: Vec<String>,
     /// The library that keeps a copy of what was synced; see [`Cluster::lose_unsynced`].
     shim: Option<PathBuf>,
     keeper: Mutex<Option<Child>>,
@@ -56,7 +56,7 @@ struct Own {
 
 impl Cluster {
     /// A new server with its data below `parent`, and these settings of `postgresql.conf`.
-    pub(crate) fn start(parent: PathBuf, settings: &[&'static str]) -> Cluster {
+    pub(crate) fn start(parent: PathBuf, settings: &[&str]) -> Cluster {
         Cluster::prepare(parent, settings).serving()
     }
 
@@ -69,14 +69,14 @@ impl Cluster {
     }
 
     /// Not running yet: what is in its directory may still be changed.
-    pub(crate) fn prepare(parent: PathBuf, settings: &[&'static str]) -> Cluster {
+    pub(crate) fn prepare(parent: PathBuf, settings: &[&str]) -> Cluster {
         let directory = TempDir::with_prefix_in("gatekeeper-pg-", parent).unwrap();
         let account = account();
         if let Some((uid, gid)) = account {
             chown(directory.path(), Some(uid), Some(gid)).unwrap();
         }
         let url = format!("postgres://gatekeeper@/postgres?host={}", directory.path().display());
-        let own = Own { directory, account, settings: settings.to_vec(), shim: None, keeper: Mutex::default() };
+        let own = Own { directory, account, settings: settings.iter().map(|setting| (*setting).to_owned()).collect(), shim: None, keeper: Mutex::default() };
         // Sorts like people, not like bytes, unless it is told to: as a database that somebody else made might. Small
         // segments: what a test writes is little, and the shim copies each segment at each sync.
         let initdb = "-A trust -U gatekeeper -E UTF8 --locale=C --locale-provider=icu --icu-locale=en --wal-segsize=1 \
@@ -153,11 +153,37 @@ impl Cluster {
 
     /// Runs SQL as the administrator.
     pub(crate) fn psql(&self, sql: &str) -> Output {
+        self.psql_command().args(["-c", sql]).output().unwrap()
+    }
+
+    /// Standard output of SQL that must succeed, as text.
+    pub(crate) fn ask(&self, sql: &str) -> String {
+        let output = self.psql(sql);
+        succeed(&output);
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Runs SQL as the administrator in a session that lasts until the child's standard input ends.
+    pub(crate) fn begin_session(&self, sql: &str) -> Child {
+        let mut session = self.psql_command().stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        std::io::Write::write_all(session.stdin.as_mut().unwrap(), sql.as_bytes()).unwrap();
+        session
+    }
+
+    fn psql_command(&self) -> Command {
         let mut command = match &self.own {
             Some(_) => Command::new(program("psql")),
             None => Command::new("psql"),
         };
-        command.args(["-X", "-q", "-A", "-t", "-c", sql, &self.url]).output().unwrap()
+        command.args(["-X", "-q", "-A", "-t", &self.url]);
+        command
+    }
+
+    /// Hands a file to the account that the server runs under.
+    pub(crate) fn give(&self, file: &Path) {
+        if let Some((uid, gid)) = self.own().account {
+            chown(file, Some(uid), Some(gid)).unwrap();
+        }
     }
 
     fn own(&self) -> &Own {

@@ -9,6 +9,8 @@
 //! looked at on every connection); a session that hangs with the writer's lock in its hands loses it within seconds;
 //! a lost connection before the commit is [`StoreError::Away`], one during it [`StoreError::Unknown`].
 
+mod failure;
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::Duration;
@@ -17,11 +19,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use gk_model::time::Timestamp;
 use tokio::runtime::Runtime;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
 use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::database_url::DatabaseUrl;
+use crate::driver::postgres::failure::{describe, ends_connection, failure, out_of_reach};
 use crate::driver::{Access, tls};
 use crate::error::StoreError;
 use crate::value::{Row, Value};
@@ -224,9 +226,43 @@ impl Postgres {
         self.wait(async |client| client.batch_execute(&sql).await)
     }
 
+    /// Refuses a database of ours that this account may not write to: each change would fail later.
+    pub(super) fn adopt(&mut self) -> Result<(), StoreError> {
+        let sql = "select cast(tablename as text) from pg_tables where schemaname = current_schema() \
+                   and not (has_table_privilege(quote_ident(schemaname) || '.' || quote_ident(tablename), 'select') \
+                   and has_table_privilege(quote_ident(schemaname) || '.' || quote_ident(tablename), 'insert') \
+                   and has_table_privilege(quote_ident(schemaname) || '.' || quote_ident(tablename), 'update') \
+                   and has_table_privilege(quote_ident(schemaname) || '.' || quote_ident(tablename), 'delete')) \
+                   order by tablename limit 1";
+        let Some(mut row) = self.query(sql, &[])?.pop() else { return Ok(()) };
+        let table: String = row.take()?;
+        Err(StoreError::Unsuitable(format!(
+            "this account may not write to its table {table}: let it own every table"
+        )))
+    }
+
+    /// Those of the first schema of the search path, where new ones are made. If it has none, and a later one has ours,
+    /// somebody has put a schema in front of it: what is there would seem lost.
     pub(super) fn list_tables(&mut self) -> Result<Vec<String>, StoreError> {
         let sql = "select cast(tablename as text) from pg_tables where schemaname = current_schema()";
-        self.query(sql, &[])?.into_iter().map(|mut row| row.take()).collect()
+        let tables: Vec<String> =
+            self.query(sql, &[])?.into_iter().map(|mut row| row.take()).collect::<Result<_, _>>()?;
+        if tables.is_empty() {
+            self.check_search_path()?;
+        }
+        Ok(tables)
+    }
+
+    fn check_search_path(&mut self) -> Result<(), StoreError> {
+        let sql = "select cast(schemaname as text), cast(current_schema() as text) from pg_tables \
+                   where tablename = 'event_seq' and schemaname = any (current_schemas(false)) \
+                   and schemaname <> current_schema() limit 1";
+        let Some(mut row) = self.query(sql, &[])?.pop() else { return Ok(()) };
+        let (ours, first): (String, String) = (row.take()?, row.take()?);
+        Err(StoreError::Unsuitable(format!(
+            "Gatekeeper's tables are in the schema {ours}, and the empty schema {first} comes before it in the \
+             search_path: drop {first}, or say which one with ?options=-c%20search_path%3D{ours}"
+        )))
     }
 
     pub(super) fn clock(&mut self) -> Result<Timestamp, StoreError> {
@@ -340,11 +376,11 @@ async fn connect(url: &DatabaseUrl) -> Result<Client, StoreError> {
             .config()
             .connect(tls::connector(url.root_certificates())?)
             .await
-            .map_err(|error| failure(&error))?;
+            .map_err(|error| out_of_reach(&error))?;
         drive(connection);
         Ok(client)
     } else {
-        let (client, connection) = url.config().connect(NoTls).await.map_err(|error| failure(&error))?;
+        let (client, connection) = url.config().connect(NoTls).await.map_err(|error| out_of_reach(&error))?;
         drive(connection);
         Ok(client)
     }
@@ -444,64 +480,11 @@ impl<'a> FromSql<'a> for Value {
     }
 }
 
-/// Whether the server ended the connection along with saying so.
-fn ends_connection(error: &tokio_postgres::Error) -> bool {
-    let code = error.code().map_or("", SqlState::code);
-    code.starts_with("08")
-        || code.starts_with("57P")
-        || *code == *SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT.code()
-}
-
 fn refused(failed: &Failed) -> StoreError {
     match &failed.error {
         Some(error) => failure(error),
         None => StoreError::Away(describe(None)),
     }
-}
-
-/// What a failure before or instead of a commit means: nothing was stored, and either it can be tried again or not.
-fn failure(error: &tokio_postgres::Error) -> StoreError {
-    let text = describe(Some(error));
-    match error.code() {
-        Some(code) if *code == SqlState::DISK_FULL => StoreError::DiskFull,
-        Some(code) if ends_connection(error) || may_be_tried_again(code) => StoreError::Away(text),
-        None if error.is_closed() || is_io(error) => StoreError::Away(text),
-        // Also what our own side refused to send or could not read: that is a fault of a statement.
-        _ => StoreError::Database(text),
-    }
-}
-
-/// Another server held what we needed, there are too many connections, nobody is let in, or this is a standby.
-fn may_be_tried_again(code: &SqlState) -> bool {
-    let tried_again = [
-        SqlState::T_R_SERIALIZATION_FAILURE,
-        SqlState::T_R_DEADLOCK_DETECTED,
-        SqlState::LOCK_NOT_AVAILABLE,
-        SqlState::QUERY_CANCELED,
-        SqlState::READ_ONLY_SQL_TRANSACTION,
-        SqlState::UNDEFINED_DATABASE,
-    ];
-    tried_again.contains(code) || code.code().starts_with("53") || code.code().starts_with("28")
-}
-
-fn is_io(error: &tokio_postgres::Error) -> bool {
-    let source = std::error::Error::source(error);
-    error.to_string().contains("connect") || source.is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
-}
-
-/// The whole chain in one line. Never a password: the client library keeps it out of its errors.
-fn describe(error: Option<&tokio_postgres::Error>) -> String {
-    let Some(error) = error else { return "no answer came".to_owned() };
-    if let Some(said) = error.as_db_error() {
-        return format!("{} ({})", said.message(), said.code().code());
-    }
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(deeper) = source {
-        text = format!("{text}: {deeper}");
-        source = deeper.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -67,6 +67,11 @@ pub(crate) fn gatekeeper(verb: &str, data: &Path, database: Option<&str>) -> Com
     command
 }
 
+/// Whether the tests may mount, and are hindered by no permission.
+pub(crate) fn is_root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0
+}
+
 /// What a command that must fail says: one line, and no panic.
 pub(crate) fn error_of(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");

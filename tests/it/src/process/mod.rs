@@ -4,6 +4,7 @@ mod agent;
 mod backup;
 mod cli;
 pub(crate) mod crash;
+mod disk;
 pub(crate) mod harness;
 mod postgres;
 mod retries;

@@ -1,0 +1,81 @@
+//! A database that is gone for a while, or full, under the server that people talk to.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use gk_model::problem::Code;
+use gk_model::reservation::ReserveRequest;
+
+use crate::cluster::Cluster;
+use crate::process::crash::join;
+use crate::process::disk::{SmallDisk, reserve_until_put_off, stored};
+use crate::process::harness::{Place, Server, wait_for};
+
+/// Status line, headers and body, as they come over TCP.
+fn get(server: &Server, path: &str) -> String {
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.to_ascii_lowercase()
+}
+
+fn is_put_off(answer: &str) -> bool {
+    answer.starts_with("http/1.1 503 ")
+        && answer.contains("content-type: application/problem+json")
+        && answer.contains("retry-after: ")
+        && answer.contains("the server's database is away; nothing was changed")
+}
+
+#[test]
+fn while_the_database_is_gone_the_server_says_so_and_then_goes_on_by_itself() {
+    let (place, cluster) = (Place::new(), Cluster::start(std::env::temp_dir(), &[]));
+    let mut server = Server::start_on(&cluster.create_url(), &place.join("data"));
+    let client = server.admin().with_patience(Duration::ZERO);
+    let instance = join(&client, "web-1", 1);
+    let made = client.reserve(&ReserveRequest::next_free(instance)).unwrap();
+    for harm in [Cluster::stop, Cluster::crash] {
+        harm(&cluster);
+        let ready = get(&server, "/readyz");
+        assert!(is_put_off(&ready), "{ready}");
+        assert!(get(&server, "/healthz").starts_with("http/1.1 200 "));
+        let problem = client.reserve(&ReserveRequest::next_free(instance)).unwrap_err();
+        assert_eq!(problem.problem().unwrap().code, Code::Unavailable, "{problem:?}");
+        let problem = client.list_instances(&Default::default()).unwrap_err();
+        assert_eq!(problem.problem().unwrap().code, Code::Unavailable, "{problem:?}");
+        cluster.resume();
+        wait_for("the server to be ready", || get(&server, "/readyz").starts_with("http/1.1 200 ").then_some(()));
+        assert_eq!(server.live(), std::slice::from_ref(&made));
+        let more = client.reserve(&ReserveRequest::next_free(instance)).unwrap();
+        client.release(more.id, false).unwrap();
+    }
+    server.process.assert_running();
+    server.verify();
+}
+
+#[test]
+fn a_database_on_a_full_disk_puts_writes_off_and_loses_nothing() {
+    let Some(disk) = SmallDisk::mount("160m") else { return };
+    let place = Place::new();
+    // Its log is let be: PostgreSQL stops when that cannot be written, which is the test of a crash.
+    let cluster = Cluster::start(disk.path().to_owned(), &["max_wal_size=32MB", "shared_buffers=1MB"]);
+    let server = Server::start_on(&cluster.create_url(), &place.join("data"));
+    let client = server.admin().with_patience(Duration::ZERO);
+    let instance = join(&client, "web-1", 1);
+    let mut ledger = BTreeMap::new();
+    disk.fill(0);
+    for problem in reserve_until_put_off(&client, instance, &mut ledger, 3) {
+        assert_eq!(problem.code, Code::Unavailable);
+        println!("{}", problem.detail);
+    }
+    disk.make_space();
+    cluster.resume();
+    let made = wait_for("the server to go on", || client.reserve(&ReserveRequest::next_free(instance)).ok());
+    ledger.insert(made.id, made.first_port.get());
+    let stored = stored(&server);
+    assert!(ledger.iter().all(|(id, port)| stored.get(id) == Some(port)));
+    server.verify();
+}
