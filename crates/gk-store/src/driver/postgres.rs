@@ -116,7 +116,8 @@ impl Postgres {
     /// Refuses a server that may lose what it acknowledged, or that is too old.
     fn check_server(&mut self) -> Result<(), StoreError> {
         let sql = "select cast(current_setting('server_version_num') as bigint), current_setting('server_version'), \
-                   current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes')";
+                   current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes'), \
+                   current_setting('server_encoding')";
         let row = self.query(sql, &[])?.pop();
         let mut row = row.ok_or_else(|| StoreError::Away("it tells nothing of itself".to_owned()))?;
         let (number, version): (i64, String) = (row.take()?, row.take()?);
@@ -132,7 +133,13 @@ impl Postgres {
                 )));
             }
         }
-        Ok(())
+        match row.take::<String>()?.as_str() {
+            "UTF8" => Ok(()),
+            other => Err(StoreError::Unsuitable(format!(
+                "the database is for text in {other}, and names may hold other characters: make one with CREATE \
+                 DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+            ))),
+        }
     }
 
     /// Sent along with the first statement.

@@ -177,3 +177,35 @@ async fn a_database_that_does_not_exist_is_named_without_its_password() {
     let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
     assert!(text.contains("postgres://ada@127.0.0.1:1/gatekeeper") && !text.contains("sesame"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_sent_as_it_is_read_and_not_kept_in_memory() {
+    let source = World::new(None).await;
+    let id = source.join("web-1", 1).await;
+    for _ in 0..700 {
+        let ada = crate::store::world::actor("ada", gk_model::access::Role::User);
+        let made = source.reserve(&ada, &ReserveRequest::next_free(id), at(0)).await.unwrap();
+        source.release(&ada, &made, at(0)).await.unwrap();
+    }
+    let (place, cluster) = (TempDir::new().unwrap(), cluster::shared());
+    let file = place.path().join("backup");
+    let (from, to) = (source.config.clone(), StoreConfig::embedded(place.path().join("data")));
+    let url = cluster.create_url();
+    let schema = url.rsplit("%3D").next().unwrap().to_owned();
+    let to = StoreConfig { database: Some(url.parse().unwrap()), ..to };
+    let restore = move || {
+        gk_store::backup(&from, &file, at(0), &mut |_| {}).unwrap();
+        // The pages of a table grow before the commit.
+        let size = format!("select sum(pg_relation_size(oid)) from pg_class where relnamespace = '{schema}'::regnamespace");
+        let mut arrived = Vec::new();
+        let mut look = |rows: u64| {
+            if rows > 0 {
+                arrived.push(cluster.ask(&size).parse::<u64>().unwrap());
+            }
+        };
+        gk_store::restore(&to, &file, at(0), &mut look).unwrap();
+        arrived
+    };
+    let arrived = tokio::task::spawn_blocking(restore).await.unwrap();
+    assert!(arrived.last() > arrived.first(), "{arrived:?}");
+}

@@ -40,6 +40,7 @@ fn a_database_that_cannot_be_used_is_refused_with_what_to_do() {
     cluster.ask("create role eve login");
     cluster.ask("create schema eve");
     cluster.ask("grant usage on schema eve to eve");
+    cluster.ask("create database latin encoding 'LATIN1' template template0");
     let socket = cluster.directory().display().to_string();
     let at = |user: &str, name: &str, more: &str| format!("postgres://{user}@/{name}?host={socket}{more}");
     let path = "&options=-c%20search_path%3D";
@@ -52,6 +53,7 @@ fn a_database_that_cannot_be_used_is_refused_with_what_to_do() {
         (at("eve", "postgres", ""), "permission denied for schema eve (42501): let Gatekeeper's account own"),
         (at("eve", "postgres", &format!("{path}nowhere")), "(3F000): the search_path of this account"),
         (at("eve", "postgres", "&options=-c%20default_transaction_read_only%3Don"), "name the primary"),
+        (at("eve", "latin", ""), "is for text in LATIN1, and names may hold other characters: make one with"),
         (at("eve", "postgres", "&sslmode=require"), "server does not support TLS: switch on ssl"),
         ("postgres://eve@/postgres?host=/nowhere".to_owned(), "is PostgreSQL running, and its socket"),
         ("postgres://eve@127.0.0.1:1/postgres".to_owned(), "is PostgreSQL running, and listening there?"),
