@@ -234,7 +234,8 @@ mod tests {
         let url: DatabaseUrl =
             "postgres://db.example/g?sslrootcert=/etc/ca.pem&connect_timeout=3".parse().unwrap();
         assert_eq!(url.root_certificates(), Some(Path::new("/etc/ca.pem")));
-        let encoded: DatabaseUrl = "postgres://db.example/g?sslrootcert=%2Fetc%2Fmy%20ca%.pem".parse().unwrap();
+        let encoded: DatabaseUrl =
+            "postgres://db.example/g?sslrootcert=%2Fetc%2Fmy%20ca%.pem".parse().unwrap();
         assert_eq!(encoded.root_certificates(), Some(Path::new("/etc/my ca%.pem")));
         let system: DatabaseUrl = "postgres://db.example/g?sslrootcert=system".parse().unwrap();
         assert_eq!(system.root_certificates(), None);

@@ -76,7 +76,13 @@ impl Cluster {
             chown(directory.path(), Some(uid), Some(gid)).unwrap();
         }
         let url = format!("postgres://gatekeeper@/postgres?host={}", directory.path().display());
-        let own = Own { directory, account, settings: settings.iter().map(|setting| (*setting).to_owned()).collect(), shim: None, keeper: Mutex::default() };
+        let own = Own {
+            directory,
+            account,
+            settings: settings.iter().map(|setting| (*setting).to_owned()).collect(),
+            shim: None,
+            keeper: Mutex::default(),
+        };
         // Sorts like people, not like bytes, unless it is told to: as a database that somebody else made might. Small
         // segments: what a test writes is little, and the shim copies each segment at each sync.
         let initdb = "-A trust -U gatekeeper -E UTF8 --locale=C --locale-provider=icu --icu-locale=en --wal-segsize=1 \
@@ -238,7 +244,10 @@ impl Own {
             let copy = r#"rm -rf "$2" && cp -a "$1" "$2" && rm -f "$2"/postmaster.pid"#;
             let mut copy_to = self.as_account(Command::new("sh"));
             succeed(&copy_to.args(["-c", copy, "sh"]).arg(self.data()).arg(self.synced()).output().unwrap());
-            keeper.env("LD_PRELOAD", shim).env("UNSYNCED_FROM", self.data()).env("UNSYNCED_TO", self.synced());
+            keeper
+                .env("LD_PRELOAD", shim)
+                .env("UNSYNCED_FROM", self.data())
+                .env("UNSYNCED_TO", self.synced());
         }
         let log = self.directory.path().join("log");
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();

@@ -182,11 +182,11 @@ async fn a_database_that_does_not_exist_is_named_without_its_password() {
 async fn a_restore_is_sent_as_it_is_read_and_not_kept_in_memory() {
     let source = World::new(None).await;
     let id = source.join("web-1", 1).await;
-    for _ in 0..700 {
-        let ada = crate::store::world::actor("ada", gk_model::access::Role::User);
-        let made = source.reserve(&ada, &ReserveRequest::next_free(id), at(0)).await.unwrap();
-        source.release(&ada, &made, at(0)).await.unwrap();
-    }
+    // One row for each port, which is more than a page of the copy.
+    let ada = crate::store::world::actor("ada", gk_model::access::Role::User);
+    let many =
+        ReserveRequest { count: Some(crate::store::world::count(1200)), ..ReserveRequest::next_free(id) };
+    source.reserve(&ada, &many, at(0)).await.unwrap();
     let (place, cluster) = (TempDir::new().unwrap(), cluster::shared());
     let file = place.path().join("backup");
     let (from, to) = (source.config.clone(), StoreConfig::embedded(place.path().join("data")));
@@ -196,7 +196,9 @@ async fn a_restore_is_sent_as_it_is_read_and_not_kept_in_memory() {
     let restore = move || {
         gk_store::backup(&from, &file, at(0), &mut |_| {}).unwrap();
         // The pages of a table grow before the commit.
-        let size = format!("select sum(pg_relation_size(oid)) from pg_class where relnamespace = '{schema}'::regnamespace");
+        let size = format!(
+            "select sum(pg_relation_size(oid)) from pg_class where relnamespace = '{schema}'::regnamespace"
+        );
         let mut arrived = Vec::new();
         let mut look = |rows: u64| {
             if rows > 0 {

@@ -29,8 +29,11 @@ impl Counts {
     /// One in so many, once it has begun: the same sequence in each run, whoever asks.
     fn one_in(&self, chances: u64) -> bool {
         // Knuth's MMIX generator; its high bits are the good ones.
-        let next = |state: u64| state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let state = self.dice.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |state| Some(next(state))).unwrap();
+        let next = |state: u64| {
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+        };
+        let state =
+            self.dice.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |state| Some(next(state))).unwrap();
         self.cutting.load(Ordering::Relaxed) && (state >> 33).is_multiple_of(chances)
     }
 }

@@ -115,7 +115,11 @@ impl Load {
         let ports: BTreeSet<u16> = stored.values().copied().collect();
         assert_eq!(ports.len(), live.len(), "round {round}: a port is held twice");
         let numbers = server.event_numbers();
-        assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "round {round}: the log has a gap");
+        assert_eq!(
+            numbers,
+            (1..=numbers.len() as u64).collect::<Vec<_>>(),
+            "round {round}: the log has a gap"
+        );
         server.verify();
     }
 

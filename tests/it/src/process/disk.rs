@@ -12,7 +12,7 @@ use gk_model::reservation::ReserveRequest;
 use tempfile::TempDir;
 
 use super::crash::join;
-use super::harness::{Place, Server, error_of, gatekeeper, is_root, stdout};
+use super::harness::{Place, Server, error_of, gatekeeper, is_root, refusal_of, stdout};
 
 /// A small file system in memory, gone when its test ends.
 pub(super) struct SmallDisk(TempDir);
@@ -124,7 +124,7 @@ fn a_server_that_starts_or_is_killed_on_a_full_disk_says_so_and_loses_nothing() 
     disk.fill(20_000);
     reserve_until_put_off(&client, instance, &mut ledger, 3);
     server.process.kill();
-    let error = error_of(&gatekeeper("server", &disk.path().join("other"), None).output().unwrap());
+    let error = refusal_of(&mut gatekeeper("server", &disk.path().join("other"), None));
     assert!(error.contains("full") || error.contains("No space left"), "{error}");
     disk.make_space();
     server.restart();
@@ -141,22 +141,25 @@ fn a_backup_to_a_full_disk_fails_in_words_and_leaves_nothing() {
     disk.fill(8192);
     let output = gatekeeper("backup", &server.data, None).arg(disk.path().join("backup")).output().unwrap();
     let error = error_of(&output);
-    assert!(error.contains("the disk that holds the database is full") || error.contains("No space"), "{error}");
-    let names: Vec<_> = std::fs::read_dir(disk.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        error.contains("the disk that holds the database is full") || error.contains("No space"),
+        "{error}"
+    );
+    let names: Vec<_> =
+        std::fs::read_dir(disk.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["ballast"]);
 }
 
 /// `gatekeeper server` as somebody to whom permissions apply, root or not.
 fn start_as_mortal(data: &Path) -> String {
     let mut server = gatekeeper("server", data, None);
-    server.args(["--listen", "127.0.0.1:0"]);
     if !is_root() {
-        return error_of(&server.output().unwrap());
+        return refusal_of(&mut server);
     }
     let mut mortal = Command::new("setpriv");
     mortal.args(["--bounding-set", "-dac_override,-dac_read_search", "--"]);
     mortal.arg(server.get_program()).args(server.get_args()).env_remove("DATABASE_URL");
-    error_of(&mortal.output().unwrap())
+    refusal_of(&mut mortal)
 }
 
 #[test]
@@ -191,8 +194,7 @@ fn what_may_not_be_written_is_named() {
 fn refuse(data: &Path, bytes: &[u8]) -> String {
     let file = data.join("gatekeeper.db");
     std::fs::write(&file, bytes).unwrap();
-    let mut server = gatekeeper("server", data, None);
-    let error = error_of(&server.args(["--listen", "127.0.0.1:0"]).output().unwrap());
+    let error = refusal_of(&mut gatekeeper("server", data, None));
     assert!(std::fs::read(&file).unwrap() == bytes, "touched");
     assert!(error.contains(&file.display().to_string()), "{error}");
     error

@@ -82,6 +82,15 @@ pub(crate) fn error_of(output: &Output) -> String {
     error.to_owned()
 }
 
+/// What a server says that must not come up. One that comes up is ended.
+pub(crate) fn refusal_of(server: &mut Command) -> String {
+    let place = Place::new();
+    // Unless the command says otherwise, on no port that somebody else may have.
+    let mut process = Process::start(server.env("GATEKEEPER_LISTEN", "127.0.0.1:0"), place.join("log"));
+    let status = wait_for("the server to refuse", || process.child.try_wait().unwrap());
+    error_of(&Output { status, stdout: Vec::new(), stderr: process.log().into_bytes() })
+}
+
 /// Waits until `condition` answers something.
 pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();

@@ -10,13 +10,12 @@ use gk_model::instance::JoinRequest;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 
-use super::harness::{Place, Server, error_of, gkctl, program, stdout};
+use super::harness::{Place, Server, gkctl, program, refusal_of, stdout};
 
 /// A server that must not come up, and what it says.
 fn refused(data: &Path, listen: &str) -> String {
-    let output =
-        program("gatekeeper").args(["server", "--listen", listen, "--data"]).arg(data).output().unwrap();
-    error_of(&output)
+    let mut server = program("gatekeeper");
+    refusal_of(server.args(["server", "--listen", listen, "--data"]).arg(data))
 }
 
 #[test]

@@ -46,7 +46,8 @@ pub(super) fn out_of_reach(error: &tokio_postgres::Error) -> StoreError {
 /// The text, and what whoever reads it can do about it.
 fn advised(text: String, code: Option<&SqlState>) -> String {
     let by_text = || BY_TEXT.iter().find(|(part, _)| text.contains(part)).map(|(_, advice)| *advice);
-    let by_code = |code: &SqlState| BY_CODE.iter().find(|(known, _)| known == code).map(|(_, advice)| *advice);
+    let by_code =
+        |code: &SqlState| BY_CODE.iter().find(|(known, _)| known == code).map(|(_, advice)| *advice);
     match code.map_or_else(by_text, by_code) {
         Some(advice) => format!("{text}: {advice}"),
         None => text,

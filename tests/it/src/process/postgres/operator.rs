@@ -11,12 +11,11 @@ use gk_model::reservation::{Reservation, ReserveRequest};
 
 use crate::cluster::{self, Cluster};
 use crate::process::crash::{join, kill};
-use crate::process::harness::{Place, Process, Server, error_of, gatekeeper, stdout, wait_for};
+use crate::process::harness::{Place, Process, Server, error_of, gatekeeper, refusal_of, stdout, wait_for};
 
 /// What the server says when it is started on the address in its environment.
 fn refused(data: &Path, url: &str) -> String {
-    let mut server = gatekeeper("server", data, None);
-    let error = error_of(&server.args(["--listen", "127.0.0.1:0"]).env("DATABASE_URL", url).output().unwrap());
+    let error = refusal_of(gatekeeper("server", data, None).env("DATABASE_URL", url));
     assert!(!error.contains("sesame"), "{error}");
     error
 }
@@ -46,10 +45,16 @@ fn a_database_that_cannot_be_used_is_refused_with_what_to_do() {
     let path = "&options=-c%20search_path%3D";
     // (the address, what is said of it)
     let table = [
-        (at("ada:sesame2", "postgres", ""), "authentication failed for user \"ada\" (28P01): put the whole address"),
+        (
+            at("ada:sesame2", "postgres", ""),
+            "authentication failed for user \"ada\" (28P01): put the whole address",
+        ),
         (at("ada", "postgres", ""), "password missing: put the whole address with the right password"),
         (at("bob", "postgres", ""), "role \"bob\" does not exist (28000): name an account"),
-        (at("eve", "nowhere", ""), "database \"nowhere\" does not exist (3D000): make it with CREATE DATABASE"),
+        (
+            at("eve", "nowhere", ""),
+            "database \"nowhere\" does not exist (3D000): make it with CREATE DATABASE",
+        ),
         (at("eve", "postgres", ""), "permission denied for schema eve (42501): let Gatekeeper's account own"),
         (at("eve", "postgres", &format!("{path}nowhere")), "(3F000): the search_path of this account"),
         (at("eve", "postgres", "&options=-c%20default_transaction_read_only%3Don"), "name the primary"),
@@ -57,7 +62,10 @@ fn a_database_that_cannot_be_used_is_refused_with_what_to_do() {
         (at("eve", "postgres", "&sslmode=require"), "server does not support TLS: switch on ssl"),
         ("postgres://eve@/postgres?host=/nowhere".to_owned(), "is PostgreSQL running, and its socket"),
         ("postgres://eve@127.0.0.1:1/postgres".to_owned(), "is PostgreSQL running, and listening there?"),
-        (at("eve", "postgres", "&schema=public"), "DATABASE_URL of the environment: the database's address cannot be read: unknown option `schema`"),
+        (
+            at("eve", "postgres", "&schema=public"),
+            "DATABASE_URL of the environment: the database's address cannot be read: unknown option `schema`",
+        ),
     ];
     for (url, words) in table {
         let error = refused(&place.join("data"), &url);
@@ -173,7 +181,7 @@ fn a_database_goes_from_sqlite_to_postgres_and_back_and_is_the_same() {
     let (url, data) = (cluster.create_url(), place.join("data"));
     let server = Server::start(&data);
     let instance = join(&server.admin(), "web-1", 1);
-    for number in 0..300 {
+    for number in 0..120 {
         let made = server.admin().reserve(&ReserveRequest::next_free(instance)).unwrap();
         if number % 3 == 0 {
             server.admin().release(made.id, false).unwrap();
@@ -191,7 +199,10 @@ fn a_database_goes_from_sqlite_to_postgres_and_back_and_is_the_same() {
     let error = error_of(&run("restore", &at("there"), Some(&url), &first));
     assert!(error.contains("another server is using the data directory"), "{error}");
     let error = error_of(&run("restore", &at("beside"), Some(&url), &first));
-    assert!(error.contains("is not empty (it has rows in ") && error.contains("an empty database"), "{error}");
+    assert!(
+        error.contains("is not empty (it has rows in ") && error.contains("an empty database"),
+        "{error}"
+    );
     let error = error_of(&run("backup", &at("beside"), Some(&url), &first));
     assert!(error.contains("exists: name a file that does not"), "{error}");
     let error = error_of(&run("backup", &at("beside"), Some(&cluster.create_url()), &second));
@@ -213,7 +224,8 @@ fn restore_after_a_kill(cluster: &Cluster, url: &str, data: &Path, file: &Path) 
     let schema = schema_of(url);
     let mut session = cluster.begin_session(&format!("begin; lock table {schema}.event in share mode;\n"));
     let waits = |mode: &str| {
-        let sql = format!("select 1 from pg_locks where relation = '{schema}.event'::regclass and {mode} limit 1");
+        let sql =
+            format!("select 1 from pg_locks where relation = '{schema}.event'::regclass and {mode} limit 1");
         cluster.ask(&sql) == "1"
     };
     wait_for("the lock", || waits("granted").then_some(()));

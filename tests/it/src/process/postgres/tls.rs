@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::cluster::{self, Cluster};
 use crate::process::crash::join;
-use crate::process::harness::{Place, Server, error_of, gatekeeper};
+use crate::process::harness::{Place, Server, gatekeeper, refusal_of};
 
 /// Makes what a certificate authority makes, with the program that comes along with Debian's PostgreSQL.
 fn openssl(directory: &Path, words: &str) {
@@ -17,7 +17,10 @@ fn openssl(directory: &Path, words: &str) {
 const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -batch";
 
 fn make_authority(directory: &Path, name: &str) {
-    openssl(directory, &format!("req -x509 {KEY} -keyout {name}.key -out {name}.pem -subj /CN={name} -days 2"));
+    openssl(
+        directory,
+        &format!("req -x509 {KEY} -keyout {name}.key -out {name}.pem -subj /CN={name} -days 2"),
+    );
 }
 
 /// A cluster with a certificate for this address, which listens there and on another one.
@@ -50,7 +53,8 @@ fn a_database_is_talked_to_by_tls_and_no_other_is_taken_for_it() {
     let place = Place::new();
     let cluster = start(place.path(), address, other);
     let options = cluster.create_url().split_once("options=").unwrap().1.to_owned();
-    let url = |host: Ipv4Addr, more: &str| format!("postgres://gatekeeper@{host}/postgres?options={options}{more}");
+    let url =
+        |host: Ipv4Addr, more: &str| format!("postgres://gatekeeper@{host}/postgres?options={options}{more}");
     let trusted = |name: &str| format!("&sslrootcert={}", place.join(name).display());
 
     let good = url(address, &format!("&sslmode=require{}", trusted("ours.pem")));
@@ -61,10 +65,7 @@ fn a_database_is_talked_to_by_tls_and_no_other_is_taken_for_it() {
     assert_eq!(cluster.ask(sql), "t");
     server.verify();
 
-    let refused = |url: &str| {
-        let mut server = gatekeeper("server", &place.join("other"), Some(url));
-        error_of(&server.args(["--listen", "127.0.0.1:0"]).output().unwrap())
-    };
+    let refused = |url: &str| refusal_of(&mut gatekeeper("server", &place.join("other"), Some(url)));
     let error = refused(&url(address, &format!("&sslmode=verify-full{}", trusted("theirs.pem"))));
     assert!(error.contains("UnknownIssuer") && error.contains("?sslrootcert=FILE"), "{error}");
     let error = refused(&url(other, &format!("&sslmode=require{}", trusted("ours.pem"))));
