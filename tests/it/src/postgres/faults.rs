@@ -184,8 +184,7 @@ async fn a_restore_is_sent_as_it_is_read_and_not_kept_in_memory() {
     let id = source.join("web-1", 1).await;
     // One row for each port, which is more than a page of the copy.
     let ada = crate::store::world::actor("ada", gk_model::access::Role::User);
-    let many =
-        ReserveRequest { count: Some(crate::store::world::count(1200)), ..ReserveRequest::next_free(id) };
+    let many = ReserveRequest { count: crate::store::world::count(1200), ..ReserveRequest::next_free(id) };
     source.reserve(&ada, &many, at(0)).await.unwrap();
     let (place, cluster) = (TempDir::new().unwrap(), cluster::shared());
     let file = place.path().join("backup");

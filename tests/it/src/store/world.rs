@@ -279,9 +279,19 @@ impl World {
         found
     }
 
+    /// Every live reservation, page by page.
     pub(crate) async fn live(&self) -> Vec<Reservation> {
-        let query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
-        self.store.read(move |reader| reader.list_reservations(&query)).await.unwrap().items
+        let mut live = Vec::new();
+        let mut query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
+        loop {
+            let asked = query.clone();
+            let page = self.store.read(move |reader| reader.list_reservations(&asked)).await.unwrap();
+            live.extend(page.items);
+            match page.next {
+                None => return live,
+                next => query.cursor = next,
+            }
+        }
     }
 
     /// `8000-8004/tcp` of every live reservation, by instance, protocol and port.
