@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use gk_model::problem::Code;
+use gk_model::problem::{Code, Problem};
 use gk_model::reservation::ReserveRequest;
 
 use crate::cluster::Cluster;
@@ -37,9 +37,12 @@ fn while_the_database_is_gone_the_server_says_so_and_then_goes_on_by_itself() {
     let client = server.admin().with_patience(Duration::ZERO);
     let instance = join(&client, "web-1", 1);
     let made = client.reserve(&ReserveRequest::next_free(instance)).unwrap();
-    let harms: [(fn(&Cluster), bool); 2] = [(Cluster::stop, true), (Cluster::crash, false)];
-    for (harm, patient) in harms {
-        harm(&cluster);
+    for patient in [true, false] {
+        if patient {
+            cluster.stop()
+        } else {
+            cluster.crash()
+        }
         let ready = get(&server, "/readyz");
         assert!(is_put_off(&ready), "{ready}");
         assert!(get(&server, "/healthz").starts_with("http/1.1 200 "));
@@ -73,10 +76,11 @@ fn a_database_on_a_full_disk_puts_writes_off_and_loses_nothing() {
     let instance = join(&client, "web-1", 1);
     let mut ledger = BTreeMap::new();
     disk.fill(0);
-    for problem in reserve_until_put_off(&client, instance, &mut ledger, 3) {
-        assert_eq!(problem.code, Code::Unavailable);
-        println!("{}", problem.detail);
-    }
+    let put_off = reserve_until_put_off(&client, instance, &mut ledger, 3);
+    assert!(put_off.iter().all(|problem| problem.code == Code::Unavailable), "{put_off:?}");
+    // Not every one: when its log is what does not fit, PostgreSQL starts anew, and is away meanwhile.
+    let full = |problem: &Problem| problem.detail == "the server's disk is full; nothing was changed";
+    assert!(put_off.iter().any(full), "{put_off:?}");
     disk.make_space();
     cluster.resume();
     let made = wait_for("the server to go on", || client.reserve(&ReserveRequest::next_free(instance)).ok());
