@@ -39,9 +39,9 @@ fn while_the_database_is_gone_the_server_says_so_and_then_goes_on_by_itself() {
     let made = client.reserve(&ReserveRequest::next_free(instance)).unwrap();
     for patient in [true, false] {
         if patient {
-            cluster.stop()
+            cluster.stop();
         } else {
-            cluster.crash()
+            cluster.crash();
         }
         let ready = get(&server, "/readyz");
         assert!(is_put_off(&ready), "{ready}");
