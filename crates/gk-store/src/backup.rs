@@ -103,6 +103,7 @@ pub(crate) fn open_existing(config: &StoreConfig) -> Result<(Connection, u64), O
         return Err(OpenError::NoDatabase(place));
     }
     let opened = Connection::open(&location, Access::Read).and_then(|mut connection| {
+        connection.take_all_time()?;
         connection.begin(Access::Read)?;
         let version = migrate::find_known_version(&mut connection)?;
         Ok((connection, version))

@@ -60,6 +60,10 @@ impl FromStr for DatabaseUrl {
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             config.host_path(DEFAULT_SOCKET_DIR);
         }
+        // Whatever follows the first @ is taken for the host, and a host is shown.
+        if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
+            return Err(DatabaseUrlError::Unreadable("an @ in a name or password is written %40".to_owned()));
+        }
         config.ssl_mode(protection(&config)?);
         set_defaults(&mut config);
         Ok(DatabaseUrl { config, root_certificates })
@@ -216,6 +220,8 @@ mod tests {
         let error =
             "postgres://ada:sesame@db.example/gatekeeper?sslmode=maybe".parse::<DatabaseUrl>().unwrap_err();
         assert!(!error.to_string().contains("sesame"), "{error}");
+        let sly = "postgres://ada:open@sesame@db.example/g".parse::<DatabaseUrl>().unwrap_err().to_string();
+        assert!(sly.contains("%40") && !sly.contains("sesame"), "{sly}");
     }
 
     #[test]

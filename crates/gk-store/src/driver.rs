@@ -104,6 +104,14 @@ impl Connection {
         Sqlite::in_memory().map(|sqlite| Connection(Database::Sqlite(sqlite)))
     }
 
+    /// For work on whole tables (migrations, backups, verifying): no statement takes too long.
+    pub(crate) fn take_all_time(&mut self) -> Result<(), StoreError> {
+        match &mut self.0 {
+            Database::Sqlite(_) => Ok(()),
+            Database::Postgres(postgres) => postgres.take_all_time(),
+        }
+    }
+
     /// Begins a transaction. One that reads has one view of the whole database from its first statement on.
     pub(crate) fn begin(&mut self, access: Access) -> Result<(), StoreError> {
         either!(self, begin(access))

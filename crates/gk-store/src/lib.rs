@@ -164,10 +164,8 @@ impl Store {
         let lock = DirectoryLock::acquire(&config.directory)?;
         let location = Location::of(config);
         let about = |source| OpenError::Database { place: config.place(), source };
-        let mut connection = Connection::open(&location, Access::Write).map_err(about)?;
-        migrate::refuse_backup(&mut connection).map_err(about)?;
-        migrate::migrate(&mut connection, now).map_err(about)?;
-        log::ensure_log(&mut connection, now).map_err(about)?;
+        prepare(&location, now).map_err(about)?;
+        let connection = Connection::open(&location, Access::Write).map_err(about)?;
         let shared = Arc::new(Shared::new(config, now));
         let writer = Writer::start(connection, location.clone(), Arc::clone(&shared), config.max_batch)
             .map_err(OpenError::Thread)?;
@@ -321,4 +319,13 @@ impl Store {
         self.idle_readers().clear();
         self.0.writer.close();
     }
+}
+
+/// Brings a database to the newest version, on a connection that has all the time that takes.
+fn prepare(location: &Location, now: Timestamp) -> Result<(), StoreError> {
+    let mut connection = Connection::open(location, Access::Write)?;
+    connection.take_all_time()?;
+    migrate::refuse_backup(&mut connection)?;
+    migrate::migrate(&mut connection, now)?;
+    log::ensure_log(&mut connection, now)
 }

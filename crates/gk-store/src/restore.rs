@@ -63,7 +63,11 @@ impl Target {
     fn open(config: &StoreConfig) -> Result<Target, OpenError> {
         let location = Location::of(config);
         let place = location.to_string();
-        match Connection::open(&location, Access::Write) {
+        let opened = Connection::open(&location, Access::Write).and_then(|mut connection| {
+            connection.take_all_time()?;
+            Ok(connection)
+        });
+        match opened {
             Ok(connection) => Ok(Target { connection, place }),
             Err(source) => Err(OpenError::Database { place, source }),
         }
@@ -364,7 +368,7 @@ mod tests {
             at(101),
             &mut quiet(),
         );
-        assert!(nowhere.unwrap_err().to_string().contains("there is no database in"));
+        assert!(nowhere.unwrap_err().to_string().contains("there is no Gatekeeper database at"));
         assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 2, "nothing half is left");
     }
 }

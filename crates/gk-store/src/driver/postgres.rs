@@ -10,6 +10,8 @@
 //! a lost connection before the commit is [`StoreError::Away`], one during it [`StoreError::Unknown`].
 
 mod failure;
+mod said;
+mod values;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -19,17 +21,22 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use gk_model::time::Timestamp;
 use tokio::runtime::Runtime;
-use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::database_url::DatabaseUrl;
 use crate::driver::postgres::failure::{describe, ends_connection, failure, out_of_reach};
+use crate::driver::postgres::said::{Said, with_rows};
+use crate::driver::postgres::values::{fits, read_row};
 use crate::driver::{Access, tls};
 use crate::error::StoreError;
 use crate::value::{Row, Value};
 
 /// How long an answer may take before the connection counts as lost. Longer than what the server allows a statement.
-const PATIENCE: Duration = Duration::from_secs(35);
+const ANSWERING: Duration = Duration::from_secs(35);
+
+/// How long getting a connection may take altogether.
+const CONNECTING: Duration = Duration::from_secs(10);
 
 /// The first version with `client_connection_check_interval`.
 const OLDEST_VERSION: i64 = 140_000;
@@ -52,35 +59,12 @@ pub(super) struct Postgres {
     said: Vec<Said>,
     /// How many times something was said since the last flight.
     unsent: usize,
+    /// How long an answer may take.
+    answering: Duration,
     /// Whether there is something to roll back.
     begun: bool,
     /// An answer never came: nothing that arrives from now on can be told apart from it.
     lost: bool,
-}
-
-/// Something that was said and not yet sent.
-enum Said {
-    /// Rows for one table, each of this many values.
-    Rows {
-        sql: String,
-        width: usize,
-        values: Vec<Value>,
-    },
-    Statement {
-        sql: String,
-        values: Vec<Value>,
-    },
-}
-
-impl Said {
-    fn new(sql: &str, values: &[Value]) -> Said {
-        let (sql, width, values) = (sql.to_owned(), values.len(), values.to_vec());
-        if is_plain_insert(&sql) {
-            Said::Rows { sql, width, values }
-        } else {
-            Said::Statement { sql, values }
-        }
-    }
 }
 
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<tokio_postgres::Row>, tokio_postgres::Error>> + 'a>>;
@@ -98,13 +82,16 @@ impl Postgres {
     pub(super) fn open(url: &DatabaseUrl, access: Access) -> Result<Postgres, StoreError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| StoreError::Away(format!("no runtime: {error}")))?;
-        let client = runtime.block_on(connect(url))?;
+        // The client library bounds the dialling only, not what a listener without a server behind it leaves out.
+        let connecting = async { tokio::time::timeout(CONNECTING, connect(url)).await };
+        let client = runtime.block_on(connecting).map_err(|_| StoreError::Away(describe(None)))??;
         let mut opened = Postgres {
             client,
             runtime: Some(runtime),
             prepared: HashMap::new(),
             said: Vec::new(),
             unsent: 0,
+            answering: ANSWERING,
             begun: false,
             lost: false,
         };
@@ -140,6 +127,13 @@ impl Postgres {
                  DATABASE … ENCODING 'UTF8' TEMPLATE template0"
             ))),
         }
+    }
+
+    /// For work on whole tables, beside which nobody waits for an answer.
+    pub(super) fn take_all_time(&mut self) -> Result<(), StoreError> {
+        self.answering = Duration::from_secs(7 * 86_400);
+        let sql = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0";
+        self.wait(async |client| client.batch_execute(sql).await)
     }
 
     /// Sent along with the first statement.
@@ -300,7 +294,11 @@ impl Postgres {
         if let Some((sql, values)) = question {
             flight.push((self.prepare(sql)?, values.to_vec()));
         }
-        Ok(flight)
+        // Looked at before anything is sent: a flight never arrives without one of its statements.
+        match flight.iter().all(|(statement, values)| fits(statement, values)) {
+            true => Ok(flight),
+            false => Err(StoreError::Database("a value is of another type than its column".to_owned())),
+        }
     }
 
     fn prepare(&mut self, sql: &str) -> Result<Statement, StoreError> {
@@ -329,7 +327,7 @@ impl Postgres {
             }
             Ok(rows)
         };
-        let ended = self.runtime().block_on(async { tokio::time::timeout(PATIENCE, answers).await });
+        let ended = self.runtime().block_on(async { tokio::time::timeout(self.answering, answers).await });
         ended.unwrap_or_else(|_| {
             self.lost = true;
             Err(Failed { index: flight.len(), error: None })
@@ -343,7 +341,7 @@ impl Postgres {
     ) -> Result<T, StoreError> {
         self.check_connection()?;
         let client = &self.client;
-        match self.runtime().block_on(async { tokio::time::timeout(PATIENCE, work(client)).await }) {
+        match self.runtime().block_on(async { tokio::time::timeout(self.answering, work(client)).await }) {
             Ok(answer) => answer.map_err(|error| failure(&error)),
             Err(_) => {
                 self.lost = true;
@@ -417,106 +415,9 @@ fn settings(access: Access) -> &'static str {
     }
 }
 
-/// Whether rows of several such statements may become one statement: on a conflict they would not be the same.
-fn is_plain_insert(sql: &str) -> bool {
-    sql.starts_with("insert into ")
-        && sql.contains(" values (")
-        && sql.ends_with(')')
-        && !sql.contains("on conflict")
-}
-
-/// The same insert for several rows: `values ($1, $2)` becomes `values ($1, $2), ($3, $4)`.
-fn with_rows(sql: &str, rows: usize, width: usize) -> String {
-    let (head, row) = sql.split_once(" values ").expect("looked at by is_plain_insert");
-    let mut text = format!("{head} values {row}");
-    for number in 1..rows {
-        text.push_str(", ");
-        let mut parts = row.split('$');
-        text.push_str(parts.next().unwrap_or_default());
-        for part in parts {
-            let digits = part.find(|character: char| !character.is_ascii_digit()).unwrap_or(part.len());
-            let (place, after) = part.split_at(digits);
-            let place: usize = place.parse().expect("a placeholder is a number");
-            text.push_str(&format!("${}{after}", place + number * width));
-        }
-    }
-    text
-}
-
-fn read_row(row: &tokio_postgres::Row) -> Result<Row, StoreError> {
-    let columns = (0..row.len()).map(|index| row.try_get::<_, Value>(index));
-    columns.collect::<Result<_, _>>().map(Row::new).map_err(|error| failure(&error))
-}
-
-impl ToSql for Value {
-    fn to_sql(
-        &self,
-        wanted: &Type,
-        out: &mut bytes::BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        match self {
-            Value::Null => Ok(IsNull::Yes),
-            Value::Integer(number) if *wanted == Type::INT8 => number.to_sql(wanted, out),
-            Value::Text(text) if *wanted == Type::TEXT => text.to_sql(wanted, out),
-            other => Err(format!("{other:?} where PostgreSQL wants {wanted}").into()),
-        }
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    tokio_postgres::types::to_sql_checked!();
-}
-
-impl<'a> FromSql<'a> for Value {
-    fn from_sql(found: &Type, raw: &'a [u8]) -> Result<Value, Box<dyn std::error::Error + Sync + Send>> {
-        match *found {
-            Type::INT8 => i64::from_sql(found, raw).map(Value::Integer),
-            Type::INT4 => i32::from_sql(found, raw).map(|number| Value::Integer(number.into())),
-            _ => String::from_sql(found, raw).map(Value::Text),
-        }
-    }
-
-    fn from_sql_null(_: &Type) -> Result<Value, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Value::Null)
-    }
-
-    fn accepts(found: &Type) -> bool {
-        matches!(*found, Type::INT8 | Type::INT4) || <String as FromSql<'_>>::accepts(found)
-    }
-}
-
 fn refused(failed: &Failed) -> StoreError {
     match &failed.error {
         Some(error) => failure(error),
         None => StoreError::Away(describe(None)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_of_one_table_travel_together() {
-        let sql = "insert into claim (space, port, kind) values ($1, $2, 'x')";
-        assert!(is_plain_insert(sql));
-        assert_eq!(with_rows(sql, 1, 2), sql);
-        assert_eq!(
-            with_rows(sql, 3, 2),
-            "insert into claim (space, port, kind) values ($1, $2, 'x'), ($3, $4, 'x'), ($5, $6, 'x')"
-        );
-        assert_eq!(
-            with_rows("insert into t (a) values ($10, $1)", 2, 12),
-            "insert into t (a) values ($10, $1), ($22, $13)"
-        );
-        for other in [
-            "insert into t (a) values ($1) on conflict (a) do nothing",
-            "update t set a = $1",
-            "insert into t select 1",
-        ] {
-            assert!(!is_plain_insert(other), "{other}");
-        }
     }
 }

@@ -210,3 +210,11 @@ async fn a_restore_is_sent_as_it_is_read_and_not_kept_in_memory() {
     let arrived = tokio::task::spawn_blocking(restore).await.unwrap();
     assert!(arrived.last() > arrived.first(), "{arrived:?}");
 }
+
+#[tokio::test]
+async fn a_listener_without_a_server_behind_it_is_given_up_on() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://ada@{}/gatekeeper", silent.local_addr().unwrap());
+    let refused = refusal(&url.parse().unwrap()).await;
+    assert!(matches!(refused, StoreError::Away(_)), "{refused:?}");
+}

@@ -77,7 +77,7 @@ fn a_restored_server_serves_what_was_backed_up() {
     assert!(!stdout(&verdict).contains("WRONG"), "{verdict:?}");
 
     let told = stdout(&gatekeeper("restore", &restored, Some(&file)));
-    assert!(told.starts_with("restored ") && told.trim_end().ends_with("/restored"), "{told}");
+    assert!(told.starts_with("restored ") && told.trim_end().ends_with("/restored/gatekeeper.db"), "{told}");
     stdout(&gatekeeper("verify", &restored, None));
     let mut copy = Server::start(&restored);
     let live = copy.live();
@@ -122,7 +122,7 @@ fn nothing_is_overwritten() {
     for verb in ["backup", "verify"] {
         let file = (verb == "backup").then(|| place.join("other"));
         let told = error(&gatekeeper(verb, &nowhere, file.as_deref()));
-        assert!(told.contains("there is no database in"), "{told}");
+        assert!(told.contains("there is no Gatekeeper database at"), "{told}");
     }
     assert!(!nowhere.exists() && !place.join("other").exists());
 }

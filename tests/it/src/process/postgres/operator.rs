@@ -206,7 +206,7 @@ fn a_database_goes_from_sqlite_to_postgres_and_back_and_is_the_same() {
     let error = error_of(&run("backup", &at("beside"), Some(&url), &first));
     assert!(error.contains("exists: name a file that does not"), "{error}");
     let error = error_of(&run("backup", &at("beside"), Some(&cluster.create_url()), &second));
-    assert!(error.contains("there is no database in postgres://"), "{error}");
+    assert!(error.contains("there is no Gatekeeper database at postgres://"), "{error}");
     let error = error_of(&run("restore", &at("beside"), Some(&url), &data.join("gatekeeper.db")));
     assert!(error.contains("is no backup made by"), "{error}");
     assert_eq!(content(&there), content(&server), "and nothing of it did harm");
