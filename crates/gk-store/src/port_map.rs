@@ -4,9 +4,10 @@
 //! instance looks at both, so a fleet-wide claim changes one map, however many instances are loaded. Fleet-wide picks
 //! look at [`AnywhereMap`], which counts the claims on each number over all spaces; it is loaded by the first of them.
 //!
-//! All of it is a cache: a map is loaded by at most two queries and then follows every change the writer makes. It may be
-//! dropped at any time, and is dropped whenever a batch fails or another server wrote. Only the writer uses it, under the
-//! cluster's write lock, so what it says is true at the moment of the pick; the `claim` table stays the safety net.
+//! All of it is a cache: a map is loaded by at most two queries and then follows every change the writer makes, and what
+//! other servers wrote (`follow`). It may be dropped at any time, and is dropped whenever a batch fails. Only the writer
+//! uses it, under the cluster's write lock, so what it says is true at the moment of the pick; the `claim` table stays the
+//! safety net.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
