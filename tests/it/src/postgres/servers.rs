@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use gk_model::access::Role;
 use gk_model::contact::{ContactBody, Occupied};
@@ -113,6 +114,42 @@ async fn a_session_that_another_server_ended_is_refused_at_the_next_tick() {
     other.store.flush_contacts().await.unwrap();
     let refusal = refused(send(agent.heartbeat(&[], at(3))).await);
     assert!(matches!(refusal, Refusal::IdentitySuperseded { .. }), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn what_happened_while_a_connection_was_cut_is_not_confirmed_from_memory() {
+    let (cluster, name) = (cluster::shared(), format!("gap-{}", std::process::id()));
+    let url = cluster.create_url();
+    let world = World::new(Some(url.parse().unwrap())).await;
+    let other = Server::start(&format!("{url}&application_name={name}").parse().unwrap()).await;
+    let agent = world.join_with_agent("web-1", 1, &[]).await;
+    let send = |contact| other.store.contact(agent.id, agent.credential, contact, at(1));
+    send(agent.heartbeat(&[], at(1))).await.unwrap();
+    let cut =
+        format!("select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{name}'");
+    assert!(cluster.psql(&cut).status.success());
+    // This batch finds the connection cut, and may have missed anything.
+    other.store.flush_contacts().await.unwrap();
+    let mut clone = agent;
+    let mut opening = clone.report(&[], at(2));
+    opening.opening = Some(Uuid::from_u128(99));
+    world.contact(&clone, opening, at(2)).await.unwrap();
+    let refusal = refused(send(agent.heartbeat(&[], at(3))).await);
+    assert!(matches!(refusal, Refusal::IdentitySuperseded { .. }), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn pruning_goes_by_the_clock_of_the_database() {
+    let database = cluster::shared().create_database();
+    let world = World::new(Some(database.clone())).await;
+    world.join("web-1", 1).await;
+    world.join("web-2", 2).await;
+    let server = Server::start(&database).await;
+    let year = Duration::from_secs(365 * 86_400);
+    // This server believes that it is 2123.
+    let far_ahead = at(0).plus(100 * year);
+    let pruned = server.store.write(move |tx| tx.prune(far_ahead, 50 * year, 500)).await.unwrap();
+    assert_eq!((pruned.events, world.events().await.len()), (0, 2));
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Never a port twice, whatever runs at the same time and whatever fails next to it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use gk_model::access::Role;
 use gk_model::port::Protocol;
@@ -78,6 +79,29 @@ async fn a_statement_that_fails_is_its_own_callers_alone() {
         }
     }
     assert_eq!(world.live().await.len(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_ends_so_that_other_servers_get_theirs() {
+    let world = super::new_world().await;
+    let before = world.store.writer_counters().commits;
+    let slow: Vec<_> = (0..4)
+        .map(|_| {
+            let store = world.store.clone();
+            tokio::spawn(async move {
+                // Each takes longer than a whole turn.
+                let work = |_: &mut gk_store::Tx<'_>| {
+                    std::thread::park_timeout(Duration::from_millis(300));
+                    Ok(())
+                };
+                store.write(work).await
+            })
+        })
+        .collect();
+    for answer in slow {
+        answer.await.unwrap().unwrap();
+    }
+    assert_eq!(world.store.writer_counters().commits - before, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
