@@ -10,6 +10,8 @@ use gk_model::id::InstanceId;
 use gk_model::query::InstanceQuery;
 use tempfile::TempDir;
 
+use crate::syncs::without_shim;
+
 pub(crate) struct Fleet {
     programs: PathBuf,
     directory: TempDir,
@@ -70,6 +72,7 @@ fn socket(directory: &TempDir) -> PathBuf {
 
 fn command(programs: &Path, directory: &TempDir, name: &str) -> Command {
     let mut command = Command::new(programs.join(name));
+    without_shim(&mut command);
     command.env("GATEKEEPER_DATA", directory.path().join("data"));
     command.env("GATEKEEPER_STATE", directory.path().join("state"));
     command.env("GATEKEEPER_SERVER", format!("unix:{}", socket(directory).display()));
@@ -87,6 +90,14 @@ pub(crate) fn wait(mut condition: impl FnMut() -> bool) -> Result<Duration> {
         std::thread::park_timeout(Duration::from_millis(1));
     }
     Ok(begun.elapsed())
+}
+
+/// Resident memory of a process.
+pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes * 1024)
 }
 
 /// Kernel, processors, and the file system that the database was on.

@@ -1,16 +1,16 @@
-//! What is measured.
+//! What a user of the programs notices: sizes, how soon a listener shows, how long a command takes.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use gk_client::Client;
 use gk_model::id::InstanceId;
-use gk_model::query::{Limit, PortQuery, ReservationQuery};
-use gk_model::reservation::ReserveRequest;
+use gk_model::query::PortQuery;
 
-use crate::Row;
-use crate::fleet::{Fleet, wait};
+use crate::fleet::{Fleet, resident_bytes, wait};
+use crate::report::Row;
+use crate::stats::mebibytes;
 
 /// Size of each program.
 pub(crate) fn sizes(fleet: &Fleet) -> Result<Vec<Row>> {
@@ -47,44 +47,6 @@ fn is_shown(client: &Client, instance: InstanceId, port: u16) -> bool {
     page.is_ok_and(|page| page.items.iter().any(|state| !state.listeners.is_empty()))
 }
 
-/// Durable reservations through HTTP on the Unix socket, each followed by its release.
-pub(crate) fn reserve(fleet: &Fleet) -> Result<Vec<Row>> {
-    [1, 16, 64].into_iter().map(|callers| reserve_with(fleet, callers)).collect()
-}
-
-fn reserve_with(fleet: &Fleet, callers: usize) -> Result<Row> {
-    /// So that the pool of 2,000 lasts: each caller reserves this many, then they are released.
-    const EACH: usize = 12;
-    let begun = Instant::now();
-    let mut times: Vec<Duration> = std::thread::scope(|scope| {
-        let callers: Vec<_> = (0..callers).map(|_| scope.spawn(|| reserve_some(fleet, EACH))).collect();
-        callers
-            .into_iter()
-            .map(|caller| caller.join().expect("a caller does not panic"))
-            .collect::<Result<Vec<_>>>()
-    })?
-    .concat();
-    let rate = (callers * EACH) as f64 / begun.elapsed().as_secs_f64();
-    let client = fleet.client();
-    for made in
-        client.list_reservations(&ReservationQuery { limit: Some(Limit::MAX), ..Default::default() })?.items
-    {
-        client.release(made.id, true)?;
-    }
-    let what = format!("reserve, durable, {callers} callers");
-    Ok(Row::new(what, format!("{rate:.0}/s; {}", quantiles(&mut times))))
-}
-
-fn reserve_some(fleet: &Fleet, count: usize) -> Result<Vec<Duration>> {
-    let client = fleet.client();
-    let reserve = |_| {
-        let begun = Instant::now();
-        client.reserve(&ReserveRequest::next_free(fleet.instance))?;
-        Ok(begun.elapsed())
-    };
-    (0..count).map(reserve).collect()
-}
-
 /// Whole commands, from start to end of the process.
 pub(crate) fn commands(fleet: &Fleet) -> Result<Vec<Row>> {
     let table: [(&str, &[&str]); 4] = [
@@ -114,16 +76,9 @@ pub(crate) fn memory(fleet: &Fleet) -> Result<Vec<Row>> {
     [("server", fleet.server.id()), ("agent", fleet.agent.id())]
         .into_iter()
         .map(|(role, pid)| {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-            let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-            Ok(Row::new(format!("resident memory of the {role}"), mebibytes(kibibytes * 1024)))
+            Ok(Row::new(format!("resident memory of the {role}"), mebibytes(resident_bytes(pid)?)))
         })
         .collect()
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn quantiles(times: &mut [Duration]) -> String {

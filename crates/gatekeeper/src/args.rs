@@ -123,6 +123,20 @@ pub(crate) struct ServerArgs {
     /// Serve plain HTTP where others can reach it, as behind a proxy that speaks TLS.
     #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
     pub(crate) insecure_http: bool,
+    /// How many changes one transaction may carry. For the benchmark, which compares with 1: fewer only make it slower.
+    #[arg(long, hide = true, value_name = "CHANGES", value_parser = clap::value_parser!(u32).range(1..))]
+    max_batch: Option<u32>,
+}
+
+impl ServerArgs {
+    /// Which store, and how it writes.
+    pub(crate) fn store(&self) -> anyhow::Result<StoreConfig> {
+        let mut config = self.database.store()?;
+        if let Some(most) = self.max_batch {
+            config.max_batch = most as usize;
+        }
+        Ok(config)
+    }
 }
 
 #[derive(ClapArgs)]

@@ -77,7 +77,7 @@ impl Server {
         }
         let data = args.database.data();
         // The store first: its lock decides whose socket file lies in the directory.
-        let config = args.database.store()?;
+        let config = args.store()?;
         let database = config.place();
         let store = Store::open(config, Timestamp::from_clock()).await?;
         let tcp = TcpListener::bind(args.listen).await.map_err(|error| match error.kind() {

@@ -18,6 +18,7 @@ mod driver;
 mod ensure;
 mod error;
 mod events;
+mod filler;
 mod follow;
 mod history;
 mod idempotency;
@@ -65,6 +66,8 @@ use crate::directory::DirectoryLock;
 pub use crate::directory::OpenError;
 use crate::driver::{Access, Connection, Location};
 pub use crate::error::{Error, Refusal, StoreError};
+#[doc(hidden)]
+pub use crate::filler::{Filling, fill_history, filled_from};
 pub use crate::idempotency::{Keyed, Once};
 pub use crate::leases::ExpiryReport;
 pub use crate::log::Log;

@@ -1,0 +1,166 @@
+//! Pages of a long history: the last against the first (R1).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use gk_model::history::{Event, Interval};
+use gk_model::query::{EventQuery, HistoryQuery, Limit, Page};
+use gk_model::time::Timestamp;
+use gk_store::{Error, Filling, Reader, Store, StoreConfig, fill_history, filled_from};
+use serde::Serialize;
+
+use crate::bed::{Bed, Disk, on_both};
+use crate::group::fill;
+use crate::report::Row;
+use crate::stats::{microseconds, milliseconds, quantile};
+
+/// The filler numbers its rows from here.
+const FIRST: u64 = 1_000_001;
+
+const INSTANCES: usize = 100;
+
+const ROUNDS: usize = 31;
+
+/// R1 at so many events and as many intervals, on both databases.
+pub(crate) fn rows(count: u64) -> Result<Vec<Row>> {
+    on_both(Disk::Real, |bed| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let config = bed.config(StoreConfig::MAX_BATCH)?;
+        let store = runtime.block_on(Store::open(config.clone(), Timestamp::from_clock()))?;
+        runtime.block_on(fill(&store, INSTANCES))?;
+        store.close();
+        drop(store);
+        let begun = Instant::now();
+        write(bed, &config, count)?;
+        eprintln!("{}: {count} events and intervals in {:.0} s", bed.name, begun.elapsed().as_secs_f64());
+        let store = runtime.block_on(Store::open(config, Timestamp::from_clock()))?;
+        let rows = runtime.block_on(measure(bed, &store, count));
+        store.close();
+        rows
+    })
+}
+
+/// One after the other into a file, both at once into a server.
+fn write(bed: &Bed, config: &StoreConfig, count: u64) -> Result<()> {
+    let Some(cluster) = &bed.cluster else {
+        fill_history(config, Filling::Events, count)?;
+        return Ok(fill_history(config, Filling::Intervals, count)?);
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| fill_history(config, Filling::Intervals, count));
+        fill_history(config, Filling::Events, count)?;
+        anyhow::Ok(other.join().ok().context("the filler does not panic")??)
+    })?;
+    // As its own housekeeping would, in time.
+    cluster.psql("vacuum analyze")
+}
+
+/// The two ends of one list, as pages of 1,000.
+struct Ends<Q> {
+    what: &'static str,
+    first: Q,
+    last: Q,
+}
+
+async fn measure(bed: &Bed, store: &Store, count: u64) -> Result<Vec<Row>> {
+    let name = |limit: u32| EventQuery { limit: Some(Limit::at_most(limit)), ..Default::default() };
+    let instance = Some("node-7".parse()?);
+    let end = FIRST + count;
+    let events =
+        |before: u64, instance| EventQuery { cursor: Some((before - 1).to_string()), instance, ..name(1000) };
+    let history = |before: u64, instance| HistoryQuery {
+        cursor: Some(format!("{}~{before}", before * 1000 + filled_from().as_micros() as u64)),
+        instance,
+        limit: Some(Limit::MAX),
+        ..Default::default()
+    };
+    // Of one instance, every hundredth row.
+    let each = INSTANCES as u64;
+    let of_events = [
+        Ends { what: "events", first: events(FIRST, None), last: events(end - 1000, None) },
+        Ends {
+            what: "events of one instance",
+            first: events(FIRST, instance.clone()),
+            last: events(end - 1000 * each, instance.clone()),
+        },
+    ];
+    let of_history = [
+        Ends { what: "history", first: history(end, None), last: history(FIRST + 1000, None) },
+        Ends {
+            what: "history of one instance",
+            first: history(end, instance.clone()),
+            last: history(FIRST + 1000 * each, instance),
+        },
+    ];
+    let mut rows = Vec::new();
+    for ends in of_events {
+        rows.extend(time_ends(bed, store, count, ends, list_events).await?);
+    }
+    for ends in of_history {
+        rows.extend(time_ends(bed, store, count, ends, list_history).await?);
+    }
+    Ok(rows)
+}
+
+// The methods themselves are not general enough to be passed.
+fn list_events(reader: &mut Reader<'_>, query: &EventQuery) -> Result<Page<Event>, Error> {
+    reader.list_events(query)
+}
+
+fn list_history(reader: &mut Reader<'_>, query: &HistoryQuery) -> Result<Page<Interval>, Error> {
+    reader.list_history(query)
+}
+
+type List<Q, T> = fn(&mut Reader<'_>, &Q) -> Result<Page<T>, Error>;
+
+async fn time_ends<Q, T>(
+    bed: &Bed,
+    store: &Store,
+    count: u64,
+    ends: Ends<Q>,
+    list: List<Q, T>,
+) -> Result<Vec<Row>>
+where
+    Q: Clone + Send + 'static,
+    T: Serialize + Send + 'static,
+{
+    let (mut first, mut last, mut json) = (vec![], vec![], vec![]);
+    for _ in 0..ROUNDS {
+        let (time, page) = time(store, ends.first.clone(), list).await?;
+        first.push(time);
+        let begun = Instant::now();
+        ensure!(
+            serde_json::to_vec(&page)?.len() > 100_000 && page.items.len() == 1000,
+            "{}: no page",
+            ends.what
+        );
+        json.push(begun.elapsed());
+        let (time, page) = self::time(store, ends.last.clone(), list).await?;
+        ensure!(page.items.len() == 1000, "{}: no last page", ends.what);
+        last.push(time);
+    }
+    let (first, last, json) = (quantile(&mut first, 0.5), quantile(&mut last, 0.5), quantile(&mut json, 0.5));
+    let ratio = last / first;
+    let what = format!("{}, {} of {count}: last page against the first", bed.name, ends.what);
+    let figure = format!("{ratio:.2}×: {} against {}", milliseconds(last), milliseconds(first));
+    let page = Row::new(what, figure).with("≤ 1.3×", ratio <= 1.3);
+    if ends.what != "events" {
+        return Ok(vec![page]);
+    }
+    let what = format!("{}, a row of a page of 1,000 events", bed.name);
+    let figure = format!("{} read, {} as JSON", microseconds(first / 1e3), microseconds(json / 1e3));
+    Ok(vec![page, Row::new(what, figure).with("≤ 0.6 µs for both", (first + json) / 1e3 <= 0.6e-6)])
+}
+
+async fn time<Q, T>(store: &Store, query: Q, list: List<Q, T>) -> Result<(Duration, Page<T>)>
+where
+    Q: Send + 'static,
+    T: Send + 'static,
+{
+    let timed = store.read(move |reader| {
+        let begun = Instant::now();
+        let page = list(reader, &query)?;
+        Ok((begun.elapsed(), page))
+    });
+    Ok(timed.await?)
+}

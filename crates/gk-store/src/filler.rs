@@ -1,0 +1,76 @@
+//! Long histories for the benchmarks: what years of use leave, written in seconds.
+//!
+//! Here and not in the benchmarks, because only this crate knows the tables and names a database; through the API ten
+//! million events would take half an hour. Not for use on data that anybody needs.
+
+use gk_model::time::Timestamp;
+
+use crate::StoreConfig;
+use crate::driver::{Access, Connection, Location};
+use crate::error::{Error, StoreError};
+use crate::value::values;
+
+/// Rows of one transaction: far fewer than a statement may take time for.
+const CHUNK: u64 = 250_000;
+
+/// What to write.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filling {
+    /// Rows of the event log, a microsecond apart.
+    Events,
+    /// Ended intervals.
+    Intervals,
+}
+
+/// When the first of them happened: 2023-11-14T22:13:20Z. The others follow, a millisecond apart.
+#[doc(hidden)]
+pub fn filled_from() -> Timestamp {
+    Timestamp::from_micros(1_700_000_000_000_000)
+}
+
+/// Writes so many rows about the instances that there are, in turn. For a database whose store is closed, and where
+/// nothing has happened since they joined: the rows are numbered from 1,000,001.
+///
+/// # Errors
+/// Only when the database fails.
+#[doc(hidden)]
+pub fn fill_history(config: &StoreConfig, filling: Filling, rows: u64) -> Result<(), Error> {
+    let mut connection = Connection::open(&Location::of(config), Access::Write)?;
+    connection.write_at_once()?;
+    let first = 1_000_001;
+    for begin in (0..rows).step_by(CHUNK as usize) {
+        let end = (begin + CHUNK).min(rows);
+        write(&mut connection, filling, first + begin, first + end - 1)?;
+    }
+    Ok(())
+}
+
+fn write(connection: &mut Connection, filling: Filling, first: u64, last: u64) -> Result<(), StoreError> {
+    let sql = match filling {
+        Filling::Events => {
+            "insert into event (seq, at, recorded_at, kind, instance, protocol, first_port, last_port, actor, message) \
+             select n.x, n.x * 1000 + $3, n.x * 1000 + $3, case when n.x % 2 = 0 then 'reserved' else 'released' end, \
+             i.id, 'tcp', 8000 + n.x % 2000, 8000 + n.x % 2000, 'ada', '8000/tcp reserved by ada'"
+        }
+        Filling::Intervals => {
+            "insert into interval (seq, kind, instance, protocol, first_port, last_port, began_at, ended_at, service, \
+             holder) select n.x, 'held', i.id, 'tcp', 8000 + n.x % 2000, 8000 + n.x % 2000, n.x * 1000 + $3, \
+             n.x * 1000 + 500 + $3, 'web', 'ada'"
+        }
+    };
+    let numbers = "with recursive numbers (x) as (select cast($1 as bigint) union all \
+                   select x + 1 from numbers where x < cast($2 as bigint)), \
+                   instances (id, number, total) as (select id, row_number() over (order by id) - 1, count(*) over () \
+                   from instance)";
+    let text = format!(
+        "{numbers} {} from numbers n join instances i on i.number = n.x % i.total",
+        sql.replace("$3", "cast($3 as bigint)")
+    );
+    connection.begin(Access::Write)?;
+    connection.later(&text, values![first, last, filled_from().as_micros()])?;
+    if filling == Filling::Events {
+        connection.later("update event_seq set seq = $1 where id = 0", values![last])?;
+    }
+    connection.commit()
+}
