@@ -93,6 +93,6 @@ pub(crate) fn run_with_shim() -> Result<Option<bool>> {
     let syncs = Syncs::create(directory.path())?;
     let mut again = Command::new(std::env::current_exe()?);
     again.args(std::env::args_os().skip(1)).env(LIBRARY, &library);
-    syncs.preload(&mut again, None)?;
+    again.env("LD_PRELOAD", &library).env(VARIABLE, &syncs.path);
     Ok(Some(again.status()?.success()))
 }

@@ -46,7 +46,7 @@ struct Moment {
 
 impl Collector for Moment {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let StoreMetrics { writer, queue_length, batch_size, commit_seconds } = &self.store;
+        let StoreMetrics { writer, queue_length, batch_size, commit_seconds, statements } = &self.store;
         let mut show = |name: &str, help: &str, metric: &dyn EncodeMetric| {
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
@@ -68,6 +68,16 @@ impl Collector for Moment {
             "store_answers",
             "Changes answered, refused ones included.",
             &ConstCounter::new(writer.answers),
+        )?;
+        show(
+            "store_questions",
+            "Statements of changes whose answer was waited for; each is a round trip to the database.",
+            &ConstCounter::new(statements.asked),
+        )?;
+        show(
+            "store_statements",
+            "Statements of changes, those included.",
+            &ConstCounter::new(statements.asked + statements.said),
         )?;
         show(
             "store_replays",

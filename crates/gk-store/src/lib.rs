@@ -26,6 +26,7 @@ mod instances;
 mod leases;
 mod listeners;
 mod log;
+mod members;
 mod membership;
 mod metrics;
 mod migrate;
@@ -71,7 +72,8 @@ pub use crate::filler::{Filling, fill_history, filled_from};
 pub use crate::idempotency::{Keyed, Once};
 pub use crate::leases::ExpiryReport;
 pub use crate::log::Log;
-pub use crate::metrics::{Distribution, StoreMetrics};
+use crate::metrics::Statements;
+pub use crate::metrics::{Distribution, StatementCounters, StoreMetrics};
 pub use crate::prune::Pruned;
 pub use crate::restore::restore;
 pub use crate::tx::{Reader, Tx};
@@ -139,6 +141,7 @@ pub(crate) struct Shared {
     pub(crate) beats: Beats,
     /// Whether leases go by the database's clock.
     pub(crate) database_clock: bool,
+    pub(crate) statements: Statements,
 }
 
 impl Shared {
@@ -147,6 +150,7 @@ impl Shared {
             started_at,
             beats: Beats::default(),
             database_clock: config.database_clock && config.database.is_some(),
+            statements: Statements::default(),
         }
     }
 }
@@ -313,7 +317,7 @@ impl Store {
 
     /// The same, and how it does: its queue, its batches, its commits.
     pub fn metrics(&self) -> StoreMetrics {
-        self.0.writer.metrics().snapshot()
+        self.0.writer.metrics().snapshot(&self.0.shared.statements)
     }
 
     /// Finishes everything that was accepted, then stops. Later calls answer [`StoreError::Closed`]. Blocks.

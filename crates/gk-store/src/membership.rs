@@ -63,22 +63,16 @@ impl Reader<'_> {
         text.parse().map_err(|_| StoreError::Corrupt(format!("{text} is no subject")))
     }
 
-    fn find_by_credential(&mut self, credential: SecretHash) -> Result<Option<InstanceId>, StoreError> {
+    pub(crate) fn find_by_credential(
+        &mut self,
+        credential: SecretHash,
+    ) -> Result<Option<InstanceId>, StoreError> {
         let sql = "select id from instance where credential = $1 and left_at is null";
         self.query_one(sql, values![credential])?.map(|mut row| row.take()).transpose()
     }
+}
 
-    /// Looks at an instance's credential once more, under the writer's lock: it may have been replaced since the door let
-    /// the caller in.
-    pub(crate) fn check_credential(&mut self, actor: &Actor) -> Result<(), Error> {
-        match actor.authority {
-            Authority::Instance(own, credential) if self.find_by_credential(credential)? != Some(own) => {
-                Err(Refusal::CredentialReplaced.into())
-            }
-            _ => Ok(()),
-        }
-    }
-
+impl Tx<'_> {
     /// Tells what a request to join is, refusing what it cannot be.
     fn find_joining(
         &mut self,
@@ -107,9 +101,7 @@ impl Reader<'_> {
     fn is_same_stack(&mut self, known: InstanceId, facts: &Facts, now: Timestamp) -> Result<bool, Error> {
         Ok(self.get_instance(&known.into(), now)?.facts.same_network_stack(facts))
     }
-}
 
-impl Tx<'_> {
     /// Brings a machine in, refreshes the facts of one that is known by its credential, or lets it take over the
     /// identity it lost. The second value says whether it joined anew.
     ///
@@ -244,6 +236,7 @@ impl Tx<'_> {
             "update instance set name = $2, name_key = $3, version = version + 1 where id = $1",
             values![before.id, name, name_key(name)],
         )?;
+        self.maps.members.forget(before.id);
         let message = format!("{} renamed to {name}", before.name);
         self.record_instance(EventKind::Renamed, before.id, actor, message, now)?;
         self.get_instance(&before.id.into(), now)

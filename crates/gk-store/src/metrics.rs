@@ -26,6 +26,33 @@ pub struct StoreMetrics {
     pub batch_size: Distribution,
     /// How long each commit took, in seconds, its sync included.
     pub commit_seconds: Distribution,
+    /// What the changes said to the database.
+    pub statements: StatementCounters,
+}
+
+/// Statements of changes, other than those around each batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatementCounters {
+    /// Those whose answer was waited for. Each is a round trip to a database across a network, and everybody waits.
+    pub asked: u64,
+    /// Those that were only said, and travel together.
+    pub said: u64,
+}
+
+/// The same as they are counted.
+#[derive(Debug, Default)]
+pub(crate) struct Statements {
+    pub(crate) asked: AtomicU64,
+    pub(crate) said: AtomicU64,
+}
+
+impl Statements {
+    fn counters(&self) -> StatementCounters {
+        StatementCounters {
+            asked: self.asked.load(Ordering::Relaxed),
+            said: self.said.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// How often values fell between bounds.
@@ -73,12 +100,13 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn snapshot(&self) -> StoreMetrics {
+    pub(crate) fn snapshot(&self, statements: &Statements) -> StoreMetrics {
         StoreMetrics {
             writer: self.counters(),
             queue_length: self.queue_length.load(Ordering::Relaxed),
             batch_size: self.batch_size.snapshot(),
             commit_seconds: self.commit_seconds.snapshot(),
+            statements: statements.counters(),
         }
     }
 }

@@ -153,8 +153,11 @@ impl Tx<'_> {
         let protocol = cell.protocol;
         let holder = Box::new(self.get_claimant(cell.space(wanted.scope), protocol, port)?);
         let mut listeners = match &cell.instance {
-            Some(instance) => self.list_listeners(instance.id, Some(port.into()), Some(protocol))?,
-            None => Vec::new(),
+            // What was not observed need not be asked for.
+            Some(instance) if self.is_observed(instance.id, protocol, port.into(), wanted.now)? => {
+                self.list_listeners(instance.id, Some(port.into()), Some(protocol))?
+            }
+            _ => Vec::new(),
         };
         listeners.retain(|listener| listener.key.netns == Netns::Home);
         let alternatives = self.list_alternatives(wanted)?;

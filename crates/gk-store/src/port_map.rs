@@ -20,6 +20,7 @@ use gk_model::port_set::PortSet;
 use gk_model::time::Timestamp;
 
 use crate::error::StoreError;
+use crate::members::Members;
 use crate::space::Space;
 use crate::tx::{Reader, Tx};
 use crate::value::{Json, Row, values};
@@ -32,6 +33,8 @@ const MOST: usize = 1024;
 pub(crate) struct PortMaps {
     spaces: HashMap<(Space, Protocol), PortMap>,
     anywhere: HashMap<Protocol, AnywhereMap>,
+    /// The instances themselves, remembered for as long.
+    pub(crate) members: Members,
 }
 
 impl PortMaps {
@@ -44,12 +47,14 @@ impl PortMaps {
             surplus -= usize::from(drop);
             !drop
         });
+        self.members.keep();
     }
 
     /// Drops everything.
     pub(crate) fn clear(&mut self) {
         self.spaces.clear();
         self.anywhere.clear();
+        self.members.clear();
     }
 
     /// Drops what is known of an instance, because its listeners or facts changed. What is claimed there still counts
@@ -58,6 +63,7 @@ impl PortMaps {
         for protocol in Protocol::ALL.iter().copied() {
             self.spaces.remove(&(Space::Instance(instance), protocol));
         }
+        self.members.forget(instance);
     }
 
     /// Follows a claim.

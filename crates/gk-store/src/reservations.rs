@@ -138,18 +138,18 @@ impl Reader<'_> {
         protocol: Protocol,
         port: Port,
     ) -> Result<Reservation, Error> {
-        let row = match space {
-            Space::Instance(_) => self.query_one(
-                "select reservation from claim where space in ($1, 'fleet') and protocol = $2 and port = $3",
+        let found = match space {
+            Space::Instance(_) => self.list_where(
+                "r.id = (select reservation from claim where space in ($1, 'fleet') and protocol = $2 and port = $3 \
+                 order by space limit 1)",
                 values![space, protocol, port],
             )?,
-            Space::Fleet => self.query_one(
-                "select reservation from claim where protocol = $1 and port = $2 order by space limit 1",
+            Space::Fleet => self.list_where(
+                "r.id = (select reservation from claim where protocol = $1 and port = $2 order by space limit 1)",
                 values![protocol, port],
             )?,
         };
-        let mut row =
-            row.ok_or_else(|| StoreError::Corrupt(format!("the claim on {port}/{protocol} is gone")))?;
-        self.get_reservation(row.take()?)
+        let gone = || StoreError::Corrupt(format!("the claim on {port}/{protocol} is gone"));
+        Ok(found.into_iter().next().ok_or_else(gone)?)
     }
 }

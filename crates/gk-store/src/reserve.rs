@@ -19,7 +19,6 @@ use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::history::NewInterval;
-use crate::instances::link;
 use crate::space::Space;
 use crate::tx::{NewEvent, Tx};
 use crate::value::values;
@@ -170,7 +169,7 @@ impl Tx<'_> {
         }
         let mut places: Vec<Option<InstanceLink>> = Vec::new();
         for instance in std::iter::once(&request.instance).chain(&request.group.also_on) {
-            let found = Some(link(&self.get_joined(instance, now)?));
+            let found = Some(self.get_member(instance, now)?);
             if !places.contains(&found) {
                 places.push(found);
             }

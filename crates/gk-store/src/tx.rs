@@ -1,6 +1,7 @@
 //! Transactions: [`Reader`] sees, [`Tx`] sees and changes.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, ReservationId};
@@ -23,11 +24,13 @@ pub struct Reader<'a> {
     connection: &'a mut Connection,
     pub(crate) shared: &'a Shared,
     failed: Option<StoreError>,
+    /// Where questions are counted; those of readers keep nobody waiting but themselves.
+    asked: Option<&'a AtomicU64>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(connection: &'a mut Connection, shared: &'a Shared) -> Reader<'a> {
-        Reader { connection, shared, failed: None }
+        Reader { connection, shared, failed: None, asked: None }
     }
 
     /// Asks, and waits for the rows.
@@ -36,6 +39,9 @@ impl<'a> Reader<'a> {
     /// there, so both must.
     pub(crate) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
         self.check()?;
+        if let Some(asked) = self.asked {
+            asked.fetch_add(1, Ordering::Relaxed);
+        }
         self.connection.query(sql, values).inspect_err(|error| self.failed = Some(error.clone()))
     }
 
@@ -96,13 +102,15 @@ impl<'a> Tx<'a> {
         beats: &'a mut Vec<BeatChange>,
         next: &'a mut Next,
     ) -> Tx<'a> {
-        Tx { reader: Reader::new(connection, shared), maps, beats, next, wrote: false, alone: false }
+        let reader = Reader { asked: Some(&shared.statements.asked), ..Reader::new(connection, shared) };
+        Tx { reader, maps, beats, next, wrote: false, alone: false }
     }
 
     /// Says something whose result nobody waits for.
     pub(crate) fn later(&mut self, sql: &str, values: &[Value]) -> Result<(), StoreError> {
         self.reader.check()?;
         self.wrote = true;
+        self.reader.shared.statements.said.fetch_add(1, Ordering::Relaxed);
         let said = self.reader.connection.later(sql, values);
         said.inspect_err(|error| self.reader.failed = Some(error.clone()))
     }

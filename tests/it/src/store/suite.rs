@@ -3,6 +3,7 @@
 
 mod allocation;
 mod backup;
+mod batches;
 mod contacts;
 mod ensure;
 mod fleet;
