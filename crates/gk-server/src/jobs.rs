@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use gk_model::lease::Tick;
 use gk_store::{Error, ExpiryReport, Pruned, Store};
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::app::Clock;
 use crate::error::chain;
@@ -29,56 +29,68 @@ const PRUNE_TURNS: Duration = Duration::from_millis(25);
 /// How often leases are looked at. One ends at most this much later than it could.
 const EXPIRE_LEASES_EVERY: Duration = Duration::from_secs(1);
 
-/// Writes the heartbeats that are kept in memory to the database. The last flush, at shutdown, is
-/// [`run`](crate::run)'s, after the last connection has ended.
-pub(crate) async fn flush_contacts(store: Store, mut stop: watch::Receiver<bool>) {
-    let mut ticks = tokio::time::interval(FLUSH_CONTACTS_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failing = false;
-    loop {
+/// The rhythm of a job, and whether it does what it should.
+struct Job {
+    ticks: Interval,
+    stop: watch::Receiver<bool>,
+    /// What it means when it fails.
+    trouble: &'static str,
+    failing: bool,
+}
+
+impl Job {
+    fn new(every: Duration, trouble: &'static str, stop: watch::Receiver<bool>) -> Job {
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Job { ticks, stop, trouble, failing: false }
+    }
+
+    /// Waits for the next tick; false when the server stops instead.
+    async fn is_due(&mut self) -> bool {
         tokio::select! {
-            _ = ticks.tick() => {}
-            () = stopped(&mut stop) => return,
+            _ = self.ticks.tick() => true,
+            () = stopped(&mut self.stop) => false,
         }
-        match store.flush_contacts().await {
-            Ok(()) if failing => {
-                tracing::info!("heartbeats are stored again");
-                failing = false;
+    }
+
+    /// What was done, unless it failed.
+    fn report<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
+        match outcome {
+            Ok(done) => {
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("no longer: {}", self.trouble);
+                }
+                Some(done)
             }
-            Err(error) if !failing => {
-                tracing::warn!(error = chain(&error), "heartbeats are not stored for now");
-                failing = true;
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!(error = chain(&error), "{} for now", self.trouble);
+                }
+                None
             }
-            Ok(()) | Err(_) => {}
         }
     }
 }
 
+/// Writes the heartbeats that are kept in memory to the database. The last flush, at shutdown, is
+/// [`run`](crate::run)'s, after the last connection has ended.
+pub(crate) async fn flush_contacts(store: Store, stop: watch::Receiver<bool>) {
+    let mut job = Job::new(FLUSH_CONTACTS_EVERY, "heartbeats are not stored", stop);
+    while job.is_due().await {
+        job.report(store.flush_contacts().await);
+    }
+}
+
 /// Takes away what is older than the retention.
-pub(crate) async fn prune(store: Store, clock: Clock, retention: Duration, mut stop: watch::Receiver<bool>) {
-    let mut ticks = tokio::time::interval(PRUNE_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failing = false;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stopped(&mut stop) => return,
-        }
+pub(crate) async fn prune(store: Store, clock: Clock, retention: Duration, stop: watch::Receiver<bool>) {
+    let mut job = Job::new(PRUNE_EVERY, "old history is not taken away", stop);
+    while job.is_due().await {
         let pruned = tokio::select! {
             pruned = prune_all(&store, &clock, retention) => pruned,
-            () = stopped(&mut stop) => return,
+            () = stopped(&mut job.stop) => return,
         };
-        match pruned {
-            Ok(0) => failing = false,
-            Ok(events) => {
-                tracing::info!(events.count = events, "old history was taken away");
-                failing = false;
-            }
-            Err(error) if !failing => {
-                tracing::warn!(error = chain(&error), "old history is not taken away for now");
-                failing = true;
-            }
-            Err(_) => {}
+        if let Some(events @ 1..) = job.report(pruned) {
+            tracing::info!(events.count = events, "old history was taken away");
         }
     }
 }
@@ -100,30 +112,14 @@ async fn prune_all(store: &Store, clock: &Clock, retention: Duration) -> Result<
 }
 
 /// Ends leases whose time is over. While there are none, this only reads.
-pub(crate) async fn expire_leases(store: Store, clock: Clock, mut stop: watch::Receiver<bool>) {
-    let mut ticks = tokio::time::interval(EXPIRE_LEASES_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+pub(crate) async fn expire_leases(store: Store, clock: Clock, stop: watch::Receiver<bool>) {
+    let mut job = Job::new(EXPIRE_LEASES_EVERY, "leases are not ended", stop);
     let mut time = LeaseClock { started: Instant::now(), last: None };
-    let mut failing = false;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stopped(&mut stop) => return,
-        }
-        match expire_all(&store, &clock, &mut time).await {
-            Ok(()) if failing => {
-                tracing::info!("leases are ended again");
-                failing = false;
-            }
-            Ok(()) => {}
-            Err(error) => {
-                // Nobody could renew either: the holders get the same grace as after a start.
-                time.started = Instant::now();
-                if !failing {
-                    tracing::warn!(error = chain(&error), "leases are not ended for now");
-                }
-                failing = true;
-            }
+    while job.is_due().await {
+        let looked = expire_all(&store, &clock, &mut time).await;
+        if job.report(looked).is_none() {
+            // Nobody could renew either: the holders get the same grace as after a start.
+            time.started = Instant::now();
         }
     }
 }
