@@ -10,43 +10,41 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::port::{Port, PortRange};
 
-const WORDS: usize = 1024;
-
-/// A set of ports: 8 KiB whatever it holds, constant-time insert, remove and look-up.
-#[derive(Clone, PartialEq, Eq)]
-pub struct PortSet(Box<[u64; WORDS]>);
-
-impl Default for PortSet {
-    fn default() -> PortSet {
-        PortSet(Box::new([0; WORDS]))
-    }
-}
+/// A set of ports: one bit each, constant-time insert, remove and look-up.
+///
+/// It ends with the word of the highest port that it ever held, so an empty one is free, and all of them are 8 KiB.
+#[derive(Clone, Default)]
+pub struct PortSet(Vec<u64>);
 
 impl PortSet {
     /// Adds a port; whether it was missing.
     pub fn insert(&mut self, port: Port) -> bool {
+        let was_missing = !self.contains(port);
         let (word, bit) = place(port);
-        let was_missing = self.0[word] & bit == 0;
+        self.grow_to(word);
         self.0[word] |= bit;
         was_missing
     }
 
     /// Takes a port out; whether it was there.
     pub fn remove(&mut self, port: Port) -> bool {
+        let was_there = self.contains(port);
         let (word, bit) = place(port);
-        let was_there = self.0[word] & bit != 0;
-        self.0[word] &= !bit;
+        if was_there {
+            self.0[word] &= !bit;
+        }
         was_there
     }
 
     /// Whether it holds the port.
     pub fn contains(&self, port: Port) -> bool {
         let (word, bit) = place(port);
-        self.0[word] & bit != 0
+        self.word(word) & bit != 0
     }
 
     /// Adds every port of a range, 64 at a time.
     pub fn insert_range(&mut self, range: PortRange) {
+        self.grow_to(place(range.last()).0);
         for (word, bits) in words_of(range) {
             self.0[word] |= bits;
         }
@@ -55,7 +53,7 @@ impl PortSet {
     /// Takes every port of a range out, 64 at a time.
     pub fn remove_range(&mut self, range: PortRange) {
         for (word, bits) in words_of(range) {
-            self.0[word] &= !bits;
+            self.0.get_mut(word).into_iter().for_each(|word| *word &= !bits);
         }
     }
 
@@ -69,7 +67,7 @@ impl PortSet {
     /// The lowest of its ports that lies in `range`.
     pub fn first_in(&self, range: PortRange) -> Option<Port> {
         words_of(range).find_map(|(word, bits)| {
-            let lowest = Bits(self.0[word] & bits).next()?;
+            let lowest = Bits(self.word(word) & bits).next()?;
             as_port(word as u32 * 64 + lowest)
         })
     }
@@ -87,7 +85,7 @@ impl PortSet {
         // How many ports up to the end of the word before are free without a gap.
         let mut open = 0;
         for (index, allowed) in self.0.iter().enumerate() {
-            let free = blocked.iter().fold(*allowed, |free, set| free & !set.0[index]);
+            let free = blocked.iter().fold(*allowed, |free, set| free & !set.word(index));
             let begins = index as u32 * 64;
             let found = match open + free.trailing_ones() {
                 reached if reached >= count && open > 0 => Some(begins - open),
@@ -122,7 +120,7 @@ impl PortSet {
     /// Looks at 64 ports at a time, so the cost of the next one does not grow with how many are taken.
     pub fn without<'a>(&'a self, blocked: &'a [&'a PortSet]) -> impl Iterator<Item = Port> + 'a {
         self.0.iter().enumerate().flat_map(move |(index, allowed)| {
-            let free = blocked.iter().fold(*allowed, |free, set| free & !set.0[index]);
+            let free = blocked.iter().fold(*allowed, |free, set| free & !set.word(index));
             Bits(free).map(move |bit| index as u32 * 64 + bit).filter_map(as_port)
         })
     }
@@ -132,6 +130,27 @@ impl PortSet {
         self.without(&[])
     }
 }
+
+impl PortSet {
+    fn word(&self, index: usize) -> u64 {
+        self.0.get(index).copied().unwrap_or_default()
+    }
+
+    fn grow_to(&mut self, word: usize) {
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+    }
+}
+
+/// The same ports, however far the words reach that hold them.
+impl PartialEq for PortSet {
+    fn eq(&self, other: &PortSet) -> bool {
+        (0..self.0.len().max(other.0.len())).all(|index| self.word(index) == other.word(index))
+    }
+}
+
+impl Eq for PortSet {}
 
 fn place(port: Port) -> (usize, u64) {
     (usize::from(port.get()) / 64, 1 << (port.get() % 64))
@@ -203,7 +222,7 @@ impl Serialize for PortSet {
     }
 }
 
-/// However many ranges a caller writes, and however they overlap, what is kept is 8 KiB.
+/// However many ranges a caller writes, and however they overlap, what is kept is 8 KiB at most.
 impl<'de> Deserialize<'de> for PortSet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<PortSet, D::Error> {
         struct Ranges;
@@ -325,7 +344,12 @@ mod tests {
                 }
                 prop_assert_eq!(ours.contains(port), model.contains(&number));
             }
-            prop_assert_eq!(ours.iter().map(Port::get).collect::<Vec<_>>(), model.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(ours.iter().map(Port::get).collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
+            // Equal whatever else was in it before, and unequal by any one port.
+            prop_assert_eq!(&ours, &set(&model));
+            ours.insert(Port::MAX);
+            prop_assert_eq!(ours == set(&model), model.contains(&u16::MAX));
+            prop_assert_eq!(set(&model) == ours, model.contains(&u16::MAX));
         }
     }
 }
