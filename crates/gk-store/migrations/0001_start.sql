@@ -78,13 +78,14 @@ create table reservation (
 );
 create index reservation_live on reservation (instance, protocol, first_port) where released_at is null;
 
--- The safety net behind rule 2 of the domain: one row per live port, whatever the code above it believes.
+-- The safety net behind rule 2 of the domain: one row per live port, whatever the code above it believes. The port
+-- comes before the space, because fleet-wide reservations look at every space.
 create table claim (
     space text not null,
     protocol text not null,
     port bigint not null,
     reservation text not null,
-    primary key (space, protocol, port)
+    primary key (protocol, port, space)
 );
 
 create table quarantine (

@@ -6,12 +6,12 @@ alter table reservation add column split_from text;
 alter table reservation add column expires_at bigint;
 
 create index reservation_lease on reservation (expires_at) where released_at is null and expires_at is not null;
--- For `ensure`: the live one, and the one released last.
-create index reservation_purpose on reservation (holder, service, instance, protocol, released_at);
+-- For `ensure`, which needs a service: the live one, and the one released last.
+create index reservation_purpose on reservation (holder, service, instance, protocol, released_at)
+    where service is not null;
 create index reservation_fleet on reservation (protocol, first_port) where released_at is null and scope = 'fleet';
 
 -- Fleet-wide reservations look at every space.
-create index claim_port on claim (protocol, port);
 create index listener_port on listener (protocol, port, netns);
 create index quarantine_port on quarantine (protocol, port);
 

@@ -10,6 +10,7 @@
 
 mod backup;
 mod beats;
+mod claims;
 mod contacts;
 mod copy;
 mod database_url;

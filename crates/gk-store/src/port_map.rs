@@ -25,7 +25,7 @@ use crate::space::Space;
 use crate::tx::{Reader, Tx};
 use crate::value::{Json, Row, values};
 
-/// How many maps are kept; one is 32 KiB.
+/// How many maps are kept; one is 32 KiB at most, and mostly a fraction of that.
 const MOST: usize = 1024;
 
 /// A bounded cache of maps.
@@ -289,11 +289,13 @@ impl Reader<'_> {
         with_fleet: bool,
         now: Timestamp,
     ) -> Result<Loaded, StoreError> {
-        let sql = "select space, port, cast(0 as bigint), cast(0 as bigint) from claim \
-                   where space in ($1, $2) and protocol = $3 \
-                   union all select space, port, cast(1 as bigint), until_at from quarantine \
+        let sql = "select instance, first_port, last_port, cast(0 as bigint), cast(0 as bigint) from reservation \
+                   where instance = $1 and scope = 'instance' and protocol = $3 and released_at is null \
+                   union all select scope, first_port, last_port, cast(0 as bigint), cast(0 as bigint) from reservation \
+                   where scope = 'fleet' and $2 = 'fleet' and protocol = $3 and released_at is null \
+                   union all select space, port, port, cast(1 as bigint), until_at from quarantine \
                    where space in ($1, $2) and protocol = $3 and until_at > $4 \
-                   union all select instance, port, cast(2 as bigint), cast(0 as bigint) from listener \
+                   union all select instance, port, port, cast(2 as bigint), cast(0 as bigint) from listener \
                    where instance = $1 and netns = $5 and protocol = $3";
         let own = Space::Instance(instance);
         let second = if with_fleet { Space::Fleet } else { own };
@@ -332,11 +334,12 @@ impl Reader<'_> {
     }
 }
 
-/// Enters a row of port, kind and time: claims are 0, quarantine is 1, listeners are 2.
+/// Enters a row of ports, kind and time: what is reserved is 0, quarantine is 1, listeners are 2.
 fn fill(map: &mut PortMap, mut row: Row) -> Result<(), StoreError> {
-    let (port, kind, until): (Port, i64, Timestamp) = (row.take()?, row.take()?, row.take()?);
+    let (port, last, kind, until): (Port, Port, i64, Timestamp) =
+        (row.take()?, row.take()?, row.take()?, row.take()?);
     match kind {
-        0 => drop(map.claimed.insert(port)),
+        0 => PortRange::new(port, last).into_iter().for_each(|range| map.claimed.insert_range(range)),
         1 => map.quarantine.set(port, until),
         _ => drop(map.observed.insert(port)),
     }

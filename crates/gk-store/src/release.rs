@@ -83,7 +83,7 @@ impl Tx<'_> {
             "update reservation set released_at = $2, released_by = $3, version = version + 1 where id = $1",
             values![held.id, released_at, actor],
         )?;
-        self.unclaim(held, held.ports(), now)?;
+        self.unclaim(held, held.ports(), now.plus(quarantine_of(held)))?;
         Ok(Reservation {
             released_at: Some(released_at),
             released_by: Some(actor.clone()),
@@ -103,7 +103,7 @@ impl Tx<'_> {
     ) -> Result<Reservation, Error> {
         self.record_end(EventKind::Released, &actor.subject, held, part, now)?;
         self.end_held(held.id, now)?;
-        self.unclaim(held, part, now)?;
+        self.unclaim(held, part, now.plus(quarantine_of(held)))?;
         let kept = Reservation {
             first_port: lowest.first(),
             last_port: lowest.last(),
@@ -127,16 +127,7 @@ impl Tx<'_> {
             };
             let seq = self.begin_part(actor, held, &other, now)?;
             self.insert_reservation(&other, seq)?;
-            self.later(
-                "update claim set reservation = $5 where space = $1 and protocol = $2 and port between $3 and $4",
-                values![
-                    Space::of_reservation(&other),
-                    other.protocol,
-                    other.first_port,
-                    other.last_port,
-                    other.id
-                ],
-            )?;
+            self.pass_on_claims(&other)?;
         }
         Ok(kept)
     }
@@ -203,27 +194,6 @@ impl Tx<'_> {
     /// Ends the interval that a reservation has open.
     fn end_held(&mut self, id: ReservationId, ended_at: Timestamp) -> Result<(), StoreError> {
         self.end_intervals("seq = (select began_seq from reservation where id = $2)", id, ended_at)
-    }
-
-    /// Gives ports of a reservation back, keeping them from dynamic picks for a while.
-    fn unclaim(&mut self, held: &Reservation, ports: PortRange, now: Timestamp) -> Result<(), StoreError> {
-        let until = now.plus(quarantine_of(held));
-        let (space, protocol) = (Space::of_reservation(held), held.protocol);
-        // One statement for the whole range, from the claims themselves; by primary key first, because the claims of a
-        // whole fleet are in this table.
-        self.later(
-            "insert into quarantine (space, protocol, port, until_at, holder) \
-             select space, protocol, port, cast($6 as bigint), cast($7 as text) from claim \
-             where space = $1 and protocol = $2 and port between $3 and $4 and reservation = $5 \
-             on conflict (space, protocol, port) do update set until_at = excluded.until_at, holder = excluded.holder",
-            values![space, protocol, ports.first(), ports.last(), held.id, until, &held.holder],
-        )?;
-        self.later(
-            "delete from claim where space = $1 and protocol = $2 and port between $3 and $4 and reservation = $5",
-            values![space, protocol, ports.first(), ports.last(), held.id],
-        )?;
-        self.maps.release(space, protocol, ports, until);
-        Ok(())
     }
 }
 

@@ -283,26 +283,6 @@ impl Tx<'_> {
             ],
         )
     }
-
-    fn claim(&mut self, made: &Reservation) -> Result<(), StoreError> {
-        let (space, protocol, ports) = (Space::of_reservation(made), made.protocol, made.ports());
-        // A single row can be packed with others of its kind; a range is one statement, however long it is.
-        match ports.count() {
-            1 => self.later(
-                "insert into claim (space, protocol, port, reservation) values ($1, $2, $3, $4)",
-                values![space, protocol, ports.first(), made.id],
-            )?,
-            _ => self.later(
-                "with recursive numbers (port) as (\
-                 select cast($3 as bigint) union all select port + 1 from numbers where port < cast($4 as bigint)) \
-                 insert into claim (space, protocol, port, reservation) \
-                 select cast($1 as text), cast($2 as text), port, cast($5 as text) from numbers",
-                values![space, protocol, ports.first(), ports.last(), made.id],
-            )?,
-        }
-        self.maps.claim(space, protocol, ports);
-        Ok(())
-    }
 }
 
 /// An instance's own credential is limited to it, and a number that is exclusive everywhere concerns the others.

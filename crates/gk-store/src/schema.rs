@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(
             claim.select(true, 10),
             "select space, protocol, port, reservation from claim \
-             where (space, protocol, port) > ($1, $2, $3) order by space, protocol, port limit 10"
+             where (protocol, port, space) > ($1, $2, $3) order by protocol, port, space limit 10"
         );
         assert!(
             claim.begins_empty && !tables.iter().any(|table| table.name == "event_seq" && table.begins_empty)

@@ -18,13 +18,11 @@ pub(super) const CLAIMS: How = How::Sql {
         select 'reservation ' || h.id || ' of ' || h.first_port || '-' || h.last_port || '/' || h.protocol
             || ' claims ' || h.claims || ' of its ports: others may get the rest'
         from (
-            select r.id, r.protocol, r.first_port, r.last_port, (
-                select count(*) from claim c
-                where c.space = case when r.scope = 'fleet' then 'fleet' else r.instance end
-                    and c.protocol = r.protocol and c.port between r.first_port and r.last_port
-                    and c.reservation = r.id
-            ) as claims
-            from reservation r where r.released_at is null
+            select r.id, r.protocol, r.first_port, r.last_port, coalesce(c.claims, 0) as claims
+            from reservation r left join (
+                select reservation, count(*) as claims from claim group by reservation
+            ) as c on c.reservation = r.id
+            where r.released_at is null
         ) as h
         where h.claims <> h.last_port - h.first_port + 1",
 };
