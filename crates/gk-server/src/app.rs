@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,12 +46,15 @@ impl fmt::Debug for Config {
     }
 }
 
-/// The state of every route. Cheap to clone.
+/// The state of every route. Cheap to clone: each layer and each handler of a request has one.
 #[derive(Clone)]
-pub(crate) struct App {
+pub(crate) struct App(Arc<Shared>);
+
+/// What all of them share.
+pub(crate) struct Shared {
     pub(crate) store: Store,
     clock: Clock,
-    local_subjects: Arc<HashMap<u32, Subject>>,
+    local_subjects: HashMap<u32, Subject>,
     pub(crate) in_flight: InFlight,
     pub(crate) version: &'static str,
     pub(crate) address: Option<SocketAddr>,
@@ -60,9 +64,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(config: Config) -> App {
         let Config { store, clock, local_subjects, version, address, retention: _ } = config;
-        let (local_subjects, in_flight) = (Arc::new(local_subjects), InFlight::default());
-        let started_at = clock();
-        App { store, clock, local_subjects, in_flight, version, address, started_at }
+        let (in_flight, started_at) = (InFlight::default(), clock());
+        App(Arc::new(Shared { store, clock, local_subjects, in_flight, version, address, started_at }))
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -72,5 +75,13 @@ impl App {
     /// The subject that an account of this machine stands for, if it is admitted without a token.
     pub(crate) fn local_subject(&self, uid: u32) -> Option<&Subject> {
         self.local_subjects.get(&uid)
+    }
+}
+
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
     }
 }
