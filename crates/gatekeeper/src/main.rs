@@ -8,6 +8,7 @@ mod dev;
 mod logs;
 mod scan;
 mod server;
+mod service;
 
 use std::process::ExitCode;
 

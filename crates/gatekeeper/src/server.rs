@@ -19,13 +19,36 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::ServerArgs;
+use crate::service;
 
 /// Runs the server until SIGINT or SIGTERM.
 pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let server = Server::start(args).await?;
-        server.serve(stop_requested()?).await
+        let stop = stop_requested()?;
+        service::ready();
+        let pulse = tokio::spawn(pulse(server.store.clone()));
+        let served = server
+            .serve(async {
+                stop.await;
+                service::stopping();
+            })
+            .await;
+        pulse.abort();
+        served
     })
+}
+
+/// Tells the service manager that the server lives, as long as its writer does.
+async fn pulse(store: Store) {
+    let Some(every) = service::pulse_every() else { return };
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        if store.takes_changes() {
+            service::pulse();
+        }
+    }
 }
 
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -9,3 +9,4 @@ pub(crate) mod harness;
 mod postgres;
 mod retries;
 mod server;
+mod service;
