@@ -4,7 +4,7 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: help run test build lint release soak bench clean
+.PHONY: help run test build lint release static tarball soak bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,10 +32,18 @@ release: ## both programs, optimised, in target/release
 	@.ci/prerequisites build
 	$(CARGO) build --locked --release --bins
 
+static: ## both programs, for any Linux of this architecture, in target/static
+	@.ci/prerequisites build
+	@packaging/static
+
+tarball: static ## those, with units for systemd, to be unpacked into /usr/local
+	@packaging/tarball
+
 soak: ## the long runs: hundreds of kills instead of ten
 	@.ci/prerequisites test
 	$(CARGO) build --locked --bins
 	skip=$$(.ci/prerequisites skip) && GATEKEEPER_SOAK=1 $(CARGO) test --locked -p it -- $(ARGS) $$skip
+	$(MAKE) tarball
 
 bench: release ## how fast, as ratios, into docs/benchmarks.md
 	$(CARGO) run --locked --release -p bench -- $(ARGS)
