@@ -34,6 +34,11 @@ fn ended(result: Result<(), AgentError>) -> anyhow::Result<()> {
     })
 }
 
+/// Whether starting the agent again would change nothing, so that a service manager had better not.
+pub(crate) fn needs_people(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(AgentError::NotJoined | AgentError::Ended(_)))
+}
+
 async fn stop_when(requested: impl Future<Output = ()>, stopper: Stopper) {
     requested.await;
     stopper.stop();

@@ -36,7 +36,7 @@ fn exit_code(ended: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            if agent::needs_people(&error) { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::harness::{Place, Server};
+use super::harness::{Place, Server, program};
 
 /// The part of a service manager that hears what its services say.
 struct Manager {
@@ -52,4 +52,16 @@ fn a_server_says_that_it_is_ready_lives_and_stops() {
     (0..3).for_each(|_| assert_eq!(manager.hear(), "WATCHDOG=1"));
     assert_eq!(server.process.terminate(), Some(0));
     manager.wait_for("STOPPING=1");
+}
+
+#[test]
+fn an_agent_that_only_people_can_help_is_told_from_one_to_start_again() {
+    let place = Place::new();
+    let mut agent = program("gatekeeper");
+    agent.arg("agent").env("GATEKEEPER_STATE", place.join("state"));
+    let not_joined = agent.output().unwrap();
+    assert_eq!(not_joined.status.code(), Some(3), "{not_joined:?}");
+    assert!(String::from_utf8_lossy(&not_joined.stderr).contains("gkctl instance join"), "{not_joined:?}");
+    let unusable = agent.env("GATEKEEPER_STATE", "/proc/nowhere").output().unwrap();
+    assert_eq!(unusable.status.code(), Some(1), "{unusable:?}");
 }
