@@ -13,6 +13,9 @@ compile_error!(
 pub mod access;
 pub mod contact;
 pub mod facts;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod health;
 pub mod history;
 pub mod id;

@@ -62,7 +62,7 @@ fn walk(directory: &Path, path: &str, paths: &mut HashMap<CgroupId, Option<Strin
 
 /// The mount point of the first cgroup2 line of `/proc/PID/mountinfo`: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified`
 /// beside the old hierarchies. Format: proc_pid_mountinfo(5); the mount point is field 5, the type follows ` - `.
-fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+pub(crate) fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
         let point = filesystem.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4))??;

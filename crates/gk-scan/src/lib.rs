@@ -23,6 +23,9 @@ mod cgroup;
 mod ephemeral;
 mod error;
 mod facts;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod machine_id;
 mod netlink;
 mod owners;
