@@ -15,7 +15,7 @@ mod values;
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
@@ -34,6 +34,9 @@ use crate::value::{Row, Value};
 
 /// How long an answer may take before the connection counts as lost. Longer than what the server allows a statement.
 const ANSWERING: Duration = Duration::from_secs(35);
+
+/// For how long the server certainly keeps a session that says nothing: well below what [`settings`] allow it.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// How long getting a connection may take altogether.
 const CONNECTING: Duration = Duration::from_secs(10);
@@ -61,6 +64,8 @@ pub(super) struct Postgres {
     unsent: usize,
     /// How long an answer may take.
     answering: Duration,
+    /// When the latest one came.
+    answered_at: Instant,
     /// Whether there is something to roll back.
     begun: bool,
     /// An answer never came: nothing that arrives from now on can be told apart from it.
@@ -92,6 +97,7 @@ impl Postgres {
             said: Vec::new(),
             unsent: 0,
             answering: ANSWERING,
+            answered_at: Instant::now(),
             begun: false,
             lost: false,
         };
@@ -150,6 +156,10 @@ impl Postgres {
     /// own; so what came before it is looked at first. A connection that breaks while `commit` is under way leaves open
     /// what became of it; a server that says that it ends the connection before that does not.
     pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        if self.answered_at.elapsed() > IDLE {
+            // The server may have ended the session meanwhile. A commit would find that out too late to be certain.
+            self.wait(async |client| client.batch_execute("").await)?;
+        }
         self.later("commit", &[])?;
         let flight = self.load_flight(None)?;
         let last = flight.len() - 1;
@@ -328,6 +338,7 @@ impl Postgres {
             Ok(rows)
         };
         let ended = self.runtime().block_on(async { tokio::time::timeout(self.answering, answers).await });
+        self.answered_at = Instant::now();
         ended.unwrap_or_else(|_| {
             self.lost = true;
             Err(Failed { index: flight.len(), error: None })
@@ -341,7 +352,10 @@ impl Postgres {
     ) -> Result<T, StoreError> {
         self.check_connection()?;
         let client = &self.client;
-        match self.runtime().block_on(async { tokio::time::timeout(self.answering, work(client)).await }) {
+        let ended =
+            self.runtime().block_on(async { tokio::time::timeout(self.answering, work(client)).await });
+        self.answered_at = Instant::now();
+        match ended {
             Ok(answer) => answer.map_err(|error| failure(&error)),
             Err(_) => {
                 self.lost = true;
