@@ -160,7 +160,8 @@ impl Postgres {
             // The server may have ended the session meanwhile. A commit would find that out too late to be certain.
             self.wait(async |client| client.batch_execute("").await)?;
         }
-        self.later("commit", &[])?;
+        // Not by `later`, which may send it at once: only here it is known what its failure means.
+        self.say("commit", &[]);
         let flight = self.load_flight(None)?;
         let last = flight.len() - 1;
         match self.send(&flight) {
@@ -200,13 +201,17 @@ impl Postgres {
     }
 
     pub(super) fn later(&mut self, sql: &str, values: &[Value]) -> Result<(), StoreError> {
+        self.say(sql, values);
+        // A copy of a whole database says much and asks nothing.
+        if self.unsent >= MOST_UNSENT { self.settle() } else { Ok(()) }
+    }
+
+    fn say(&mut self, sql: &str, values: &[Value]) {
         self.unsent += 1;
         match self.find_rows(sql) {
             Some(rows) => rows.extend_from_slice(values),
             None => self.said.push(Said::new(sql, values)),
         }
-        // A copy of a whole database says much and asks nothing.
-        if self.unsent >= MOST_UNSENT { self.settle() } else { Ok(()) }
     }
 
     /// The rows that another one for the same table may join. Inserts may change places among themselves (there are no

@@ -3,6 +3,8 @@
 use gk_model::access::{Actor, Authority, Role};
 use gk_model::id::InstanceRef;
 use gk_model::reservation::ReserveRequest;
+use gk_model::secret::{Secret, SecretHash, SecretKind};
+use gk_store::{Error, Tx};
 
 use super::new_world;
 use crate::store::world::{World, actor, at, credential, port, refused};
@@ -72,4 +74,31 @@ async fn a_next_free_reserve_asks_the_database_nothing_that_it_has_told() {
     refused(world.reserve(&ada, &taken, at(0)).await);
     let after = world.store.metrics().statements;
     assert_eq!((after.asked - before.asked, after.said - before.said), (1, 0), "who holds it");
+}
+
+/// A secret that is there already is refused by the database alone.
+fn create_tokens(tx: &mut Tx<'_>, hashes: &[SecretHash]) -> Result<(), Error> {
+    let ada = "ada".parse().unwrap();
+    hashes
+        .iter()
+        .try_for_each(|hash| tx.create_token(*hash, SecretKind::Subject, &ada, Role::User, None, at(0)))
+}
+
+#[tokio::test]
+async fn a_change_of_as_many_rows_as_travel_together_is_committed() {
+    let world = new_world().await;
+    let mut next = 0_u32;
+    for rows in 4094..=4097 {
+        let hashes: Vec<_> = (next..next + rows).map(hash).collect();
+        next += rows;
+        let last = hashes[hashes.len() - 1];
+        world.store.write(move |tx| create_tokens(tx, &hashes)).await.unwrap();
+        assert!(world.store.find_actor(last, at(0)).await.unwrap().is_some(), "{rows}");
+    }
+}
+
+fn hash(number: u32) -> SecretHash {
+    let mut random = [0; 32];
+    random[..4].copy_from_slice(&number.to_be_bytes());
+    Secret::from_random(SecretKind::Subject, &random).hash()
 }
