@@ -3,7 +3,7 @@
 //! The client is asynchronous and the store is not, so each connection brings a runtime of its own, which runs only
 //! while somebody waits for an answer. What is only *said* (see [`crate::driver`]) is kept back and sent in one flight with
 //! the next question or the commit, because a round trip costs more than most statements; plain inserts into the same
-//! table travel as one statement of several rows.
+//! table travel as one statement, with an array for each column.
 //!
 //! Promises: the server that is written to does not lose what it acknowledged (`fsync` and `synchronous_commit` are
 //! looked at on every connection); a session that hangs with the writer's lock in its hands loses it within seconds;
@@ -13,6 +13,7 @@ mod failure;
 mod said;
 mod values;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -26,8 +27,8 @@ use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::database_url::DatabaseUrl;
 use crate::driver::postgres::failure::{describe, ends_connection, failure, out_of_reach};
-use crate::driver::postgres::said::{Said, with_rows};
-use crate::driver::postgres::values::{fits, read_row};
+use crate::driver::postgres::said::{Rows, Said, of_arrays};
+use crate::driver::postgres::values::{Column, check, read_row, text_bytes};
 use crate::driver::{Access, tls};
 use crate::error::StoreError;
 use crate::value::{Row, Value};
@@ -50,18 +51,19 @@ const MOST_PREPARED: usize = 512;
 /// What may wait for the next flight, in rows and statements.
 const MOST_UNSENT: usize = 4096;
 
-/// Rows that one statement carries. Powers of two up to this, so that eight texts per table are enough.
-const MOST_ROWS: usize = 128;
+/// The same in bytes of text: a value of PostgreSQL, and so an array, has at most 1 GiB.
+const MOST_UNSENT_BYTES: usize = 16 << 20;
 
 /// One connection.
 pub(super) struct Postgres {
     client: Client,
     /// Taken only when dropped: a runtime that is simply dropped would block, which an asynchronous caller may not.
     runtime: Option<Runtime>,
-    prepared: HashMap<String, Statement>,
+    prepared: HashMap<String, Prepared>,
     said: Vec<Said>,
-    /// How many times something was said since the last flight.
+    /// How many times something was said since the last flight, and how many bytes of text with it.
     unsent: usize,
+    unsent_bytes: usize,
     /// How long an answer may take.
     answering: Duration,
     /// When the latest one came.
@@ -72,10 +74,23 @@ pub(super) struct Postgres {
     lost: bool,
 }
 
+/// What a text has become at the server.
+struct Prepared {
+    statement: Statement,
+    /// The same insert for any number of rows, once there were several at a time.
+    of_arrays: Option<Statement>,
+}
+
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Vec<tokio_postgres::Row>, tokio_postgres::Error>> + 'a>>;
 
 /// Statements in the order in which they are sent.
-type Flight = Vec<(Statement, Vec<Value>)>;
+type Flight<'a> = Vec<(Statement, Parameters<'a>)>;
+
+/// What stands for `$1`, `$2`, ….
+enum Parameters<'a> {
+    Values(Cow<'a, [Value]>),
+    Columns(Vec<Column>),
+}
 
 /// Which statement of a flight failed, and how; without an error no answer came in time.
 struct Failed {
@@ -96,6 +111,7 @@ impl Postgres {
             prepared: HashMap::new(),
             said: Vec::new(),
             unsent: 0,
+            unsent_bytes: 0,
             answering: ANSWERING,
             answered_at: Instant::now(),
             begun: false,
@@ -161,8 +177,8 @@ impl Postgres {
             self.wait(async |client| client.batch_execute("").await)?;
         }
         // Not by `later`, which may send it at once: only here it is known what its failure means.
-        self.say("commit", &[]);
-        let flight = self.load_flight(None)?;
+        self.say("commit", &[])?;
+        let flight = self.load_flight()?;
         let last = flight.len() - 1;
         match self.send(&flight) {
             Ok(_) => {
@@ -195,43 +211,57 @@ impl Postgres {
 
     /// Everything that was said, and the question, in one flight.
     pub(super) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
-        let flight = self.load_flight(Some((sql, values)))?;
+        let statement = self.prepare_for(sql, values)?;
+        let mut flight = self.load_flight()?;
+        flight.push((statement, Parameters::Values(Cow::Borrowed(values))));
         let rows = self.send(&flight).map_err(|failed| refused(&failed))?;
         rows.iter().map(read_row).collect()
     }
 
     pub(super) fn later(&mut self, sql: &str, values: &[Value]) -> Result<(), StoreError> {
-        self.say(sql, values);
+        self.say(sql, values)?;
         // A copy of a whole database says much and asks nothing.
-        if self.unsent >= MOST_UNSENT { self.settle() } else { Ok(()) }
+        if self.unsent >= MOST_UNSENT || self.unsent_bytes >= MOST_UNSENT_BYTES {
+            self.settle()
+        } else {
+            Ok(())
+        }
     }
 
-    fn say(&mut self, sql: &str, values: &[Value]) {
-        self.unsent += 1;
+    fn say(&mut self, sql: &str, values: &[Value]) -> Result<(), StoreError> {
         match self.find_rows(sql) {
-            Some(rows) => rows.extend_from_slice(values),
-            None => self.said.push(Said::new(sql, values)),
+            Some(rows) => {
+                check(&rows.statement, values)?;
+                rows.push(values);
+            }
+            None => {
+                let statement = self.prepare_for(sql, values)?;
+                self.said.push(Said::new(sql, statement, values));
+            }
         }
+        self.unsent += 1;
+        self.unsent_bytes += text_bytes(values);
+        Ok(())
     }
 
     /// The rows that another one for the same table may join. Inserts may change places among themselves (there are no
     /// foreign keys), and with nothing else.
-    fn find_rows(&mut self, sql: &str) -> Option<&mut Vec<Value>> {
+    fn find_rows(&mut self, sql: &str) -> Option<&mut Rows> {
         let latest = self.said.iter_mut().rev();
         let mut inserts = latest.map_while(|said| match said {
-            Said::Rows { sql, values, .. } => Some((sql, values)),
-            Said::Statement { .. } => None,
+            Said::Rows(rows) => Some(rows),
+            Said::Statement(..) => None,
         });
-        inserts.find(|(same, _)| *same == sql).map(|(_, values)| values)
+        inserts.find(|rows| rows.sql == sql)
     }
 
     fn forget_said(&mut self) {
         self.said.clear();
-        self.unsent = 0;
+        (self.unsent, self.unsent_bytes) = (0, 0);
     }
 
     pub(super) fn settle(&mut self) -> Result<(), StoreError> {
-        let flight = self.load_flight(None)?;
+        let flight = self.load_flight()?;
         self.send(&flight).map(drop).map_err(|failed| refused(&failed))
     }
 
@@ -287,53 +317,59 @@ impl Postgres {
         row.ok_or_else(|| StoreError::Away("it does not tell the time".to_owned()))?.take()
     }
 
-    /// Turns what was said, and the question, into prepared statements in the same order.
-    fn load_flight(&mut self, question: Option<(&str, &[Value])>) -> Result<Flight, StoreError> {
+    /// Turns what was said into prepared statements in the same order.
+    fn load_flight<'a>(&mut self) -> Result<Flight<'a>, StoreError> {
         self.check_connection()?;
-        self.unsent = 0;
-        let mut flight = Flight::new();
-        for said in std::mem::take(&mut self.said) {
-            match said {
-                Said::Statement { sql, values } => flight.push((self.prepare(&sql)?, values)),
-                Said::Rows { sql, width, values } => {
-                    let mut rest = values.as_slice();
-                    while !rest.is_empty() {
-                        let rows = 1 << (rest.len() / width).min(MOST_ROWS).ilog2();
-                        let (now, later) = rest.split_at(rows * width);
-                        flight.push((self.prepare(&with_rows(&sql, rows, width))?, now.to_vec()));
-                        rest = later;
-                    }
-                }
-            }
-        }
-        if let Some((sql, values)) = question {
-            flight.push((self.prepare(sql)?, values.to_vec()));
-        }
-        // Looked at before anything is sent: a flight never arrives without one of its statements.
-        match flight.iter().all(|(statement, values)| fits(statement, values)) {
-            true => Ok(flight),
-            false => Err(StoreError::Database("a value is of another type than its column".to_owned())),
-        }
+        (self.unsent, self.unsent_bytes) = (0, 0);
+        let said = std::mem::take(&mut self.said).into_iter();
+        said.map(|said| match said {
+            Said::Statement(statement, values) => Ok((statement, Parameters::Values(Cow::Owned(values)))),
+            Said::Rows(rows) => Ok((self.prepare_rows(&rows)?, Parameters::Columns(rows.columns))),
+        })
+        .collect()
+    }
+
+    /// For values that are looked at before anything is sent: a flight never arrives without one of its statements.
+    fn prepare_for(&mut self, sql: &str, values: &[Value]) -> Result<Statement, StoreError> {
+        let statement = self.prepare(sql)?;
+        check(&statement, values)?;
+        Ok(statement)
     }
 
     fn prepare(&mut self, sql: &str) -> Result<Statement, StoreError> {
         if let Some(known) = self.prepared.get(sql) {
-            return Ok(known.clone());
+            return Ok(known.statement.clone());
         }
         let statement = self.wait(async |client| client.prepare(sql).await)?;
         if self.prepared.len() >= MOST_PREPARED {
             self.prepared.clear();
         }
-        self.prepared.insert(sql.to_owned(), statement.clone());
+        self.prepared.insert(sql.to_owned(), Prepared { statement: statement.clone(), of_arrays: None });
+        Ok(statement)
+    }
+
+    fn prepare_rows(&mut self, rows: &Rows) -> Result<Statement, StoreError> {
+        if rows.is_single() {
+            return Ok(rows.statement.clone());
+        }
+        if let Some(known) = self.prepared.get(&rows.sql).and_then(|known| known.of_arrays.as_ref()) {
+            return Ok(known.clone());
+        }
+        let text = of_arrays(&rows.sql, rows.statement.params());
+        let statement = self.wait(async |client| client.prepare(&text).await)?;
+        // Kept as long as the insert that it was made of.
+        if let Some(known) = self.prepared.get_mut(&rows.sql) {
+            known.of_arrays = Some(statement.clone());
+        }
         Ok(statement)
     }
 
     /// Sends a flight and waits for every answer; the rows are those of the last statement.
-    fn send(&mut self, flight: &Flight) -> Result<Vec<tokio_postgres::Row>, Failed> {
+    fn send(&mut self, flight: &Flight<'_>) -> Result<Vec<tokio_postgres::Row>, Failed> {
         let client = &self.client;
         let answers = async {
             // Sent in this order, because each is polled for the first time in this order.
-            let asked = flight.iter().map(|(statement, values)| ask(client, statement, values));
+            let asked = flight.iter().map(|(statement, parameters)| ask(client, statement, parameters));
             let mut answers: FuturesOrdered<Answer<'_>> = asked.collect();
             let (mut index, mut rows) = (0, Vec::new());
             while let Some(answer) = answers.next().await {
@@ -381,8 +417,11 @@ impl Postgres {
     }
 }
 
-fn ask<'a>(client: &'a Client, statement: &'a Statement, values: &'a [Value]) -> Answer<'a> {
-    let parameters: Vec<_> = values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+fn ask<'a>(client: &'a Client, statement: &'a Statement, parameters: &'a Parameters<'_>) -> Answer<'a> {
+    let parameters: Vec<&(dyn ToSql + Sync)> = match parameters {
+        Parameters::Values(values) => values.iter().map(|value| value as _).collect(),
+        Parameters::Columns(columns) => columns.iter().map(|column| column as _).collect(),
+    };
     Box::pin(async move { client.query(statement, &parameters).await })
 }
 

@@ -4,7 +4,7 @@ use gk_model::access::{Actor, Authority, Role};
 use gk_model::id::InstanceRef;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretHash, SecretKind};
-use gk_store::{Error, Tx};
+use gk_store::{Error, StoreError, Tx};
 
 use super::new_world;
 use crate::store::world::{World, actor, at, credential, port, refused};
@@ -76,12 +76,80 @@ async fn a_next_free_reserve_asks_the_database_nothing_that_it_has_told() {
     assert_eq!((after.asked - before.asked, after.said - before.said), (1, 0), "who holds it");
 }
 
+#[tokio::test]
+async fn rows_that_travel_together_arrive_as_each_was_said() {
+    let world = new_world().await;
+    let id = world.join("web-1", 1).await;
+    let mut said = Vec::new();
+    for rows in [1, 2, 3, 127, 128, 129, 300] {
+        let ada = actor("ada", Role::User);
+        // Each of these columns is empty in some rows, and all of them in the only row of the first round.
+        let request = move |number: u64| ReserveRequest {
+            note: (number % 2 == 1).then(|| format!("Grüße aus Köln № {number} 🦀").parse().unwrap()),
+            service: (number % 3 == 1).then(|| "web".parse().unwrap()),
+            ttl_seconds: (number % 5 == 1).then(|| i64::try_from(60 + number).unwrap().try_into().unwrap()),
+            ..ReserveRequest::next_free(id)
+        };
+        let reserve = move |tx: &mut Tx<'_>| {
+            (0..rows)
+                .map(|number| tx.reserve(&ada, &request(number), at(number)))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        said.extend(world.store.write(reserve).await.unwrap());
+    }
+    assert_eq!(world.live().await, said);
+    assert_eq!(world.store.verify().await.unwrap().problems(), Vec::<String>::new());
+    assert_eq!(world.store.writer_counters().replays, 0);
+}
+
 /// A secret that is there already is refused by the database alone.
 fn create_tokens(tx: &mut Tx<'_>, hashes: &[SecretHash]) -> Result<(), Error> {
     let ada = "ada".parse().unwrap();
     hashes
         .iter()
         .try_for_each(|hash| tx.create_token(*hash, SecretKind::Subject, &ada, Role::User, None, at(0)))
+}
+
+#[tokio::test]
+async fn a_row_that_is_there_already_undoes_nothing_but_the_change_that_said_it() {
+    const CHANGES: u8 = 20;
+    let world = new_world().await;
+    // What is queued while the writer is busy becomes one batch.
+    let (busy, is_busy) = tokio::sync::oneshot::channel();
+    let (free, is_free) = std::sync::mpsc::channel::<()>();
+    let (store, mut busy) = (world.store.clone(), Some(busy));
+    let keep_busy = tokio::spawn(async move {
+        let wait = move |_: &mut Tx<'_>| {
+            busy.take().into_iter().for_each(|busy| busy.send(()).unwrap());
+            is_free.recv().unwrap();
+            Ok(())
+        };
+        store.write(wait).await
+    });
+    is_busy.await.unwrap();
+    let changes: Vec<_> = (0..CHANGES)
+        .map(|number| {
+            let (store, own) = (world.store.clone(), credential(2 * number));
+            // The one in the middle says its second row twice.
+            let other = credential(2 * number + u8::from(number != CHANGES / 2));
+            tokio::spawn(async move { store.write(move |tx| create_tokens(tx, &[own, other])).await })
+        })
+        .collect();
+    while world.store.metrics().queue_length < u64::from(CHANGES) {
+        tokio::task::yield_now().await;
+    }
+    free.send(()).unwrap();
+    keep_busy.await.unwrap().unwrap();
+    for (number, change) in (0..CHANGES).zip(changes) {
+        let (answer, spoilt) = (change.await.unwrap(), number == CHANGES / 2);
+        assert_eq!(
+            matches!(answer, Err(Error::Failed(StoreError::Database(_)))),
+            spoilt,
+            "{number}: {answer:?}"
+        );
+        let found = world.store.find_actor(credential(2 * number), at(0)).await.unwrap();
+        assert_eq!(found.is_none(), spoilt, "{number}");
+    }
 }
 
 #[tokio::test]
