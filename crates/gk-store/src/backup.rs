@@ -229,7 +229,7 @@ fn read_all(
     version: u64,
     progress: Progress<'_>,
 ) -> Result<(String, Sum), StoreError> {
-    let mark = connection.query("select sum from backup where id = 0", &[])?.pop();
+    let mark = connection.query("select sum from backup where id = 0", &[])?.first();
     let promised = mark.map_or_else(|| Ok(String::new()), |mut row| row.take())?;
     let (_, sum) = copy::walk(connection, &schema::list_tables(version)?, progress, |_, _| Ok(()))?;
     Ok((promised, sum))

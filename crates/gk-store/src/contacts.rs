@@ -91,7 +91,7 @@ impl Tx<'_> {
             confirmed: after.digest == contact.digest && after.sequence == contact.sequence,
         };
         let occupied = occupied.map(|occupied| Value::from(Json(occupied)));
-        let occupied = occupied.filter(|now| *now != Value::Text(occupied_before));
+        let occupied = occupied.filter(|now| *now != Value::from(occupied_before));
         let is_occupied_otherwise = occupied.is_some();
         self.later(
             "update instance set session = $2, opening = $3, sequence = $4, digest = $5, complete = $6, \

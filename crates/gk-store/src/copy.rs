@@ -2,6 +2,7 @@
 
 use crate::driver::Connection;
 use crate::error::StoreError;
+use crate::rows::Cell;
 use crate::schema::Table;
 use crate::value::{Column, Value, values};
 
@@ -27,8 +28,12 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64);
 
 /// A column taken as it is.
 impl Column for Value {
-    fn from_value(value: Value) -> Result<Value, StoreError> {
-        Ok(value)
+    fn from_cell(cell: Cell<'_>) -> Result<Value, StoreError> {
+        Ok(match cell {
+            Cell::Null => Value::Null,
+            Cell::Integer(number) => number.into(),
+            Cell::Text(text) => text.into(),
+        })
     }
 }
 
@@ -125,7 +130,7 @@ fn count(connection: &mut Connection, rows: u64) -> Result<Copied, StoreError> {
     let sql = "select (select count(*) from event), \
                (select count(*) from reservation where released_at is null), \
                (select count(*) from instance where left_at is null)";
-    let row = connection.query(sql, values![])?.pop();
+    let row = connection.query(sql, values![])?.first();
     let mut row = row.ok_or_else(|| StoreError::Corrupt("a count has no answer".to_owned()))?;
     Ok(Copied { rows, events: row.take()?, reservations: row.take()?, instances: row.take()? })
 }

@@ -19,7 +19,8 @@ use crate::database_url::DatabaseUrl;
 use crate::driver::postgres::Postgres;
 use crate::driver::sqlite::Sqlite;
 use crate::error::StoreError;
-use crate::value::{Row, Value};
+use crate::rows::Rows;
+use crate::value::Value;
 
 /// Where a store keeps its data.
 #[derive(Clone, Debug)]
@@ -128,7 +129,7 @@ impl Connection {
     }
 
     /// Asks, and waits for the rows.
-    pub(crate) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+    pub(crate) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Rows, StoreError> {
         either!(self, query(sql, values))
     }
 

@@ -8,9 +8,10 @@ use gk_model::query::{EventQuery, Page};
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
+use crate::rows::Row;
 use crate::space::take_link;
 use crate::tx::Reader;
-use crate::value::{Json, Row, Value, values};
+use crate::value::{Json, Value, values};
 
 impl Reader<'_> {
     /// Events in the order of their numbers. Without a port, those about no port are listed too.

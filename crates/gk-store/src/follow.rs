@@ -13,8 +13,9 @@ use crate::Shared;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::port_map::PortMaps;
+use crate::rows::Row;
 use crate::space::Space;
-use crate::value::{Row, values};
+use crate::value::values;
 
 /// How many changes are kept at least; who is further behind forgets everything.
 pub(crate) const CHANGES_KEPT: u64 = 4096;

@@ -10,9 +10,10 @@ use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
+use crate::rows::Row;
 use crate::space::{Space, take_link};
 use crate::tx::{Reader, Tx};
-use crate::value::{Json, Row, Value, values};
+use crate::value::{Json, Value, values};
 
 /// An interval at its beginning.
 #[derive(Clone, Copy)]

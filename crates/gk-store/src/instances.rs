@@ -9,8 +9,9 @@ use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
+use crate::rows::Row;
 use crate::tx::Reader;
-use crate::value::{Json, Row, values};
+use crate::value::{Json, values};
 
 const COLUMNS: &str = "id, name, facts, joined_at, left_at, last_contact_at, observed_at, version";
 

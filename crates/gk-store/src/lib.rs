@@ -40,6 +40,7 @@ mod release;
 mod reservations;
 mod reserve;
 mod restore;
+mod rows;
 #[cfg(test)]
 mod samples;
 mod schema;

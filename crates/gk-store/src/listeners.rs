@@ -15,8 +15,9 @@ use gk_model::time::Timestamp;
 
 use crate::error::{Error, StoreError};
 use crate::history::NewInterval;
+use crate::rows::Row;
 use crate::tx::{NewEvent, Reader, Tx};
-use crate::value::{Json, Row, Value, values};
+use crate::value::{Json, Value, values};
 
 /// Whose contact is applied, and how its clock relates to ours.
 pub(crate) struct Observation {

@@ -98,7 +98,7 @@ fn find_version(connection: &mut Connection) -> Result<u64, StoreError> {
         )));
     }
     let rows = connection.query("select coalesce(max(version), 0) from migration", &[])?;
-    rows.into_iter().next().map_or(Ok(0), |mut row| row.take())
+    rows.first().map_or(Ok(0), |mut row| row.take())
 }
 
 #[cfg(test)]

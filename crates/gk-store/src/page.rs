@@ -27,14 +27,17 @@ pub(crate) fn part<T: std::str::FromStr>(text: &str) -> Result<T, Refusal> {
 
 /// Reads `limit + 1` rows into items, and keeps the last one back as the sign that there is more.
 pub(crate) fn page<R, T>(
-    rows: Vec<R>,
+    rows: impl IntoIterator<Item = R, IntoIter: ExactSizeIterator>,
     limit: u32,
     mut read: impl FnMut(R) -> Result<T, StoreError>,
     cursor_of: impl Fn(&T) -> String,
 ) -> Result<Page<T>, Error> {
-    let limit = limit as usize;
+    let (rows, limit) = (rows.into_iter(), limit as usize);
     let more = rows.len() > limit;
-    let items = rows.into_iter().take(limit).map(&mut read).collect::<Result<Vec<T>, StoreError>>()?;
+    let mut items = Vec::with_capacity(rows.len().min(limit));
+    for row in rows.take(limit) {
+        items.push(read(row)?);
+    }
     let next = if more { items.last().map(cursor_of) } else { None };
     Ok(Page { items, next })
 }

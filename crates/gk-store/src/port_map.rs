@@ -21,9 +21,10 @@ use gk_model::time::Timestamp;
 
 use crate::error::StoreError;
 use crate::members::Members;
+use crate::rows::Row;
 use crate::space::Space;
 use crate::tx::{Reader, Tx};
-use crate::value::{Json, Row, values};
+use crate::value::{Json, values};
 
 /// How many maps are kept; one is 32 KiB at most, and mostly a fraction of that.
 const MOST: usize = 1024;

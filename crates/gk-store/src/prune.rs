@@ -157,7 +157,8 @@ mod tests {
     fn rows(directory: &Path, what: &str) -> u64 {
         let mut connection =
             Connection::open(&Location::of(&StoreConfig::embedded(directory)), Access::Read).unwrap();
-        let mut row = connection.query(&format!("select count(*) from {what}"), &[]).unwrap().remove(0);
+        let mut row =
+            connection.query(&format!("select count(*) from {what}"), &[]).unwrap().first().unwrap();
         row.take().unwrap()
     }
 

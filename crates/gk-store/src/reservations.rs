@@ -9,9 +9,10 @@ use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
+use crate::rows::Row;
 use crate::space::{Space, take_link};
 use crate::tx::Reader;
-use crate::value::{Row, Value, values};
+use crate::value::{Value, values};
 
 const SELECT: &str = "select r.id, r.instance, n.name, r.scope, r.protocol, r.first_port, r.last_port, r.name, \
                       r.service, r.holder, r.note, r.pool, r.created_at, r.released_at, r.released_by, r.version, \

@@ -10,7 +10,7 @@ use gk_model::instance::InstanceLink;
 use gk_model::reservation::{Reservation, Scope};
 
 use crate::error::StoreError;
-use crate::value::Row;
+use crate::rows::Row;
 
 /// An instance, or the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

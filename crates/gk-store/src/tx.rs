@@ -16,8 +16,9 @@ use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::follow::{CHANGES_KEPT, Next};
 use crate::port_map::PortMaps;
+use crate::rows::{Row, Rows};
 use crate::space::Space;
-use crate::value::{Json, Row, Value, values};
+use crate::value::{Json, Value, values};
 
 /// A consistent view of the database.
 pub struct Reader<'a> {
@@ -37,7 +38,7 @@ impl<'a> Reader<'a> {
     ///
     /// After a failed statement every later one of the same closure fails too: one database aborts the transaction
     /// there, so both must.
-    pub(crate) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+    pub(crate) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Rows, StoreError> {
         self.check()?;
         if let Some(asked) = self.asked {
             asked.fetch_add(1, Ordering::Relaxed);
@@ -47,7 +48,7 @@ impl<'a> Reader<'a> {
 
     /// The first row, if there is one.
     pub(crate) fn query_one(&mut self, sql: &str, values: &[Value]) -> Result<Option<Row>, StoreError> {
-        Ok(self.query(sql, values)?.into_iter().next())
+        Ok(self.query(sql, values)?.first())
     }
 
     /// See [`Connection::list_damage`].

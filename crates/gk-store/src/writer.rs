@@ -363,7 +363,6 @@ impl Worker {
 fn take_turn(connection: &mut Connection) -> Result<Seen, StoreError> {
     let taken =
         connection.query("update event_seq set seq = seq where id = 0 returning seq, changes", &[])?;
-    let mut row =
-        taken.into_iter().next().ok_or_else(|| StoreError::Corrupt("no event counter".to_owned()))?;
+    let mut row = taken.first().ok_or_else(|| StoreError::Corrupt("no event counter".to_owned()))?;
     Ok(Seen { seq: row.take()?, changes: row.take()? })
 }

@@ -27,11 +27,12 @@ use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::database_url::DatabaseUrl;
 use crate::driver::postgres::failure::{describe, ends_connection, failure, out_of_reach};
-use crate::driver::postgres::said::{Rows, Said, of_arrays};
-use crate::driver::postgres::values::{Column, check, read_row, text_bytes};
+use crate::driver::postgres::said::{Inserts, Said, of_arrays};
+use crate::driver::postgres::values::{Column, check, read_rows, text_bytes};
 use crate::driver::{Access, tls};
 use crate::error::StoreError;
-use crate::value::{Row, Value};
+use crate::rows::Rows;
+use crate::value::Value;
 
 /// How long an answer may take before the connection counts as lost. Longer than what the server allows a statement.
 const ANSWERING: Duration = Duration::from_secs(35);
@@ -127,7 +128,7 @@ impl Postgres {
         let sql = "select cast(current_setting('server_version_num') as bigint), current_setting('server_version'), \
                    current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes'), \
                    current_setting('server_encoding')";
-        let row = self.query(sql, &[])?.pop();
+        let row = self.query(sql, &[])?.first();
         let mut row = row.ok_or_else(|| StoreError::Away("it tells nothing of itself".to_owned()))?;
         let (number, version): (i64, String) = (row.take()?, row.take()?);
         if number < OLDEST_VERSION {
@@ -210,12 +211,12 @@ impl Postgres {
     }
 
     /// Everything that was said, and the question, in one flight.
-    pub(super) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+    pub(super) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Rows, StoreError> {
         let statement = self.prepare_for(sql, values)?;
         let mut flight = self.load_flight()?;
         flight.push((statement, Parameters::Values(Cow::Borrowed(values))));
         let rows = self.send(&flight).map_err(|failed| refused(&failed))?;
-        rows.iter().map(read_row).collect()
+        read_rows(&rows)
     }
 
     pub(super) fn later(&mut self, sql: &str, values: &[Value]) -> Result<(), StoreError> {
@@ -246,10 +247,10 @@ impl Postgres {
 
     /// The rows that another one for the same table may join. Inserts may change places among themselves (there are no
     /// foreign keys), and with nothing else.
-    fn find_rows(&mut self, sql: &str) -> Option<&mut Rows> {
+    fn find_rows(&mut self, sql: &str) -> Option<&mut Inserts> {
         let latest = self.said.iter_mut().rev();
         let mut inserts = latest.map_while(|said| match said {
-            Said::Rows(rows) => Some(rows),
+            Said::Inserts(rows) => Some(rows),
             Said::Statement(..) => None,
         });
         inserts.find(|rows| rows.sql == sql)
@@ -280,7 +281,7 @@ impl Postgres {
                    and has_table_privilege(quote_ident(schemaname) || '.' || quote_ident(tablename), 'update') \
                    and has_table_privilege(quote_ident(schemaname) || '.' || quote_ident(tablename), 'delete')) \
                    order by tablename limit 1";
-        let Some(mut row) = self.query(sql, &[])?.pop() else { return Ok(()) };
+        let Some(mut row) = self.query(sql, &[])?.first() else { return Ok(()) };
         let table: String = row.take()?;
         Err(StoreError::Unsuitable(format!(
             "this account may not write to its table {table}: let it own every table"
@@ -303,7 +304,7 @@ impl Postgres {
         let sql = "select cast(schemaname as text), cast(current_schema() as text) from pg_tables \
                    where tablename = 'event_seq' and schemaname = any (current_schemas(false)) \
                    and schemaname <> current_schema() limit 1";
-        let Some(mut row) = self.query(sql, &[])?.pop() else { return Ok(()) };
+        let Some(mut row) = self.query(sql, &[])?.first() else { return Ok(()) };
         let (ours, first): (String, String) = (row.take()?, row.take()?);
         Err(StoreError::Unsuitable(format!(
             "Gatekeeper's tables are in the schema {ours}, and the empty schema {first} comes before it in the \
@@ -313,7 +314,7 @@ impl Postgres {
 
     pub(super) fn clock(&mut self) -> Result<Timestamp, StoreError> {
         let sql = "select cast(extract(epoch from clock_timestamp()) * 1000000 as bigint)";
-        let row = self.query(sql, &[])?.pop();
+        let row = self.query(sql, &[])?.first();
         row.ok_or_else(|| StoreError::Away("it does not tell the time".to_owned()))?.take()
     }
 
@@ -324,7 +325,7 @@ impl Postgres {
         let said = std::mem::take(&mut self.said).into_iter();
         said.map(|said| match said {
             Said::Statement(statement, values) => Ok((statement, Parameters::Values(Cow::Owned(values)))),
-            Said::Rows(rows) => Ok((self.prepare_rows(&rows)?, Parameters::Columns(rows.columns))),
+            Said::Inserts(rows) => Ok((self.prepare_rows(&rows)?, Parameters::Columns(rows.columns))),
         })
         .collect()
     }
@@ -348,7 +349,7 @@ impl Postgres {
         Ok(statement)
     }
 
-    fn prepare_rows(&mut self, rows: &Rows) -> Result<Statement, StoreError> {
+    fn prepare_rows(&mut self, rows: &Inserts) -> Result<Statement, StoreError> {
         if rows.is_single() {
             return Ok(rows.statement.clone());
         }

@@ -8,7 +8,8 @@ use rusqlite::{ErrorCode, OpenFlags};
 
 use crate::driver::Access;
 use crate::error::StoreError;
-use crate::value::{Row, Value};
+use crate::rows::{Cell, Rows};
+use crate::value::Value;
 
 /// How long a statement waits for another process (a backup, say) to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -44,7 +45,7 @@ impl Sqlite {
         if self.0.is_autocommit() { Ok(()) } else { self.query("rollback", &[]).map(drop) }
     }
 
-    pub(super) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+    pub(super) fn query(&mut self, sql: &str, values: &[Value]) -> Result<Rows, StoreError> {
         query(&self.0, sql, values).map_err(|error| failure(&error))
     }
 
@@ -58,7 +59,7 @@ impl Sqlite {
         if self.0.is_readonly("main").map_err(|error| failure(&error))? {
             return Err(StoreError::ReadOnly("this account may not write to the database file"));
         }
-        let answer = self.query("pragma journal_mode = wal", &[])?.pop();
+        let answer = self.query("pragma journal_mode = wal", &[])?.first();
         match answer.map(|mut row| row.take::<String>()).transpose()?.as_deref() {
             Some("wal") => Ok(()),
             _ => Err(StoreError::ReadOnly("its file system does not support a write-ahead log")),
@@ -118,24 +119,22 @@ fn create_private(path: &Path) -> rusqlite::Result<()> {
     }
 }
 
-fn query(connection: &rusqlite::Connection, sql: &str, values: &[Value]) -> rusqlite::Result<Vec<Row>> {
+fn query(connection: &rusqlite::Connection, sql: &str, values: &[Value]) -> rusqlite::Result<Rows> {
     let mut statement = connection.prepare_cached(sql)?;
     for (index, value) in values.iter().enumerate() {
         bind(&mut statement, index + 1, value)?;
     }
     let width = statement.column_count();
-    let mut found = Vec::new();
+    let mut found = Rows::new(width);
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next()? {
-        let mut columns = Vec::with_capacity(width);
         for index in 0..width {
-            columns.push(match row.get_ref(index)? {
-                ValueRef::Null => Value::Null,
-                ValueRef::Integer(number) => Value::Integer(number),
-                other => Value::Text(other.as_str()?.to_owned()),
+            found.push(match row.get_ref(index)? {
+                ValueRef::Null => Cell::Null,
+                ValueRef::Integer(number) => Cell::Integer(number),
+                other => Cell::Text(other.as_str()?),
             });
         }
-        found.push(Row::new(columns));
     }
     Ok(found)
 }
@@ -154,7 +153,7 @@ fn bind(statement: &mut rusqlite::Statement<'_>, number: usize, value: &Value) -
     match value {
         Value::Null => statement.raw_bind_parameter(index, Null),
         Value::Integer(number) => statement.raw_bind_parameter(index, number),
-        Value::Text(text) => statement.raw_bind_parameter(index, text),
+        Value::Text(text) => statement.raw_bind_parameter(index, text.as_ref()),
     }
 }
 

@@ -6,8 +6,9 @@ use gk_model::listener::{Digest, Listener, Netns};
 
 use super::{Checked, SHOWN};
 use crate::error::StoreError;
+use crate::rows::Row;
 use crate::tx::Reader;
-use crate::value::{Json, Row, values};
+use crate::value::{Json, values};
 
 /// Rows in memory at once; few in tests, whose databases are small.
 const PAGE: usize = if cfg!(test) { 2 } else { 1000 };

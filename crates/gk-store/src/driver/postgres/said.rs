@@ -8,7 +8,7 @@ use crate::value::Value;
 
 /// Something that was said and not yet sent.
 pub(super) enum Said {
-    Rows(Rows),
+    Inserts(Inserts),
     Statement(Statement, Vec<Value>),
 }
 
@@ -19,14 +19,14 @@ impl Said {
             return Said::Statement(statement, values.to_vec());
         }
         let columns = values.iter().map(|_| Column::default()).collect();
-        let mut rows = Rows { sql: sql.to_owned(), statement, columns };
+        let mut rows = Inserts { sql: sql.to_owned(), statement, columns };
         rows.push(values);
-        Said::Rows(rows)
+        Said::Inserts(rows)
     }
 }
 
 /// Rows for one table, kept by column.
-pub(super) struct Rows {
+pub(super) struct Inserts {
     /// The insert of a single row, and the same as a prepared statement.
     pub(super) sql: String,
     pub(super) statement: Statement,
@@ -34,7 +34,7 @@ pub(super) struct Rows {
     pub(super) columns: Vec<Column>,
 }
 
-impl Rows {
+impl Inserts {
     /// The values have to be ones that the statement takes.
     pub(super) fn push(&mut self, values: &[Value]) {
         for (column, value) in self.columns.iter_mut().zip(values) {

@@ -6,7 +6,8 @@ use tokio_postgres::types::{FromSql, IsNull, Kind, ToSql, Type};
 
 use crate::driver::postgres::failure::failure;
 use crate::error::StoreError;
-use crate::value::{Row, Value};
+use crate::rows::{Cell, Rows};
+use crate::value::Value;
 
 /// Refuses values that the statement does not take.
 pub(super) fn check(statement: &Statement, values: &[Value]) -> Result<(), StoreError> {
@@ -31,9 +32,14 @@ pub(super) fn text_bytes(values: &[Value]) -> usize {
     texts.sum()
 }
 
-pub(super) fn read_row(row: &tokio_postgres::Row) -> Result<Row, StoreError> {
-    let columns = (0..row.len()).map(|index| row.try_get::<_, Value>(index));
-    columns.collect::<Result<_, _>>().map(Row::new).map_err(|error| failure(&error))
+pub(super) fn read_rows(rows: &[tokio_postgres::Row]) -> Result<Rows, StoreError> {
+    let mut found = Rows::new(rows.first().map_or(0, tokio_postgres::Row::len));
+    for row in rows {
+        for index in 0..row.len() {
+            found.push(row.try_get(index).map_err(|error| failure(&error))?);
+        }
+    }
+    Ok(found)
 }
 
 impl ToSql for Value {
@@ -45,7 +51,7 @@ impl ToSql for Value {
         match self {
             Value::Null => Ok(IsNull::Yes),
             Value::Integer(number) if *wanted == Type::INT8 => number.to_sql(wanted, out),
-            Value::Text(text) if *wanted == Type::TEXT => text.to_sql(wanted, out),
+            Value::Text(text) if *wanted == Type::TEXT => text.as_ref().to_sql(wanted, out),
             other => Err(format!("{other:?} where PostgreSQL wants {wanted}").into()),
         }
     }
@@ -123,20 +129,20 @@ impl ToSql for Column {
     tokio_postgres::types::to_sql_checked!();
 }
 
-impl<'a> FromSql<'a> for Value {
-    fn from_sql(found: &Type, raw: &'a [u8]) -> Result<Value, Box<dyn std::error::Error + Sync + Send>> {
+impl<'a> FromSql<'a> for Cell<'a> {
+    fn from_sql(found: &Type, raw: &'a [u8]) -> Result<Cell<'a>, Box<dyn std::error::Error + Sync + Send>> {
         match *found {
-            Type::INT8 => i64::from_sql(found, raw).map(Value::Integer),
-            Type::INT4 => i32::from_sql(found, raw).map(|number| Value::Integer(number.into())),
-            _ => String::from_sql(found, raw).map(Value::Text),
+            Type::INT8 => i64::from_sql(found, raw).map(Cell::Integer),
+            Type::INT4 => i32::from_sql(found, raw).map(|number| Cell::Integer(number.into())),
+            _ => <&str>::from_sql(found, raw).map(Cell::Text),
         }
     }
 
-    fn from_sql_null(_: &Type) -> Result<Value, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Value::Null)
+    fn from_sql_null(_: &Type) -> Result<Cell<'a>, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Cell::Null)
     }
 
     fn accepts(found: &Type) -> bool {
-        matches!(*found, Type::INT8 | Type::INT4) || <String as FromSql<'_>>::accepts(found)
+        matches!(*found, Type::INT8 | Type::INT4) || <&str as FromSql<'_>>::accepts(found)
     }
 }
