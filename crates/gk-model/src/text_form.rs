@@ -1,6 +1,6 @@
 //! The text form of values, declared once: on the wire, in queries, on the command line and in the database.
 
-/// JSON by `Display` and `FromStr`.
+/// JSON by `Display` and `FromStr`; by `as_str`, without formatting, where there is `str` before the name.
 macro_rules! json_by_text {
     ($name:ident) => {
         impl serde::Serialize for $name {
@@ -9,6 +9,23 @@ macro_rules! json_by_text {
             }
         }
 
+        $crate::text_form::json_from_text!($name);
+    };
+    (str $name:ident) => {
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        $crate::text_form::json_from_text!($name);
+    };
+}
+
+pub(crate) use json_by_text;
+
+macro_rules! json_from_text {
+    ($name:ident) => {
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text: String = serde::Deserialize::deserialize(deserializer)?;
@@ -18,14 +35,26 @@ macro_rules! json_by_text {
     };
 }
 
-pub(crate) use json_by_text;
+pub(crate) use json_from_text;
 
-/// Derives the wire form of a type from its `Display` and `FromStr`: JSON by serde, and the OpenAPI schema, a string
-/// with the given example (and format, where OpenAPI has one). So a value has one text form, in JSON, in queries, on
-/// the command line and in the database.
+/// Derives the wire form of a type from its `Display` (or `as_str`, as above) and `FromStr`: JSON by serde, and the
+/// OpenAPI schema, a string with the given example (and format, where OpenAPI has one). So a value has one text form, in
+/// JSON, in queries, on the command line and in the database.
 macro_rules! text_form {
+    (str $name:ident, $example:literal) => {
+        $crate::text_form::json_by_text!(str $name);
+        $crate::text_form::text_schema!($name, $example);
+    };
     ($name:ident, $example:literal $(, $format:ident)?) => {
         $crate::text_form::json_by_text!($name);
+        $crate::text_form::text_schema!($name, $example $(, $format)?);
+    };
+}
+
+pub(crate) use text_form;
+
+macro_rules! text_schema {
+    ($name:ident, $example:literal $(, $format:ident)?) => {
 
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
@@ -43,7 +72,7 @@ macro_rules! text_form {
     };
 }
 
-pub(crate) use text_form;
+pub(crate) use text_schema;
 
 /// A word outside a closed list of them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +128,7 @@ macro_rules! words {
             }
         }
 
-        $crate::text_form::json_by_text!($name);
+        $crate::text_form::json_by_text!(str $name);
 
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {

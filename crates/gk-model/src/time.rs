@@ -84,6 +84,46 @@ impl Timestamp {
     }
 }
 
+impl Timestamp {
+    /// Fills in the digits: a page of history has thousands of times, and a calendar of the world is slow at it. Years
+    /// with a sign are left to that.
+    fn write(self, text: &mut [u8; 27]) -> Option<&str> {
+        let (seconds, micros) = (self.0.div_euclid(1_000_000), self.0.rem_euclid(1_000_000));
+        let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400) as u32);
+        let (year, month, day) = civil(days);
+        let year = u32::try_from(year).ok().filter(|year| *year <= 9999)?;
+        fill(&mut text[0..4], year);
+        fill(&mut text[5..7], month);
+        fill(&mut text[8..10], day);
+        fill(&mut text[11..13], second / 3600);
+        fill(&mut text[14..16], second / 60 % 60);
+        fill(&mut text[17..19], second % 60);
+        fill(&mut text[20..26], micros as u32);
+        std::str::from_utf8(text).ok()
+    }
+}
+
+/// The last digits of a number.
+fn fill(digits: &mut [u8], mut number: u32) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+/// Year, month and day of a day since 1970-01-01. Years are counted from March on here, so that a leap day is the last
+/// of its year, and in eras of 400 years, which are all equally long.
+fn civil(days: i64) -> (i64, u32, u32) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097) as u32);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + i64::from(year_of_era) + i64::from(month <= 2), month, day)
+}
+
 fn micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
@@ -114,8 +154,14 @@ impl FromStr for Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let instant = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
-        write!(f, "{instant:.6}")
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        match self.write(&mut text) {
+            Some(text) => f.write_str(text),
+            None => {
+                let instant = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
+                write!(f, "{instant:.6}")
+            }
+        }
     }
 }
 
@@ -137,6 +183,30 @@ mod tests {
         assert_eq!(time.to_string(), "2023-11-14T22:13:20.000001Z");
         assert_eq!(time.to_string().parse(), Ok(time));
         assert_eq!("2023-11-14T23:13:20.000001+01:00".parse(), Ok(time));
+    }
+
+    #[test]
+    fn every_time_is_written_as_the_calendar_has_it() {
+        let same = |micros: i64| {
+            let instant = jiff::Timestamp::from_microsecond(micros).unwrap();
+            assert_eq!(Timestamp::from_micros(micros).to_string(), format!("{instant:.6}"));
+        };
+        // Days of more than a whole era, then some of every age.
+        let day = 86_400_000_000;
+        for days in (-1_000..150_000_i64).step_by(3) {
+            same(days * day + (days * 7_919_999_983).rem_euclid(day));
+        }
+        let (least, most) = (jiff::Timestamp::MIN.as_microsecond(), 253_402_207_200_000_000);
+        (least..most).step_by(3_600_000_007 * 19_997).for_each(same);
+        for edge in
+            [least + 1, most, -62_167_219_200_000_000, -62_135_596_800_000_000, 0, 951_868_800_000_000]
+        {
+            same(edge);
+            same(edge - 1);
+        }
+        for end in [Timestamp::from_micros(i64::MIN), Timestamp::from_micros(i64::MAX)] {
+            assert_eq!(end.to_string().parse(), Ok(end));
+        }
     }
 
     #[test]
