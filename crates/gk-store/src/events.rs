@@ -2,14 +2,13 @@
 
 use gk_model::history::Event;
 use gk_model::id::InstanceId;
-use gk_model::listener::Listener;
 use gk_model::port::PortRange;
 use gk_model::query::{EventQuery, Page};
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
 use crate::rows::Row;
-use crate::space::take_link;
+use crate::space::Names;
 use crate::tx::Reader;
 use crate::value::{Json, Value, values};
 
@@ -22,13 +21,17 @@ impl Reader<'_> {
         let instance = self.resolve(query.instance.as_ref())?;
         let (sql, values) = select(query, instance)?;
         let rows = self.query(&sql, &values)?;
-        page::page(rows, query.limit(), read_event, |last| page::cursor(&[&last.seq]))
+        let names = self.list_names(&rows, INSTANCE)?;
+        let read = |row| read_event(row, &names);
+        page::page(rows, query.limit(), read, |last| page::cursor(&[&last.seq]))
     }
 }
 
-const SELECT: &str = "select e.seq, e.at, e.recorded_at, e.kind, e.instance, n.name, e.protocol, e.first_port, \
-                      e.last_port, e.actor, e.reservation, e.listener, e.message \
-                      from event e left join instance n on n.id = e.instance";
+const SELECT: &str = "select e.seq, e.at, e.recorded_at, e.kind, e.instance, e.protocol, e.first_port, \
+                      e.last_port, e.actor, e.reservation, e.listener, e.message from event e";
+
+/// The place of the instance in it.
+const INSTANCE: usize = 4;
 
 /// The statement for one page. An index gives the order whatever the filters are, so no page sorts.
 fn select(query: &EventQuery, instance: Option<InstanceId>) -> Result<(String, Vec<Value>), Refusal> {
@@ -54,20 +57,20 @@ fn select(query: &EventQuery, instance: Option<InstanceId>) -> Result<(String, V
     Ok(filters.finish(SELECT, "e.seq", query.limit()))
 }
 
-fn read_event(mut row: Row) -> Result<Event, StoreError> {
+fn read_event(mut row: Row, names: &Names) -> Result<Event, StoreError> {
     let (seq, at, recorded_at, kind) = (row.take()?, row.take()?, row.take()?, row.take()?);
     Ok(Event {
         seq,
         at,
         recorded_at,
         kind,
-        instance: take_link(&mut row)?,
+        instance: names.take_link(&mut row)?,
         protocol: row.take()?,
         first_port: row.take()?,
         last_port: row.take()?,
         actor: row.take()?,
         reservation: row.take()?,
-        listener: row.take::<Option<Json<Listener>>>()?.map(|Json(listener)| listener),
+        listener: row.take::<Option<Json<_>>>()?.map(|Json(listener)| listener),
         message: row.take()?,
     })
 }

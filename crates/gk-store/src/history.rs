@@ -11,7 +11,7 @@ use gk_model::time::Timestamp;
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
 use crate::rows::Row;
-use crate::space::{Space, take_link};
+use crate::space::{Names, Space};
 use crate::tx::{Reader, Tx};
 use crate::value::{Json, Value, values};
 
@@ -91,15 +91,17 @@ impl Reader<'_> {
         let instance = self.resolve(query.instance.as_ref())?;
         let (sql, values) = select(query, instance)?;
         let rows = self.query(&sql, &values)?;
-        page::page(rows, query.limit(), read_interval, |last| {
-            page::cursor(&[&last.began_at.as_micros(), &last.seq])
-        })
+        let names = self.list_names(&rows, INSTANCE)?;
+        let read = |row| read_interval(row, &names);
+        page::page(rows, query.limit(), read, |last| page::cursor(&[&last.began_at.as_micros(), &last.seq]))
     }
 }
 
-const SELECT: &str = "select i.seq, i.kind, i.instance, n.name, i.protocol, i.first_port, i.last_port, i.began_at, \
-                      i.ended_at, i.service, i.name, i.holder, i.reservation, i.listener \
-                      from interval i left join instance n on n.id = i.instance";
+const SELECT: &str = "select i.seq, i.kind, i.instance, i.protocol, i.first_port, i.last_port, i.began_at, \
+                      i.ended_at, i.service, i.name, i.holder, i.reservation, i.listener from interval i";
+
+/// The place of the instance in it.
+const INSTANCE: usize = 2;
 
 /// The statement for one page. An index gives the order whatever the filters are, so no page sorts.
 fn select(query: &HistoryQuery, instance: Option<InstanceId>) -> Result<(String, Vec<Value>), Refusal> {
@@ -122,11 +124,11 @@ fn select(query: &HistoryQuery, instance: Option<InstanceId>) -> Result<(String,
     Ok(filters.finish(SELECT, "i.began_at desc, i.seq desc", query.limit()))
 }
 
-fn read_interval(mut row: Row) -> Result<Interval, StoreError> {
+fn read_interval(mut row: Row, names: &Names) -> Result<Interval, StoreError> {
     Ok(Interval {
         seq: row.take()?,
         kind: row.take()?,
-        instance: take_link(&mut row)?,
+        instance: names.take_link(&mut row)?,
         protocol: row.take()?,
         first_port: row.take()?,
         last_port: row.take()?,
@@ -136,7 +138,7 @@ fn read_interval(mut row: Row) -> Result<Interval, StoreError> {
         name: row.take()?,
         holder: row.take()?,
         reservation: row.take()?,
-        listener: row.take::<Option<Json<Listener>>>()?.map(|Json(listener)| listener),
+        listener: row.take::<Option<Json<_>>>()?.map(|Json(listener)| listener),
     })
 }
 

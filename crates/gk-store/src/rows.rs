@@ -67,6 +67,12 @@ impl Rows {
     pub(crate) fn first(self) -> Option<Row> {
         self.into_iter().next()
     }
+
+    /// One column of every row.
+    pub(crate) fn column<T: Column>(&self, index: usize) -> impl Iterator<Item = Result<T, StoreError>> {
+        let cells = self.0.cells.iter().skip(index).step_by(self.0.width.max(1));
+        cells.map(|kept| T::from_cell(self.0.show(*kept)))
+    }
 }
 
 impl Answer {
@@ -140,6 +146,8 @@ mod tests {
         let cells = [Cell::Integer(7), Cell::Text("Grüße"), Cell::Null, Cell::Text("")];
         let found = rows(2, &cells);
         assert_eq!((found.len(), found.is_empty()), (2, false));
+        let second: Vec<Option<String>> = found.column(1).collect::<Result<_, _>>().unwrap();
+        assert_eq!(second, [Some("Grüße".to_owned()), Some(String::new())]);
         let mut found = found.into_iter();
         let (mut first, mut second) = (found.next().unwrap(), found.next().unwrap());
         assert!(found.next().is_none());
