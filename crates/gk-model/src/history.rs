@@ -41,6 +41,7 @@ words! {
     }
 }
 
+// The listener is boxed: most lines have none, and a page is a thousand lines.
 /// One immutable line of history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
@@ -65,7 +66,7 @@ pub struct Event {
     /// The reservation it is about.
     pub reservation: Option<ReservationId>,
     /// The listener it is about, as it was then.
-    pub listener: Option<Listener>,
+    pub listener: Option<Box<Listener>>,
     /// The same in words.
     pub message: String,
 }
@@ -109,5 +110,5 @@ pub struct Interval {
     /// For held ones: the reservation.
     pub reservation: Option<ReservationId>,
     /// For listened ones: the listener.
-    pub listener: Option<Listener>,
+    pub listener: Option<Box<Listener>>,
 }
