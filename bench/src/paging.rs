@@ -9,7 +9,7 @@ use gk_model::time::Timestamp;
 use gk_store::{Error, Filling, Reader, Store, StoreConfig, fill_history, filled_from};
 use serde::Serialize;
 
-use crate::bed::{Bed, Disk, on_both};
+use crate::bed::{Bed, Disk};
 use crate::group::fill;
 use crate::report::Row;
 use crate::stats::{microseconds, milliseconds, quantile};
@@ -21,23 +21,35 @@ const INSTANCES: usize = 100;
 
 const ROUNDS: usize = 31;
 
-/// R1 at so many events and as many intervals, on both databases.
-pub(crate) fn rows(count: u64) -> Result<Vec<Row>> {
-    on_both(Disk::Real, |bed| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let config = bed.config(StoreConfig::MAX_BATCH)?;
-        let store = runtime.block_on(Store::open(config.clone(), Timestamp::from_clock()))?;
-        runtime.block_on(fill(&store, INSTANCES))?;
-        store.close();
-        drop(store);
-        let begun = Instant::now();
-        write(bed, &config, count)?;
-        eprintln!("{}: {count} events and intervals in {:.0} s", bed.name, begun.elapsed().as_secs_f64());
-        let store = runtime.block_on(Store::open(config, Timestamp::from_clock()))?;
-        let rows = runtime.block_on(measure(bed, &store, count));
-        store.close();
-        rows
-    })
+const RATIO: &str = "≤ 1.3×";
+
+/// R1 at so many events and as many intervals, in a file.
+pub(crate) fn sqlite_rows(count: u64) -> Result<Vec<Row>> {
+    rows(&Bed::sqlite(Disk::Real)?, count)
+}
+
+/// The same in a server.
+pub(crate) fn postgres_rows(count: u64) -> Result<Vec<Row>> {
+    match Bed::postgres(Disk::Real)? {
+        Some(bed) => rows(&bed, count),
+        None => Ok(vec![Row::not_measured("PostgreSQL, last page against the first", RATIO)]),
+    }
+}
+
+fn rows(bed: &Bed, count: u64) -> Result<Vec<Row>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let config = bed.config(StoreConfig::MAX_BATCH)?;
+    let store = runtime.block_on(Store::open(config.clone(), Timestamp::from_clock()))?;
+    runtime.block_on(fill(&store, INSTANCES))?;
+    store.close();
+    drop(store);
+    let begun = Instant::now();
+    write(bed, &config, count)?;
+    eprintln!("{}: {count} events and intervals in {:.0} s", bed.name, begun.elapsed().as_secs_f64());
+    let store = runtime.block_on(Store::open(config, Timestamp::from_clock()))?;
+    let rows = runtime.block_on(measure(bed, &store, count));
+    store.close();
+    rows
 }
 
 /// One after the other into a file, both at once into a server.
@@ -143,7 +155,7 @@ where
     let ratio = last / first;
     let what = format!("{}, {} of {count}: last page against the first", bed.name, ends.what);
     let figure = format!("{ratio:.2}×: {} against {}", milliseconds(last), milliseconds(first));
-    let page = Row::new(what, figure).with("≤ 1.3×", ratio <= 1.3);
+    let page = Row::new(what, figure).with(RATIO, ratio <= 1.3);
     if ends.what != "events" {
         return Ok(vec![page]);
     }

@@ -59,7 +59,8 @@ fn sections(options: &Options) -> Vec<(&'static str, Measure<'_>)> {
         ("One allocation", Box::new(density::rows)),
         ("Reserving while a fleet reports", Box::new(pressure::latency_rows)),
         ("Memory of a large fleet", Box::new(pressure::memory_rows)),
-        ("Long histories", Box::new(move || paging::rows(history))),
+        ("Long histories: SQLite", Box::new(move || paging::sqlite_rows(history))),
+        ("Long histories: PostgreSQL", Box::new(move || paging::postgres_rows(history))),
     ]
 }
 
