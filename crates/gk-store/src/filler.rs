@@ -37,12 +37,11 @@ pub fn filled_from() -> Timestamp {
 /// Only when the database fails.
 #[doc(hidden)]
 pub fn fill_history(config: &StoreConfig, filling: Filling, rows: u64) -> Result<(), Error> {
-    let location = Location::of(config);
-    let mut connection = Connection::open(&location, Access::Write)?;
+    let mut connection = Connection::open(&Location::of(config), Access::Write)?;
     connection.write_at_once()?;
-    // Sorted at once afterwards, an index costs a fraction of what it does row by row. A server refuses so long a
-    // statement, and has the memory for its pages.
-    let indexes = if location.is_shared() { Vec::new() } else { list_indexes(filling) };
+    connection.take_all_time()?;
+    // Sorted at once afterwards, an index costs a fraction of what it does row by row.
+    let indexes = list_indexes(filling);
     for (name, _) in &indexes {
         connection.script(&format!("drop index {name}"))?;
     }
