@@ -57,6 +57,31 @@ impl PortSet {
         }
     }
 
+    /// Adds what another set holds.
+    pub fn insert_all(&mut self, other: &PortSet) {
+        self.grow_to(other.0.len().saturating_sub(1));
+        for (ours, theirs) in self.0.iter_mut().zip(other.0.iter()) {
+            *ours |= theirs;
+        }
+    }
+
+    /// Takes out what another set does not hold.
+    pub fn keep_only(&mut self, other: &PortSet) {
+        for (index, ours) in self.0.iter_mut().enumerate() {
+            *ours &= other.word(index);
+        }
+    }
+
+    /// How many ports it holds.
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
     /// Takes out what another set holds.
     pub fn remove_all(&mut self, other: &PortSet) {
         for (ours, theirs) in self.0.iter_mut().zip(other.0.iter()) {
@@ -301,6 +326,17 @@ mod tests {
             ours.remove_all(&set(&gone));
             let model = held.into_iter().filter(|p| !gone.contains(p) && Port::new(*p).is_some_and(|p| !range.contains(p)));
             prop_assert_eq!(ours.iter().map(Port::get).collect::<Vec<_>>(), model.collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn sets_are_joined_and_met(one in ports(), other in ports()) {
+            let (mut joined, mut met) = (set(&one), set(&one));
+            joined.insert_all(&set(&other));
+            met.keep_only(&set(&other));
+            let numbers = |set: &PortSet| set.iter().map(Port::get).collect::<Vec<_>>();
+            prop_assert_eq!(numbers(&joined), set(&one.union(&other).copied().collect()).iter().map(Port::get).collect::<Vec<_>>());
+            prop_assert_eq!(numbers(&met), set(&one.intersection(&other).copied().collect()).iter().map(Port::get).collect::<Vec<_>>());
+            prop_assert_eq!((joined.len() as usize, joined.is_empty()), (numbers(&joined).len(), numbers(&joined).is_empty()));
         }
 
         #[test]

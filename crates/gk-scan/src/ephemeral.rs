@@ -15,6 +15,9 @@ use std::fs;
 use std::time::Duration;
 
 use gk_model::port::{Port, PortRange};
+use gk_model::port_set::PortSet;
+
+use crate::reserved::reserved_ports;
 
 /// A client rarely keeps an unconnected socket that long.
 pub(crate) const CLIENT_LIFETIME: Duration = Duration::from_secs(30);
@@ -23,25 +26,23 @@ pub(crate) const CLIENT_LIFETIME: Duration = Duration::from_secs(30);
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct GivenPorts {
     range: Option<PortRange>,
-    reserved: Vec<PortRange>,
+    reserved: PortSet,
 }
 
 impl GivenPorts {
     /// Reads both settings; `/proc/sys/net` shows those of the calling thread's network namespace.
     pub(crate) fn read() -> GivenPorts {
-        let reserved = fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
-        GivenPorts { range: ephemeral_range(), reserved: parse_list(&reserved) }
+        GivenPorts { range: ephemeral_range(), reserved: reserved_ports().unwrap_or_default() }
     }
 
     /// Whether the kernel may have given this port. When the range is unknown, any.
     pub(crate) fn contains(&self, port: Port) -> bool {
-        self.range.is_none_or(|range| range.contains(port))
-            && !self.reserved.iter().any(|reserved| reserved.contains(port))
+        self.range.is_none_or(|range| range.contains(port)) && !self.reserved.contains(port)
     }
 }
 
 /// `net.ipv4.ip_local_port_range`, which counts for IPv6 too.
-pub(crate) fn ephemeral_range() -> Option<PortRange> {
+pub fn ephemeral_range() -> Option<PortRange> {
     parse_range(&fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
 }
 
@@ -49,11 +50,6 @@ pub(crate) fn ephemeral_range() -> Option<PortRange> {
 fn parse_range(text: &str) -> Option<PortRange> {
     let (first, last) = text.trim().split_once(char::is_whitespace)?;
     PortRange::new(first.parse().ok()?, last.parse().ok()?).ok()
-}
-
-/// `8080,9148-9150`, or an empty line.
-fn parse_list(text: &str) -> Vec<PortRange> {
-    text.trim().split(',').filter_map(|range| range.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -65,15 +61,13 @@ mod tests {
         assert_eq!(parse_range("32768\t60999\n").unwrap().to_string(), "32768-60999");
         assert_eq!(parse_range("1024 1024").unwrap().to_string(), "1024");
         assert_eq!([parse_range(""), parse_range("9 8"), parse_range("0 5")], [None; 3]);
-        let list: Vec<String> = parse_list("8080,9148-9150\n").iter().map(ToString::to_string).collect();
-        assert_eq!(list, ["8080", "9148-9150"]);
-        assert!(parse_list("\n").is_empty());
     }
 
     #[test]
     fn reserved_ports_are_not_given() {
-        let given =
-            GivenPorts { range: parse_range("32768 60999"), reserved: parse_list("40000-40009,50000") };
+        let mut reserved = PortSet::default();
+        ["40000-40009", "50000"].iter().for_each(|range| reserved.insert_range(range.parse().unwrap()));
+        let given = GivenPorts { range: parse_range("32768 60999"), reserved };
         let port = |number| Port::new(number).unwrap();
         for number in [32768, 39999, 40010, 60999] {
             assert!(given.contains(port(number)), "{number}");

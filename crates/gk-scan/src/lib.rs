@@ -34,6 +34,7 @@ mod place;
 mod ports;
 mod privileges;
 mod process;
+mod reserved;
 mod scanner;
 mod sys;
 mod tables;
@@ -42,8 +43,10 @@ mod truth;
 mod virtualisation;
 
 pub use accounts::account_name;
+pub use ephemeral::ephemeral_range;
 pub use error::ScanError;
 pub use facts::facts;
 pub use ports::{busy_ports, test_bind};
 pub use privileges::{Privileges, privileges};
+pub use reserved::{ReservedList, reserved_ports};
 pub use scanner::{Scan, Scanner};
