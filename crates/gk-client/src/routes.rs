@@ -7,6 +7,7 @@ use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::paths;
 use gk_model::port_state::PortState;
+use gk_model::protection::ReservedPorts;
 use gk_model::query::{EventQuery, HistoryQuery, InstanceQuery, Page, PortQuery, ReservationQuery};
 use gk_model::reservation::{Reservation, ReserveRequest};
 use serde::Serialize;
@@ -94,6 +95,11 @@ impl Client {
     /// A page of the port states of the fleet.
     pub fn list_ports(&self, query: &PortQuery) -> Result<Page<PortState>, ClientError> {
         self.fetch(&Call::get(paths::PORTS, query))
+    }
+
+    /// The numbers that are reserved on one instance.
+    pub fn get_reserved_ports(&self, instance: &InstanceRef) -> Result<ReservedPorts, ClientError> {
+        self.fetch(&Call::get(&paths::reserved_ports(instance), &NoQuery {}))
     }
 
     /// Reserves a port. Sent again under the same key when the answer is lost; when none of the answers arrives, the

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::port::PortRange;
+use crate::protection::Protection;
 use crate::text::Observed;
 
 /// What an instance says of itself. A machine that cannot tell something leaves it out.
@@ -42,6 +43,8 @@ pub struct Facts {
     pub machine: Option<Uuid>,
     /// Version of the program that tells these facts.
     pub agent_version: Option<Observed>,
+    /// How far its kernel keeps off its reserved ports; only an agent that runs can tell.
+    pub protection: Option<Protection>,
 }
 
 impl Facts {

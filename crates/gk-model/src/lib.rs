@@ -30,6 +30,7 @@ pub mod port;
 pub mod port_set;
 pub mod port_state;
 pub mod problem;
+pub mod protection;
 pub mod query;
 pub mod reservation;
 pub mod secret;

@@ -37,6 +37,11 @@ pub fn instance_ports(instance: &InstanceRef) -> String {
     format!("{INSTANCES}/{instance}/ports")
 }
 
+/// The numbers that are reserved on one instance.
+pub fn reserved_ports(instance: &InstanceRef) -> String {
+    format!("{INSTANCES}/{instance}/reserved")
+}
+
 /// One reservation.
 pub fn reservation(id: ReservationId) -> String {
     format!("{RESERVATIONS}/{id}")
@@ -52,6 +57,8 @@ pub const CREDENTIAL_FILE: &str = "credential";
 pub const PENDING_CREDENTIAL_FILE: &str = "credential.pending";
 /// The agent's session, inside its state directory; mode 0600.
 pub const SESSION_FILE: &str = "session.json";
+/// What the agent put into the kernel's list of reserved ports, inside its state directory; mode 0600.
+pub const PROTECTION_FILE: &str = "protection.json";
 
 /// Locked by the agent that runs, inside its state directory.
 pub const AGENT_LOCK_FILE: &str = "agent.lock";

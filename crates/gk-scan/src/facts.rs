@@ -32,6 +32,7 @@ pub fn facts(agent_version: &str) -> Facts {
         netns_inode: fs::metadata("/proc/thread-self/ns/net").ok().map(|namespace| namespace.ino()),
         machine: machine(),
         agent_version: known(agent_version),
+        protection: None,
     }
 }
 

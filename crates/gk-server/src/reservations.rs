@@ -4,9 +4,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use gk_model::id::ReservationId;
+use gk_model::id::{InstanceRef, ReservationId};
 use gk_model::paths;
 use gk_model::port::PortRange;
+use gk_model::protection::ReservedPorts;
 use gk_model::query::{Page, ReservationQuery};
 use gk_model::reservation::{Contradiction, Reservation, ReserveRequest};
 use gk_store::Once;
@@ -28,6 +29,20 @@ pub(crate) async fn list_reservations(
     Query(query): Query<ReservationQuery>,
 ) -> Result<Json<Page<Reservation>>, ApiError> {
     Ok(Json(app.store.read(move |reader| reader.list_reservations(&query)).await?))
+}
+
+/// The numbers that are reserved on an instance, for itself or for all instances, whatever the protocol.
+///
+/// For agents that keep the kernel off them. They ask when they protect, every ten seconds: carried by the answers to
+/// contacts instead, it would cost each unchanged heartbeat of the whole fleet a statement.
+#[utoipa::path(get, path = "/v1/instances/{instance}/reserved", params(("instance" = InstanceRef, Path)),
+    responses((status = 200, body = ReservedPorts)))]
+pub(crate) async fn get_reserved_ports(
+    State(app): State<App>,
+    _: NoQuery,
+    Path(instance): Path<InstanceRef>,
+) -> Result<Json<ReservedPorts>, ApiError> {
+    Ok(Json(app.store.read(move |reader| reader.get_reserved_ports(&instance)).await?))
 }
 
 /// Reserves the next free port of a pool, or one by number; or as many contiguous ones as asked for.

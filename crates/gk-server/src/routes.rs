@@ -65,6 +65,7 @@ fn all(routes: Routes) -> Routes {
         .guarded(Read, routes!(ports::list_instance_ports))
         .guarded(Read, routes!(ports::list_ports))
         .guarded(Read, routes!(reservations::list_reservations))
+        .guarded(Read, routes!(reservations::get_reserved_ports))
         .guarded(Reserve, routes!(reservations::reserve))
         .guarded(Read, routes!(reservations::get_reservation))
         .guarded(Reserve, routes!(reservations::release))

@@ -1,7 +1,9 @@
 //! Reservations, read: one, a list, and those that matter for another question.
 
-use gk_model::id::{InstanceId, ReservationId};
+use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::port_set::PortSet;
+use gk_model::protection::ReservedPorts;
 use gk_model::query::{Page, ReservationQuery};
 use gk_model::reservation::Reservation;
 use gk_model::text::{ServiceName, Subject};
@@ -78,6 +80,22 @@ impl Reader<'_> {
         page::page(rows, query.limit(), read_reservation, |last| {
             page::cursor(&[&Space::held_for(last.instance.as_ref()), &last.protocol, &last.first_port])
         })
+    }
+
+    /// The numbers that are reserved on an instance, for itself or for all, whatever the protocol.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchInstance`], [`Refusal::InstanceLeft`].
+    pub fn get_reserved_ports(&mut self, instance: &InstanceRef) -> Result<ReservedPorts, Error> {
+        // The time matters for presence only, which is not asked for.
+        let id = self.get_joined(instance, Timestamp::from_micros(0))?.id;
+        let sql = "select first_port, last_port from reservation where instance in ($1, 'fleet') and released_at is null";
+        let mut ports = PortSet::default();
+        for mut row in self.query(sql, values![id])? {
+            let (first, last): (Port, Port) = (row.take()?, row.take()?);
+            PortRange::new(first, last).into_iter().for_each(|range| ports.insert_range(range));
+        }
+        Ok(ReservedPorts { ports })
     }
 
     fn list_where(&mut self, rest: &str, values: &[Value]) -> Result<Vec<Reservation>, StoreError> {

@@ -47,6 +47,7 @@ async fn every_route_demands_what_it_should() {
         "PATCH /v1/instances/{instance} reserve",
         "POST /v1/instances/{instance}/contact contact",
         "GET /v1/instances/{instance}/ports read",
+        "GET /v1/instances/{instance}/reserved read",
         "GET /v1/ports read",
         "GET /v1/reservations read",
         "POST /v1/reservations reserve",
@@ -135,6 +136,23 @@ async fn a_credential_acts_only_for_its_instance() {
     assert_eq!(leave.status, StatusCode::NO_CONTENT, "{}", leave.body);
     let gone = api.with_token(&own, Method::GET, "/v1/instances", Value::Null).await;
     assert_eq!(gone.refusal(), (401, "unauthenticated", None), "the credential ends with the instance");
+}
+
+#[tokio::test]
+async fn reserved_ports_are_told_to_the_instance_and_to_whoever_may_read() {
+    let api = Api::new().await;
+    let (id, own) = api.join("web-1").await;
+    for (port, protocol) in [(8000, "tcp"), (8001, "udp"), (9100, "tcp"), (9100, "udp")] {
+        let body = json!({"instance": "web-1", "port": port, "protocol": protocol});
+        let made = api.local(Method::POST, "/v1/reservations", body).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    }
+    let eve = api.token(SecretKind::Subject, Role::Viewer, "eve").await;
+    for token in [&own, &eve] {
+        let path = format!("/v1/instances/{id}/reserved");
+        let told = api.with_token(token, Method::GET, &path, Value::Null).await;
+        assert_eq!((told.status, told.body), (StatusCode::OK, json!({"ports": ["8000-8001", "9100"]})));
+    }
 }
 
 #[tokio::test]

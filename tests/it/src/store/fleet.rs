@@ -173,6 +173,43 @@ async fn port_states_tell_whose_a_number_is_everywhere() {
 }
 
 #[tokio::test]
+async fn the_reserved_ports_of_an_instance_are_its_own_and_those_for_all() {
+    let world = super::new_world().await;
+    let ada = actor("ada", Role::User);
+    let (one, two) = (world.join("web-1", 1).await, world.join("web-2", 2).await);
+    let on = ReserveRequest::next_free;
+    let udp = |request| ReserveRequest { protocol: Protocol::Udp, ..request };
+    let three = ReserveRequest { count: count(3), ..by_number(on(one), 8100) };
+    let wanted = [
+        by_number(on(one), 8000),
+        udp(by_number(on(one), 8000)),
+        udp(by_number(on(one), 8001)),
+        three,
+        by_number(fleet(one), 9000),
+        by_number(everywhere(one), 9001),
+        by_number(on(two), 8050),
+        by_number(fleet(two), 9050),
+    ];
+    let mut made = Vec::new();
+    for request in &wanted {
+        made.push(world.reserve(&ada, request, at(1)).await.unwrap());
+    }
+    let reserved = async |id: InstanceId| {
+        let read = world.store.read(move |reader| reader.get_reserved_ports(&id.into())).await;
+        read.map(|reserved| reserved.ports.ranges().iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(reserved(one).await.unwrap(), ["8000-8001", "8100-8102", "9000-9001"]);
+    assert_eq!(reserved(two).await.unwrap(), ["8050", "9001", "9050"]);
+    world.release(&ada, &made[0], at(2)).await.unwrap();
+    assert_eq!(reserved(one).await.unwrap()[0], "8000-8001", "its number is held for UDP still");
+    world.release(&ada, &made[1], at(2)).await.unwrap();
+    world.release_part(&ada, &made[3], "8101", at(2)).await.unwrap();
+    assert_eq!(reserved(one).await.unwrap(), ["8001", "8100", "8102", "9000-9001"]);
+    world.leave(two, true, at(3)).await.unwrap();
+    assert!(matches!(refused(reserved(two).await), Refusal::InstanceLeft(_)));
+}
+
+#[tokio::test]
 async fn leaving_counts_and_ends_what_is_held_fleet_wide() {
     let world = super::new_world().await;
     let ada = actor("ada", Role::User);
