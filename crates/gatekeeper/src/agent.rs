@@ -54,6 +54,7 @@ fn config(args: &AgentArgs) -> anyhow::Result<AgentConfig> {
         join,
         report_interval: args.report_interval,
         insecure_http: args.insecure_http,
+        protect: args.protect,
         ..AgentConfig::new(state_dir(args.state_dir.as_ref()), env!("CARGO_PKG_VERSION").into())
     })
 }

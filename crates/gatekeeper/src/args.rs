@@ -160,6 +160,10 @@ pub(crate) struct AgentArgs {
     /// Send the credential in clear over a network.
     #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
     pub(crate) insecure_http: bool,
+    /// Keep the kernel from giving this machine's reserved ports to outgoing connections and to whoever asks for any
+    /// port, by net.ipv4.ip_local_reserved_ports. Needs root or CAP_NET_ADMIN.
+    #[arg(long, env = "GATEKEEPER_PROTECT", hide_env_values = true, value_parser = switch)]
+    pub(crate) protect: bool,
     /// Deliver one full report and end, as for cron.
     #[arg(long)]
     pub(crate) once: bool,

@@ -11,7 +11,9 @@ use gk_client::ServerAddress;
 use gk_model::contact::Contact;
 use gk_model::id::InstanceId;
 use gk_model::instance::{Instance, JoinRequest, Presence};
+use gk_model::port_set::PortSet;
 use gk_model::problem::Code;
+use gk_model::protection::ReservedPorts;
 use gk_model::time::Timestamp;
 
 use crate::failure::Failure;
@@ -26,6 +28,10 @@ pub(crate) struct Known {
     pub(crate) model: Server,
     pub(crate) joins: Vec<JoinRequest>,
     pub(crate) contacts: usize,
+    /// What it says is reserved; none when it does not know the credential.
+    pub(crate) reserved: Option<PortSet>,
+    /// Knows the instance as one that has left.
+    pub(crate) has_left: bool,
     /// Takes contacts and never answers.
     pub(crate) hangs: bool,
 }
@@ -50,6 +56,11 @@ impl FakeServer {
         FakeServer { address, known }
     }
 
+    /// Makes it know something.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Known)) {
+        change(&mut self.known.0.lock().unwrap());
+    }
+
     /// Waits until the server knows what is expected, and returns what `look` finds there.
     pub(crate) fn wait<T>(&self, mut look: impl FnMut(&mut Known) -> Option<T>) -> T {
         let (mutex, changed) = &*self.known;
@@ -68,8 +79,11 @@ fn serve(stream: &TcpStream, known: &(Mutex<Known>, Condvar)) {
     let mut reader = BufReader::new(stream);
     while let Some((path, body)) = read_request(&mut reader) {
         let mut guard = known.0.lock().unwrap();
-        let answer =
-            if path.ends_with("/contact") { contact(&mut guard, &body) } else { join(&mut guard, &body) };
+        let answer = match path {
+            path if path.ends_with("/contact") => contact(&mut guard, &body),
+            path if path.ends_with("/reserved") => reserved(&guard),
+            _ => join(&mut guard, &body),
+        };
         known.1.notify_all();
         let hangs = guard.hangs;
         drop(guard);
@@ -86,10 +100,20 @@ fn contact(known: &mut Known, body: &[u8]) -> String {
     if known.hangs {
         return String::new();
     }
+    if known.has_left {
+        return refusal(404, Code::NoSuchInstance);
+    }
     match known.model.contact(&contact, Timestamp::from_clock()) {
         Ok(answer) => response("200 OK", &serde_json::to_string(&answer).unwrap()),
         Err(Failure::Ended(_)) => refusal(409, Code::IdentitySuperseded),
         Err(_) => refusal(503, Code::Unavailable),
+    }
+}
+
+fn reserved(known: &Known) -> String {
+    match known.reserved.clone() {
+        Some(ports) => response("200 OK", &serde_json::to_string(&ReservedPorts { ports }).unwrap()),
+        None => refusal(401, Code::Unauthenticated),
     }
 }
 

@@ -8,6 +8,7 @@ use gk_client::lock::AgentLock;
 use gk_client::{Client, ServerAddress};
 use gk_model::identity::Identity;
 use gk_model::instance::{Instance, JoinRequest};
+use gk_model::protection::Protection;
 use gk_model::secret::{Secret, SecretHash};
 
 use crate::{AgentConfig, AgentError, JoinBy};
@@ -66,8 +67,10 @@ impl Home {
     }
 
     /// What tells the server the newest facts.
-    pub(crate) fn facts_request(&self, config: &AgentConfig) -> JoinRequest {
-        request(config, self.credential.hash(), None)
+    pub(crate) fn facts_request(&self, config: &AgentConfig, protection: Option<Protection>) -> JoinRequest {
+        let mut request = request(config, self.credential.hash(), None);
+        request.facts.protection = protection;
+        request
     }
 
     /// Takes over the name that the server knows this machine by, if somebody renamed it.

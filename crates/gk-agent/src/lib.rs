@@ -7,8 +7,9 @@
 //! ```
 //!
 //! **Owns** when to scan, what to tell and when, and the talk of contacts as [`gk_model::contact`] states it. Only
-//! `run`, `send` and `join` do I/O; what to do next is decided by a pure function (`plan`) of a pure state (`state`,
-//! whose module states the rule that keeps both sides equal).
+//! `run`, `send`, `join` and `protector` do I/O; what to do next is decided by a pure function (`plan`) of a pure state
+//! (`state`, whose module states the rule that keeps both sides equal). Keeping the kernel off reserved ports is a matter
+//! apart, decided in `protect` and done by `protector`.
 //!
 //! **Promises** that observation goes on whatever the server does: contacts travel on a thread of their own, and what
 //! happens meanwhile is delivered later, in order, with the times at which it happened. A contact that is delivered
@@ -22,7 +23,11 @@ mod failure;
 mod fake_server;
 mod join;
 mod journal;
+#[cfg(test)]
+mod namespace;
 mod plan;
+mod protect;
+mod protector;
 mod run;
 #[cfg(test)]
 mod samples;
@@ -60,6 +65,8 @@ pub struct AgentConfig {
     pub report_interval: Duration,
     /// Lets the credential travel in clear over a network.
     pub insecure_http: bool,
+    /// Keeps the kernel off the instance's reserved ports.
+    pub protect: bool,
     /// The version of the program, as it tells the server.
     pub version: Observed,
 }
@@ -87,6 +94,7 @@ impl AgentConfig {
             join: None,
             report_interval: *AgentConfig::REPORT_INTERVALS.end(),
             insecure_http: false,
+            protect: false,
             version,
         }
     }
@@ -135,6 +143,17 @@ pub fn explain() -> String {
     format!(
         "Every TCP and UDP listener of this network namespace is seen, with account, systemd unit and container.\n\
          {privileges}{ways_out}\n\
-         Listeners of other network namespaces are not seen."
+         {}\n\
+         Listeners of other network namespaces are not seen.",
+        explain_protection(),
     )
+}
+
+/// Whether `--protect` would work. Asked of the list itself: what CAP_NET_ADMIN allows, a mount may forbid.
+fn explain_protection() -> String {
+    let gives = "keep the kernel from giving reserved ports away by itself";
+    match gk_scan::ReservedList::open() {
+        Ok(_) => format!("With --protect it can {gives}: as root, or by CAP_NET_ADMIN."),
+        Err(error) => format!("With --protect it could {gives}, but {}.", protect::why_not(&error)),
+    }
 }

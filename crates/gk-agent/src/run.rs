@@ -8,13 +8,15 @@ use gk_client::{Client, ClientError, Joined};
 use gk_model::contact::{ContactAnswer, ContactBody};
 use gk_model::facts::Facts;
 use gk_model::instance::{HEARTBEAT_EVERY, JoinRequest};
+use gk_model::protection::Protection;
 use gk_model::time::Timestamp;
 use gk_scan::Scanner;
 
 use crate::backoff::Backoff;
-use crate::failure::{Failure, Verdict};
+use crate::failure::{Ending, Failure, Verdict};
 use crate::join::Home;
 use crate::plan::{Action, plan};
+use crate::protector::Protector;
 use crate::send::{Job, Mailer, Outcome};
 use crate::state::{Flight, Habits, SyncState};
 use crate::stop::{Event, StopSignal};
@@ -42,6 +44,8 @@ pub fn run(config: &AgentConfig, stop: &StopSignal) -> Result<(), AgentError> {
     loop {
         let mut agent = Agent::start(config.clone(), home)?;
         let mailer = Mailer::start(agent.client.clone(), agent.home.identity.id, stop.sender.clone())?;
+        let (client, instance) = (agent.client.clone(), agent.home.identity.id);
+        let protector = Protector::start(config, client, instance, stop.sender.clone())?;
         tracing::info!(
             instance.id = %agent.home.identity.id,
             instance.name = %agent.home.identity.name,
@@ -49,7 +53,11 @@ pub fn run(config: &AgentConfig, stop: &StopSignal) -> Result<(), AgentError> {
             "agent started; {}",
             gk_scan::privileges(),
         );
-        match agent.work(&mailer, &stop.inbox)? {
+        let course = agent.work(&mailer, &protector, &stop.inbox);
+        if matches!(course, Err(AgentError::Ended(Ending::Left))) {
+            protector.take_all_out();
+        }
+        match course? {
             Course::Stopped => {
                 agent.take_leave(&mailer, &stop.inbox);
                 tracing::info!("agent stopped");
@@ -88,7 +96,8 @@ pub fn once(config: &AgentConfig) -> Result<(), AgentError> {
             Err(error) => return Err(undelivered(error)),
         }
     }
-    let request = agent.home.facts_request(&agent.config);
+    let protection = Protector::once(config, &agent.client, agent.home.identity.id);
+    let request = agent.home.facts_request(&agent.config, protection);
     let told = agent.client.join(&request);
     agent.facts_told(request, told);
     Ok(())
@@ -112,6 +121,7 @@ struct Agent {
     occupied_at: Option<Duration>,
     facts: Option<Facts>,
     facts_at: Duration,
+    protection: Option<Protection>,
     /// What the log last said of the talk with the server, so that it says everything once.
     trouble: Option<Failure>,
     is_blind: bool,
@@ -139,6 +149,7 @@ impl Agent {
             occupied_at: None,
             facts: None,
             facts_at: Duration::ZERO,
+            protection: None,
             trouble: None,
             is_blind: false,
         })
@@ -148,17 +159,24 @@ impl Agent {
         self.started.elapsed()
     }
 
-    fn work(&mut self, mailer: &Mailer, inbox: &Receiver<Event>) -> Result<Course, AgentError> {
+    fn work(
+        &mut self,
+        mailer: &Mailer,
+        protector: &Protector,
+        inbox: &Receiver<Event>,
+    ) -> Result<Course, AgentError> {
         let mut scan_at = Duration::ZERO;
         loop {
             if scan_at <= self.elapsed() {
                 mailer.assert_alive();
+                protector.assert_alive();
                 self.observe();
                 scan_at = self.elapsed() + SCAN_EVERY;
             }
             let until = self.send_next(mailer).min(scan_at);
             match inbox.recv_timeout(until.saturating_sub(self.elapsed())) {
                 Ok(Event::Sent(outcome)) => self.take_back(outcome)?,
+                Ok(Event::Protected(protection)) => self.protected(protection),
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(Course::Stopped),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -187,7 +205,7 @@ impl Agent {
                         return;
                     }
                 }
-                Ok(Event::Stop) => {}
+                Ok(Event::Protected(_) | Event::Stop) => {}
                 Err(_) => return,
             }
         }
@@ -266,10 +284,16 @@ impl Agent {
             return;
         }
         self.facts_at = self.elapsed() + FACTS_EVERY;
-        let request = self.home.facts_request(&self.config);
+        let request = self.home.facts_request(&self.config, self.protection.clone());
         if self.facts.as_ref() != Some(&request.facts) {
             mailer.send(Job::Facts(Box::new(request)));
         }
+    }
+
+    /// People wait for this one, so it goes at the next chance.
+    fn protected(&mut self, protection: Protection) {
+        self.protection = Some(protection);
+        self.facts_at = self.elapsed();
     }
 
     fn facts_told(&mut self, request: JoinRequest, result: Result<Joined, ClientError>) {
@@ -280,6 +304,7 @@ impl Agent {
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the server did not take the facts");
+                self.facts_at = self.elapsed() + HEARTBEAT_EVERY;
                 return;
             }
         };
@@ -371,11 +396,14 @@ mod tests {
     use gk_client::identity::{generate_secret, load_identity};
     use gk_model::contact::Session;
     use gk_model::listener::ListenerKey;
+    use gk_model::port_set::PortSet;
+    use gk_model::protection::ProtectionState;
     use gk_model::secret::SecretKind;
 
     use super::*;
     use crate::fake_server::{FakeServer, Known};
-    use crate::{Ending, JoinBy, Stopper, stop_channel};
+    use crate::namespace::{As, in_new_namespace};
+    use crate::{JoinBy, Stopper, stop_channel};
 
     fn config(server: &FakeServer, state_dir: &Path) -> AgentConfig {
         let token = generate_secret(SecretKind::Join);
@@ -434,6 +462,56 @@ mod tests {
         agent.end().unwrap();
         assert!(server.wait(|known| Some(knows(known, third_port))));
         assert_eq!(load_session(dir.path()).unwrap(), SavedSession { session: Session(1), opening: None });
+    }
+
+    #[test]
+    fn an_agent_that_may_not_protect_says_so_and_does_everything_else() {
+        in_new_namespace("that an agent that may not protect works", As::Nobody, || {
+            let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+            let reserved: PortSet = serde_json::from_str(r#"["8000-8001"]"#).unwrap();
+            server.change(|known| known.reserved = Some(reserved));
+            let agent = Running::start(AgentConfig { protect: true, ..config(&server, dir.path()) });
+            let (_listener, port) = here();
+            server.wait(|known| knows(known, port).then_some(()));
+            let told = server.wait(|known| known.joins.iter().find_map(|join| join.facts.protection.clone()));
+            let expected =
+                "partial, 0 of 2 ports: the kernel's list may not be written: CAP_NET_ADMIN is missing";
+            assert_eq!(told.to_string(), expected);
+            agent.stopper.stop();
+            agent.end().unwrap();
+        });
+    }
+
+    #[test]
+    fn the_end_of_an_instance_is_the_end_of_its_protection_and_a_stop_is_not() {
+        in_new_namespace("that ports are freed when an instance leaves", As::Root, || {
+            let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+            let reserved: PortSet = serde_json::from_str(r#"["8000-8001"]"#).unwrap();
+            server.change(|known| known.reserved = Some(reserved.clone()));
+            let protecting = AgentConfig { protect: true, ..config(&server, dir.path()) };
+            let is_told = |known: &mut Known, state| {
+                let mut told = known.joins.iter().filter_map(|join| join.facts.protection.as_ref());
+                told.any(|told: &Protection| told.state == state).then_some(())
+            };
+            let agent = Running::start(protecting.clone());
+            server.wait(|known| is_told(known, ProtectionState::Enforced));
+            agent.stopper.stop();
+            agent.end().unwrap();
+            assert_eq!(gk_scan::reserved_ports().unwrap(), reserved, "an upgrade opens no window");
+
+            let agent = Running::start(AgentConfig { protect: false, ..protecting.clone() });
+            server.wait(|known| is_told(known, ProtectionState::Off));
+            assert!(gk_scan::reserved_ports().unwrap().is_empty());
+            agent.stopper.stop();
+            agent.end().unwrap();
+
+            once(&protecting).unwrap();
+            assert_eq!(gk_scan::reserved_ports().unwrap(), reserved);
+            server.change(|known| known.has_left = true);
+            let ended = Running::start(protecting).end().unwrap_err();
+            assert!(matches!(ended, AgentError::Ended(Ending::Left)), "{ended:?}");
+            assert!(gk_scan::reserved_ports().unwrap().is_empty());
+        });
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use gk_model::protection::Protection;
+
 use crate::send::Outcome;
 
 /// What the loop of an agent waits for.
@@ -9,6 +11,8 @@ use crate::send::Outcome;
 pub(crate) enum Event {
     /// The sender is done with a job.
     Sent(Outcome),
+    /// How far the kernel keeps off reserved ports has changed.
+    Protected(Protection),
     /// It is to end.
     Stop,
 }

@@ -8,7 +8,7 @@
 //! ([`Client::with_patience`]).
 //!
 //! Next to it live the files that `gkctl` and the agent share: the [`identity`] of this machine, the agent's
-//! [`session`], and the [`lock`] that tells whether an agent runs.
+//! [`session`], what it put into the kernel's list of reserved ports ([`protection`]), and the [`lock`] that tells whether an agent runs.
 //!
 //! This is the only crate that names an HTTP client; its errors speak of servers and sockets instead.
 
@@ -21,6 +21,7 @@ pub mod identity;
 pub mod join;
 pub mod lock;
 mod pages;
+pub mod protection;
 mod retry;
 mod routes;
 pub mod session;

@@ -1,7 +1,8 @@
 //! The kernel view of a Linux machine: which sockets accept traffic, who holds them, and what the machine is.
 //!
 //! **Owns** everything that is asked of the kernel: sock_diag dumps over netlink, `/proc`, cgroups, and the facts that
-//! an instance tells of itself. It is the only crate that names netlink.
+//! an instance tells of itself; and the one thing that the kernel is told, its list of reserved ports. It is the only
+//! crate that names netlink.
 //!
 //! **Promises** that a scan shows exactly what the kernel has, as far as it may be seen: every TCP socket in LISTEN, and
 //! every UDP server as `ephemeral` decides. What could not be read is left out and said to be left out
