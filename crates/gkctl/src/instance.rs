@@ -1,10 +1,12 @@
 //! `gkctl instance list`, `show`, `leave` and `rename`.
 
 use std::io;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use gk_client::identity::{forget_identity, save_identity};
 use gk_client::lock;
+use gk_client::protection::{forget_protection, load_protection};
 use gk_model::id::InstanceRef;
 use gk_model::identity::Identity;
 use gk_model::instance::{Instance, InstancePatch, Presence};
@@ -16,6 +18,7 @@ use crate::args::{Format, InstanceFilters, Leave, OneInstance, Rename};
 use crate::context::{Context, collect, note};
 use crate::error::{Exit, Failure};
 use crate::left::or_left;
+use crate::machine;
 use crate::output::{Column, List, Tint, age, exact, or_dash, print_json, print_pairs};
 
 /// The id comes last, so that it can be left out.
@@ -89,7 +92,20 @@ fn forget(context: &Context) {
     }
     if lock::is_held(state_dir).unwrap_or(false) {
         note("the agent of this machine still runs; stop it");
+    } else if let Err(error) = free_ports(state_dir) {
+        note(format_args!("note: ports of this machine stay in the kernel's list of reserved ones: {error}"));
     }
+}
+
+/// Takes out of the kernel's list what the agent put there. One that runs does so by itself.
+fn free_ports(state_dir: &Path) -> io::Result<()> {
+    let Some(saved) = load_protection(state_dir)? else { return Ok(()) };
+    let facts = machine::facts();
+    // After a boot, and in another network namespace, there is nothing of it in the list.
+    if (saved.boot_id, saved.netns_inode) == (facts.boot_id, facts.netns_inode) && !saved.ours.is_empty() {
+        machine::take_out_of_reserved(&saved.ours)?;
+    }
+    forget_protection(state_dir)
 }
 
 /// Renames an instance, in its identity file too when it is this machine.
@@ -184,6 +200,7 @@ fn describe(instance: &Instance, now: Timestamp) -> Vec<(&'static str, String)> 
         ("virtualisation", text(&facts.virtualisation)),
         ("ephemeral ports", facts.ephemeral_ports.map(|range| range.to_string())),
         ("agent version", text(&facts.agent_version)),
+        ("kernel keeps off reserved ports", facts.protection.as_ref().map(ToString::to_string)),
     ];
     known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context as _, Error, Result};
 use gk_client::identity::{prepare_state_dir, save_identity};
 use gk_client::join::{JoinError, begin_join, finish_join};
-use gk_client::lock::AgentLock;
+use gk_client::lock::{self, AgentLock};
 use gk_client::session::{FullReport, SavedSession, open_session, save_session};
 use gk_client::{Client, ClientError, Joined, ServerAddress};
 use gk_model::id::InstanceId;
@@ -18,6 +18,7 @@ use gk_model::identity::Identity;
 use gk_model::instance::{Instance, JoinRequest};
 use gk_model::paths::IDENTITY_FILE;
 use gk_model::problem::Code;
+use gk_model::protection::Protection;
 use gk_model::secret::{Secret, SecretHash};
 
 use crate::args::{Format, Join};
@@ -76,7 +77,9 @@ fn refresh(context: &Context, wanted: &Join, identity: &Identity) -> Result<Opti
     refuse_another_server(context, identity)?;
     let credential = own_credential(context, identity)?;
     let client = context.client_as_instance(credential.clone())?;
-    match client.join(&request(wanted, credential.hash())) {
+    let mut request = request(wanted, credential.hash());
+    request.facts.protection = protection(context, &client, identity.id);
+    match client.join(&request) {
         Ok(Joined { instance, .. }) => {
             let renamed = Identity { name: instance.name.clone(), ..identity.clone() };
             save_identity(&context.machine.state_dir, &renamed, &credential)?;
@@ -99,6 +102,14 @@ fn refresh(context: &Context, wanted: &Join, identity: &Identity) -> Result<Opti
 
 fn is_unknown(code: Code) -> bool {
     matches!(code, Code::Unauthenticated | Code::NoSuchInstance)
+}
+
+/// How far the kernel keeps off reserved ports: only a running agent knows, and it has told.
+fn protection(context: &Context, client: &Client, id: InstanceId) -> Option<Protection> {
+    if !lock::is_held(&context.machine.state_dir).unwrap_or(false) {
+        return None;
+    }
+    client.get_instance(&id.into()).ok()?.facts.protection
 }
 
 /// A credential that was made for one server is not shown to another, and a machine is not moved by accident.

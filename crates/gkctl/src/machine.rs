@@ -42,6 +42,11 @@ pub(crate) fn test_bind(protocol: Protocol, port: Port) -> io::Result<()> {
     gk_scan::test_bind(protocol, port)
 }
 
+/// Lets the kernel give these ports by itself again.
+pub(crate) fn take_out_of_reserved(ports: &PortSet) -> io::Result<()> {
+    gk_scan::ReservedList::open()?.take_out(ports).map(drop)
+}
+
 /// Who listens on a port of this machine now, as far as the kernel tells.
 pub(crate) fn find_listener(protocol: Protocol, port: Port, now: Timestamp) -> Option<Listener> {
     let scan = gk_scan::Scanner::new().and_then(|mut scanner| scanner.scan(now)).ok()?;

@@ -7,6 +7,7 @@ pub(crate) mod crash;
 mod disk;
 pub(crate) mod harness;
 mod postgres;
+mod protect;
 mod retries;
 mod server;
 mod service;
