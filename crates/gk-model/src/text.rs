@@ -165,22 +165,24 @@ impl InstanceName {
 pub struct Observed(String);
 
 impl Observed {
-    /// Where an observed text is cut; `…` marks the cut.
+    /// How long an observed text may be; one that was cut ends with `…`.
     pub const MAX_CHARS: usize = 1024;
 
-    /// Takes any text, escaping and shortening as needed.
+    /// Takes any text, escaping and shortening as needed. What was taken before is taken as it is: otherwise agent and
+    /// server would not mean the same.
     pub fn new(text: &str) -> Observed {
         let mut escaped = String::with_capacity(text.len().min(Self::MAX_CHARS));
-        for (index, character) in text.chars().enumerate() {
-            if index == Self::MAX_CHARS {
-                escaped.push('…');
-                break;
-            }
+        for character in text.chars().take(Self::MAX_CHARS + 1) {
             if is_deceptive(character) {
                 escaped.extend(character.escape_unicode());
             } else {
                 escaped.push(character);
             }
+        }
+        if escaped.chars().count() > Self::MAX_CHARS {
+            let cut = escaped.char_indices().nth(Self::MAX_CHARS - 1).map_or(escaped.len(), |(cut, _)| cut);
+            escaped.truncate(cut);
+            escaped.push('…');
         }
         Observed(escaped)
     }
@@ -253,6 +255,14 @@ mod tests {
         let observed = Observed::new("\x1b[31mred\0");
         assert_eq!(observed.as_str(), "\\u{1b}[31mred\\u{0}");
         assert_eq!(Observed::new(observed.as_str()), observed, "escaping twice changes nothing");
-        assert_eq!(Observed::new(&"x".repeat(10_000_000)).as_str().chars().count(), 1025);
+        assert_eq!(Observed::new(&"x".repeat(10_000_000)).as_str().chars().count(), 1024);
+        let whole = "x".repeat(1024);
+        assert_eq!(Observed::new(&whole).as_str(), whole);
+        // Escapes make a text longer, and one that was cut may end within one.
+        for count in 165..180 {
+            let taken = Observed::new(&format!("{}\u{1b}", "\r".repeat(count)));
+            assert_eq!(Observed::new(taken.as_str()), taken, "{count}");
+            assert!(taken.as_str().chars().count() <= 1024);
+        }
     }
 }
