@@ -1,7 +1,7 @@
 //! Agents without machines: they join, report, and go on, as requests made before.
 
 use anyhow::{Context as _, Result};
-use gk_model::contact::{Contact, ContactBody, Family, Part, Session};
+use gk_model::contact::{Contact, ContactBody, Family, Part, Piece, Session};
 use gk_model::facts::Facts;
 use gk_model::id::InstanceId;
 use gk_model::instance::{Instance, JoinRequest};
@@ -120,10 +120,13 @@ impl Agent {
             Family::ALL.iter().map(|family| Part { netns: Netns::Home, protocol: *protocol, family: *family })
         });
         let body = ContactBody::Report {
+            seen_at: None,
             covered: parts.collect(),
             listeners: self.listeners.clone(),
             closed: vec![],
             occupied: vec![],
+            churned: vec![],
+            piece: Piece::default(),
         };
         self.contact(body)
     }
@@ -140,7 +143,7 @@ impl Agent {
         let changed = self.listeners.first_mut().context("no listener")?;
         *changed = listener(0, usize::try_from(self.sequence)? + 100_000)?;
         let listeners = vec![changed.clone()];
-        self.contact(ContactBody::Delta { base, listeners, closed: vec![], occupied: None })
+        self.contact(ContactBody::Delta { base, listeners, closed: vec![], occupied: None, churned: vec![] })
     }
 
     fn contact(&mut self, body: ContactBody) -> Result<Vec<u8>> {

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use gk_model::identity::Identity;
-use gk_model::paths::{CREDENTIAL_FILE, IDENTITY_FILE, PENDING_CREDENTIAL_FILE, SESSION_FILE};
+use gk_model::paths::{CREDENTIAL_FILE, IDENTITY_FILE, PENDING_CREDENTIAL_FILE, SESSION_FILE, SPOOL_FILE};
 use gk_model::secret::{Secret, SecretKind};
 
 use crate::files::{self, Readers};
@@ -61,7 +61,7 @@ pub fn save_identity(state_dir: &Path, identity: &Identity, credential: &Secret)
 /// When a file is there and cannot be removed.
 pub fn forget_identity(state_dir: &Path) -> io::Result<()> {
     // The identity goes first: without it nobody looks for the others.
-    for name in [IDENTITY_FILE, CREDENTIAL_FILE, PENDING_CREDENTIAL_FILE, SESSION_FILE] {
+    for name in [IDENTITY_FILE, CREDENTIAL_FILE, PENDING_CREDENTIAL_FILE, SESSION_FILE, SPOOL_FILE] {
         files::remove(state_dir, name)?;
     }
     Ok(())

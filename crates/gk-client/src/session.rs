@@ -7,7 +7,7 @@
 use std::io;
 use std::path::Path;
 
-use gk_model::contact::{Contact, ContactAnswer, ContactBody, Occupied, Part, Session};
+use gk_model::contact::{Contact, ContactAnswer, ContactBody, Occupied, PIECE_BYTES, Part, Piece, Session};
 use gk_model::id::InstanceId;
 use gk_model::listener::{Digest, Listener};
 use gk_model::paths::SESSION_FILE;
@@ -91,7 +91,7 @@ pub fn begin_opening(state_dir: &Path) -> io::Result<(Session, Uuid)> {
     Ok((saved.session, nonce))
 }
 
-/// Opens a session with a full report and writes down the number that was answered.
+/// Opens a session with a full report, in pieces if it is large, and writes down the number that was answered.
 ///
 /// When the opening repeats one whose answer was lost, the server has stored the report of that time and asks for a new
 /// one; then the report is sent again, as the next in the session.
@@ -107,22 +107,38 @@ pub fn open_session(
     now: Timestamp,
 ) -> Result<ContactAnswer, OpenError> {
     let (session, nonce) = begin_opening(state_dir)?;
-    let digest = Digest::of(&report.listeners);
     let FullReport { covered, listeners, occupied } = report;
+    let pieces = Piece::cut(listeners, PIECE_BYTES);
+    let told = |(piece, listeners): &(Piece, Vec<Listener>), acknowledged| ContactBody::Report {
+        seen_at: Some(now),
+        covered: covered.clone(),
+        listeners: listeners.clone(),
+        closed: Vec::new(),
+        occupied: occupied.clone(),
+        churned: Vec::new(),
+        piece: Piece { base: piece.after.is_some().then_some(acknowledged), ..piece.clone() },
+    };
     let mut contact = Contact {
         session,
         opening: Some(nonce),
         sequence: OPENING_SEQUENCE,
         sent_at: now,
-        digest,
+        digest: Digest::of(&pieces[0].1),
         agent_version,
-        body: ContactBody::Report { covered, listeners, closed: Vec::new(), occupied },
+        body: told(&pieces[0], 0),
     };
-    let answer = client.contact(instance, &contact)?;
+    let mut answer = client.contact(instance, &contact)?;
     save_session(state_dir, SavedSession { session: answer.session, opening: None })?;
-    if !answer.want_report {
-        return Ok(answer);
+    (contact.session, contact.opening) = (answer.session, None);
+    let first = usize::from(!answer.want_report);
+    for piece in &pieces[first..] {
+        if piece.0.after.is_none() {
+            contact.digest = Digest::default();
+        }
+        piece.1.iter().for_each(|listener| contact.digest.add(listener));
+        contact.sequence = answer.acknowledged + 1;
+        contact.body = told(piece, answer.acknowledged);
+        answer = client.contact(instance, &contact)?;
     }
-    (contact.session, contact.opening, contact.sequence) = (answer.session, None, answer.acknowledged + 1);
-    Ok(client.contact(instance, &contact)?)
+    Ok(answer)
 }

@@ -329,7 +329,13 @@ fn opening_a_session_repeats_its_nonce_until_it_is_answered() {
 fn a_repeated_opening_whose_report_is_old_is_followed_by_a_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let answer = |acknowledged: u64, want_report: bool| {
-        let answer = ContactAnswer { session: Session(3), acknowledged, want_report, heartbeat_seconds: 30 };
+        let answer = ContactAnswer {
+            session: Session(3),
+            acknowledged,
+            want_report,
+            heartbeat_seconds: 30,
+            previous: None,
+        };
         json(200, &serde_json::to_string(&answer).unwrap())
     };
     let server = Canned::tcp(vec![vec![answer(1, true), answer(2, false)]]);

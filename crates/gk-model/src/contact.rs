@@ -9,7 +9,10 @@
 //!   acknowledged before is acknowledged again and changes nothing. A delta names the number it builds on (`base`); when
 //!   that is not the last acknowledged one, the server asks for a report.
 //! - Every contact carries the **digest** of the agent's whole set after it. A mismatch asks for a report.
-//! - A report says which parts it **covered**; a listener that is missing is closed only in a covered part.
+//! - A report says which parts it **covered**; a listener that is missing is closed only in a covered part. One that is
+//!   too large for a contact comes in **pieces**, each of which covers its keys only and names the one before as a base.
+//! - An agent that was killed while the server was away still has history to tell. It opens with a report that covers
+//!   nothing, learns from the answer (`previous`) how far the session before had come, and tells the rest as deltas.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -69,6 +72,80 @@ pub struct Closed {
     pub at: Timestamp,
 }
 
+/// What happened to a listener and is told by its number only: so many changes came together that they were counted
+/// instead of kept. What became of the listener is told beside it, like any other change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Churn {
+    /// Which one.
+    pub key: ListenerKey,
+    /// When the first of them happened, by the agent's clock.
+    pub from: Timestamp,
+    /// When the last of them happened.
+    pub until: Timestamp,
+    /// How often it appeared, those told one by one not counted.
+    pub opened: u64,
+    /// How often it disappeared.
+    pub closed: u64,
+    /// How often its owners changed while it stayed.
+    pub changed: u64,
+}
+
+/// Which of a report's listeners a contact tells: all, unless it says otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Piece {
+    /// The sequence number of the piece before; none for the first one, which also tells everything but listeners.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<u64>,
+    /// Only those above this key, which the pieces before told up to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<ListenerKey>,
+    /// Only those up to this key; none for the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<ListenerKey>,
+}
+
+impl Piece {
+    /// Whether it would tell of this listener if it were there.
+    pub fn holds(&self, key: &ListenerKey) -> bool {
+        self.after.as_ref().is_none_or(|after| key > after)
+            && self.until.as_ref().is_none_or(|until| key <= until)
+    }
+
+    /// Whether nothing follows it.
+    pub fn is_last(&self) -> bool {
+        self.until.is_none()
+    }
+
+    /// Whether it is the whole report.
+    pub fn is_whole(&self) -> bool {
+        *self == Piece::default()
+    }
+
+    /// Cuts a report's listeners, in the order of their keys, so that each piece fits into a contact with room to spare.
+    /// There is at least one piece. Bases are for whoever sends them to fill in.
+    pub fn cut(mut listeners: Vec<Listener>, most_bytes: usize) -> Vec<(Piece, Vec<Listener>)> {
+        listeners.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+        let mut pieces: Vec<(Piece, Vec<Listener>)> = vec![(Piece::default(), Vec::new())];
+        let mut bytes = 0;
+        for listener in listeners {
+            let (piece, told) = pieces.last_mut().expect("there is at least one");
+            bytes += listener.about_bytes();
+            if bytes > most_bytes && !told.is_empty() {
+                bytes = listener.about_bytes();
+                piece.until = told.last().map(|last| last.key.clone());
+                let next = Piece { after: piece.until.clone(), ..Piece::default() };
+                pieces.push((next, vec![listener]));
+            } else {
+                told.push(listener);
+            }
+        }
+        pieces
+    }
+}
+
+/// What a piece of a report, or a delta, should hold at most; [`Listener::about_bytes`] may be wrong by a factor of four.
+pub const PIECE_BYTES: usize = 2 << 20;
+
 /// The number of a session; 0 before the first. At most [`MAX_COUNT`].
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
@@ -127,9 +204,14 @@ pub enum ContactBody {
         closed: Vec<Closed>,
         /// All occupied ports; left out when they did not change.
         occupied: Option<Vec<Occupied>>,
+        /// What is told by its number only.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        churned: Vec<Churn>,
     },
     /// Everything the agent sees.
     Report {
+        /// When the agent saw it so, by its clock: what is missing was gone by then. The contact may be much later.
+        seen_at: Option<Timestamp>,
         /// The parts it is complete for.
         covered: Vec<Part>,
         /// Every listener in them.
@@ -140,6 +222,12 @@ pub enum ContactBody {
         /// All occupied ports.
         #[serde(default)]
         occupied: Vec<Occupied>,
+        /// What is told by its number only.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        churned: Vec<Churn>,
+        /// Which of the listeners this contact tells.
+        #[serde(default, skip_serializing_if = "Piece::is_whole")]
+        piece: Piece,
     },
 }
 
@@ -154,4 +242,8 @@ pub struct ContactAnswer {
     pub want_report: bool,
     /// How long until the next heartbeat is expected, in seconds.
     pub heartbeat_seconds: u32,
+    /// For an opening: the last sequence number that was stored in the session before, so that nothing of it that the
+    /// agent still has is told twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<u64>,
 }

@@ -38,6 +38,8 @@ words! {
         Closed = "closed",
         /// A listener stayed, and its owners, unit or container changed.
         OwnerChanged = "owner_changed",
+        /// A listener came, went or changed hands so often that this is told by its number; the message has the counts.
+        Churn = "churn",
     }
 }
 

@@ -149,6 +149,21 @@ impl Listener {
             && self.container == other.container
     }
 
+    /// About how many bytes it takes on the wire. Right within a factor of four, which is what bounds need.
+    pub fn about_bytes(&self) -> usize {
+        let text = |text: &Option<Observed>| text.as_ref().map_or(0, |text| text.as_str().len());
+        let owner =
+            |owner: &Owner| 90 + owner.name.as_str().len() + text(&owner.exe) + owner.account.as_str().len();
+        let container = |container: &Container| {
+            50 + container.id.as_str().len() + text(&container.name) + container.engine.as_str().len()
+        };
+        250 + self.owners.iter().map(owner).sum::<usize>()
+            + text(&self.account)
+            + text(&self.unit)
+            + text(&self.key.interface)
+            + self.container.as_ref().map_or(0, container)
+    }
+
     /// A few words for people: `nginx (pid 812)`, `nginx.service`, `docker 3f2a…`, or `another account's process`.
     pub fn describe(&self) -> String {
         let process = self.owners.first().map(|owner| match self.owners.len() {

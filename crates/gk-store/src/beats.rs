@@ -41,6 +41,7 @@ impl Applied {
             acknowledged: self.sequence,
             want_report: !self.confirmed,
             heartbeat_seconds: u32::try_from(HEARTBEAT_EVERY.as_secs()).unwrap_or(u32::MAX),
+            previous: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The protocol is written down in `gk_model::contact`. State only moves forward: a session is issued once, a sequence
 //! number is applied once, and whatever does not fit is answered with what would.
 
-use gk_model::contact::{Contact, ContactAnswer, ContactBody, Family, Occupied, Part, Session};
+use gk_model::contact::{Contact, ContactAnswer, ContactBody, Family, Occupied, Part, Piece, Session};
 use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::listener::{Digest, Netns};
 use gk_model::port::Protocol;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::beats::{Applied, BeatChange, ContactTimes};
 use crate::error::{Error, Refusal};
-use crate::listeners::Observation;
+use crate::listeners::{Covered, Observation};
 use crate::tx::{Reader, Tx};
 use crate::value::{Json, Value, values};
 
@@ -26,12 +26,14 @@ struct SyncState {
     digest: Digest,
     /// Whether the last report covered the whole home namespace: only then is silence about a port an observation.
     complete: bool,
+    /// How far the session before had come.
+    previous: Option<u64>,
 }
 
 impl SyncState {
     /// At the beginning of a session, when nothing is known of the agent's set.
-    fn new(session: Session, opening: Option<Uuid>) -> SyncState {
-        SyncState { session, opening, sequence: 0, digest: Digest::default(), complete: false }
+    fn new(session: Session, opening: Option<Uuid>, previous: Option<u64>) -> SyncState {
+        SyncState { session, opening, sequence: 0, digest: Digest::default(), complete: false, previous }
     }
 }
 
@@ -46,8 +48,8 @@ struct Known {
 impl Reader<'_> {
     /// The credential is looked at once more, because it may have been replaced since the door let the caller in.
     fn get_known(&mut self, instance: InstanceId, credential: SecretHash) -> Result<Known, Error> {
-        let sql = "select credential, session, opening, sequence, digest, complete, subject, occupied from instance \
-                   where id = $1 and left_at is null";
+        let sql = "select credential, session, opening, sequence, digest, complete, previous_sequence, subject, occupied \
+                   from instance where id = $1 and left_at is null";
         let row = self.query_one(sql, values![instance])?;
         let mut row = row.ok_or(Refusal::NoSuchInstance(InstanceRef::Id(instance)))?;
         if row.take::<Option<SecretHash>>()? != Some(credential) {
@@ -59,6 +61,7 @@ impl Reader<'_> {
             sequence: row.take()?,
             digest: row.take()?,
             complete: row.take()?,
+            previous: row.take()?,
         };
         Ok(Known { state, subject: row.take()?, occupied: row.take()? })
     }
@@ -96,7 +99,7 @@ impl Tx<'_> {
         self.later(
             "update instance set session = $2, opening = $3, sequence = $4, digest = $5, complete = $6, \
              last_contact_at = $7, observed_at = coalesce(cast($8 as bigint), observed_at), \
-             occupied = coalesce(cast($9 as text), occupied) where id = $1",
+             occupied = coalesce(cast($9 as text), occupied), previous_sequence = cast($10 as bigint) where id = $1",
             values![
                 instance,
                 after.session,
@@ -107,6 +110,7 @@ impl Tx<'_> {
                 received_at,
                 applied.is_observation().then_some(received_at),
                 occupied,
+                after.previous,
             ],
         )?;
         if is_occupied_otherwise {
@@ -117,7 +121,10 @@ impl Tx<'_> {
             self.note_change(instance)?;
         }
         self.beats.push(BeatChange::Applied(instance, applied, received_at));
-        Ok(applied.answer())
+        Ok(ContactAnswer {
+            previous: after.previous.filter(|_| contact.opening.is_some()),
+            ..applied.answer()
+        })
     }
 
     /// Applies what a contact tells, if it is next in line; otherwise nothing changes. Also answers the occupied ports,
@@ -133,13 +140,22 @@ impl Tx<'_> {
             ContactBody::Heartbeat => return Ok((before, None)),
             _ if is_repeat => return Ok((before, None)),
             ContactBody::Delta { base, .. } if *base != before.sequence => return Ok((before, None)),
-            ContactBody::Delta { listeners, closed, occupied, .. } => {
+            ContactBody::Delta { listeners, closed, occupied, churned, .. } => {
+                self.record_churn(observation, churned)?;
                 let digest = self.apply_delta(observation, before.digest, listeners, closed)?;
                 (digest, before.complete, occupied.as_ref())
             }
-            ContactBody::Report { covered, listeners, closed, occupied } => {
-                let digest = self.apply_report(observation, covered, listeners, closed)?;
-                (digest, covers_home(covered), Some(occupied))
+            ContactBody::Report { piece: Piece { base: Some(base), .. }, .. } if *base != before.sequence => {
+                return Ok((before, None));
+            }
+            ContactBody::Report { seen_at, covered, listeners, closed, occupied, churned, piece } => {
+                self.record_churn(observation, churned)?;
+                let is_first = piece.base.is_none();
+                let digest = if is_first { Digest::default() } else { before.digest };
+                let covered = Covered { parts: covered, piece, seen_at: *seen_at };
+                let digest = self.apply_report(observation, digest, &covered, listeners, closed)?;
+                let complete = piece.is_last() && covers_home(covered.parts);
+                (digest, complete, is_first.then_some(occupied))
             }
         };
         Ok((SyncState { sequence: contact.sequence, digest, complete, ..before }, occupied))
@@ -180,13 +196,15 @@ fn admit(state: SyncState, contact: &Contact) -> Result<SyncState, Refusal> {
             return Err(Refusal::OpensWithoutReport(kind(&contact.body)));
         }
         let session = Session(presented.0.saturating_add(1));
-        return Ok(SyncState::new(session, contact.opening));
+        // Of a session that this database never had, nothing is stored.
+        let previous = if presented == state.session { state.sequence } else { 0 };
+        return Ok(SyncState::new(session, contact.opening, Some(previous)));
     }
     if presented == Session(0) {
         return Err(Refusal::OpensWithoutReport(kind(&contact.body)));
     }
     if presented > state.session {
-        return Ok(SyncState::new(presented, None));
+        return Ok(SyncState::new(presented, None, None));
     }
     Ok(state)
 }
@@ -213,7 +231,7 @@ mod tests {
     use super::*;
 
     fn state(session: u64, opening: Option<Uuid>) -> SyncState {
-        SyncState { sequence: 5, complete: true, ..SyncState::new(Session(session), opening) }
+        SyncState { sequence: 5, complete: true, ..SyncState::new(Session(session), opening, None) }
     }
 
     fn contact(session: u64, opening: Option<Uuid>, body: ContactBody) -> Contact {
@@ -229,7 +247,15 @@ mod tests {
     }
 
     fn report() -> ContactBody {
-        ContactBody::Report { covered: vec![], listeners: vec![], closed: vec![], occupied: vec![] }
+        ContactBody::Report {
+            seen_at: None,
+            covered: vec![],
+            listeners: vec![],
+            closed: vec![],
+            occupied: vec![],
+            churned: vec![],
+            piece: Piece::default(),
+        }
     }
 
     #[test]

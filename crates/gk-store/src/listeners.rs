@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use gk_model::contact::{Closed, Part};
+use gk_model::contact::{Churn, Closed, Part, Piece};
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceId;
 use gk_model::listener::{Digest, Listener, ListenerKey};
@@ -33,6 +33,20 @@ impl Observation {
     fn correct(&self, at: Timestamp) -> Timestamp {
         let offset = self.received_at.as_micros().saturating_sub(self.sent_at.as_micros());
         Timestamp::from_micros(at.as_micros().saturating_add(offset)).min(self.received_at)
+    }
+}
+
+/// What a report, or a piece of one, is complete for.
+pub(crate) struct Covered<'c> {
+    pub(crate) parts: &'c [Part],
+    pub(crate) piece: &'c Piece,
+    /// When, by the agent's clock; when it was received, if the agent does not say.
+    pub(crate) seen_at: Option<Timestamp>,
+}
+
+impl Covered<'_> {
+    fn covers(&self, key: &ListenerKey) -> bool {
+        self.parts.contains(&key.part()) && self.piece.holds(key)
     }
 }
 
@@ -148,11 +162,13 @@ impl Tx<'_> {
         Ok(digest)
     }
 
-    /// Everything in the covered parts. What is missing there is closed; what is missing elsewhere is left alone.
+    /// Everything in what is covered. What is missing there is closed; what is missing elsewhere is left alone. Answers
+    /// the digest before with that of this report added.
     pub(crate) fn apply_report(
         &mut self,
         observation: &Observation,
-        covered: &[Part],
+        mut digest: Digest,
+        covered: &Covered<'_>,
         seen: &[Listener],
         closed: &[Closed],
     ) -> Result<Digest, Error> {
@@ -162,21 +178,47 @@ impl Tx<'_> {
         let seen = by_key(seen);
         let gone: Vec<ListenerKey> = stored
             .keys()
-            .filter(|key| {
-                !seen.contains_key(key) && (covered.contains(&key.part()) || closed_at.contains_key(key))
-            })
+            .filter(|key| !seen.contains_key(key) && (covered.covers(key) || closed_at.contains_key(key)))
             .cloned()
             .collect();
         for key in gone {
-            let at = closed_at.get(&key).map_or(observation.received_at, |at| observation.correct(*at));
+            let at = closed_at.get(&key).copied().or(covered.seen_at);
+            let at = at.map_or(observation.received_at, |at| observation.correct(at));
             if let Some(stored) = stored.remove(&key) {
                 self.close(observation, &stored, at)?;
             }
         }
         for (key, listener) in &seen {
             self.see(observation, stored.get(key), listener)?;
+            digest.add(listener);
         }
-        Ok(Digest::of(seen.into_values()))
+        Ok(digest)
+    }
+
+    /// What is told by its number: one event for each listener, and none of the intervals in between.
+    pub(crate) fn record_churn(&mut self, observation: &Observation, churned: &[Churn]) -> Result<(), Error> {
+        for churn in churned {
+            let (from, until) = (observation.correct(churn.from), observation.correct(churn.until));
+            self.record(NewEvent {
+                at: until,
+                recorded_at: observation.received_at,
+                kind: EventKind::Churn,
+                instance: observation.instance.into(),
+                ports: Some((churn.key.protocol, churn.key.port.into())),
+                actor: &observation.subject,
+                reservation: None,
+                listener: None,
+                message: format!(
+                    "{} opened {} times, closed {} times and changed hands {} times from {from} to {until}, beside what \
+                     is told one by one",
+                    place(&churn.key),
+                    churn.opened,
+                    churn.closed,
+                    churn.changed,
+                ),
+            })?;
+        }
+        Ok(())
     }
 
     fn see(

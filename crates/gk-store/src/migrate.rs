@@ -16,6 +16,7 @@ pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0003_idempotency.sql"),
     include_str!("../migrations/0004_log.sql"),
     include_str!("../migrations/0005_cluster.sql"),
+    include_str!("../migrations/0006_previous.sql"),
 ];
 
 /// Where a database remembers the steps it has taken.

@@ -57,10 +57,13 @@ fn report(listeners: &[Listener]) -> Contact {
         digest: Digest::of(listeners),
         agent_version: "test".into(),
         body: ContactBody::Report {
+            seen_at: None,
             covered: parts.collect(),
             listeners: listeners.to_vec(),
             closed: vec![],
             occupied: vec![],
+            churned: vec![],
+            piece: gk_model::contact::Piece::default(),
         },
     }
 }

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::Request;
 use axum::{Router, routing};
 use gk_model::access::{Actor, Authority, Role};
-use gk_model::contact::{Contact, ContactBody, Session};
+use gk_model::contact::{Contact, ContactBody, Piece, Session};
 use gk_model::facts::Facts;
 use gk_model::id::InstanceId;
 use gk_model::instance::JoinRequest;
@@ -113,7 +113,9 @@ async fn joined(store: &Store, now: Timestamp) -> (InstanceId, Secret) {
     };
     let (instance, _) = store.write(move |tx| tx.join(&actor, &request, now)).await.unwrap();
     let (covered, listeners, closed, occupied) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let report = contact(0, ContactBody::Report { covered, listeners, closed, occupied });
+    let (seen_at, churned, piece) = (None, Vec::new(), Piece::default());
+    let report =
+        contact(0, ContactBody::Report { seen_at, covered, listeners, closed, occupied, churned, piece });
     store.contact(instance.id, credential.hash(), report, now).await.unwrap();
     (instance.id, credential)
 }

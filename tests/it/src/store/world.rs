@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use gk_model::access::{Actor, Authority, Role};
-use gk_model::contact::{Closed, Contact, ContactAnswer, ContactBody, Family, Part, Session};
+use gk_model::contact::{Closed, Contact, ContactAnswer, ContactBody, Family, Part, Piece, Session};
 use gk_model::facts::Facts;
 use gk_model::history::{Event, Interval};
 use gk_model::id::InstanceId;
@@ -128,8 +128,15 @@ impl FakeAgent {
         now: Timestamp,
     ) -> Contact {
         self.sequence += 1;
-        let body =
-            ContactBody::Report { covered, listeners: listeners.to_vec(), closed: vec![], occupied: vec![] };
+        let body = ContactBody::Report {
+            seen_at: None,
+            covered,
+            listeners: listeners.to_vec(),
+            closed: vec![],
+            occupied: vec![],
+            churned: vec![],
+            piece: Piece::default(),
+        };
         self.contact(body, Digest::of(listeners), now)
     }
 
@@ -144,7 +151,8 @@ impl FakeAgent {
         let base = self.sequence;
         self.sequence += 1;
         let closed = closed.iter().map(|(key, at)| Closed { key: key.clone(), at: *at }).collect();
-        let body = ContactBody::Delta { base, listeners: seen.to_vec(), closed, occupied: None };
+        let body =
+            ContactBody::Delta { base, listeners: seen.to_vec(), closed, occupied: None, churned: vec![] };
         self.contact(body, Digest::of(after), now)
     }
 }

@@ -1,6 +1,6 @@
 //! Agents of the histories: what a short word of theirs is as a message.
 
-use gk_model::contact::{Closed, Contact, ContactBody, Family, Occupied, Part, Session};
+use gk_model::contact::{Closed, Contact, ContactBody, Family, Occupied, Part, Piece, Session};
 use gk_model::listener::{Digest, Listener, Netns};
 use gk_model::port::Protocol;
 use gk_model::time::Timestamp;
@@ -60,7 +60,18 @@ fn report(set: u8, pids: u8, parts: u8, occupied_bits: u8, now: Timestamp) -> (C
     let mut listeners = chosen(&candidates(pids, now), set);
     listeners.retain(|listener| covered.contains(&listener.key.part()));
     let digest = Digest::of(&listeners);
-    (ContactBody::Report { covered, listeners, closed: vec![], occupied: occupied(occupied_bits) }, digest)
+    (
+        ContactBody::Report {
+            seen_at: None,
+            covered,
+            listeners,
+            closed: vec![],
+            occupied: occupied(occupied_bits),
+            churned: vec![],
+            piece: Piece::default(),
+        },
+        digest,
+    )
 }
 
 /// The message of an agent that knows of its session what the model knows. None if it has nothing to send again.
@@ -96,6 +107,7 @@ pub(crate) fn contact(say: &Say, machine: &Machine, sent: &[Contact], now: Times
                 listeners: seen,
                 closed: closed.into_iter().map(|gone| Closed { key: gone.key, at: now }).collect(),
                 occupied: now_occupied.map(occupied),
+                churned: vec![],
             };
             message(session, None, sequence + 1 + u64::from(*gap), (body, digest))
         }
