@@ -1,66 +1,97 @@
 //! The journal: what changed since the contact made last, step by step, with the times at which it happened.
 //!
 //! While the server is away the journal grows, and afterwards it is delivered in order, so that a listener that came
-//! and went meanwhile is told of, too. It is bounded: beyond [`Journal::MOST_CHANGES`] the two oldest steps are folded
-//! into one, which keeps what the set became and forgets how; what was forgotten is counted.
-//!
-//! It lives in memory. A spool on disk would take the place of `steps` and keep every method here as it is.
+//! and went meanwhile is told of, too. It is bounded: beyond [`Journal::MOST_CHANGES`] the older half of it is folded
+//! into one step, which keeps what the set became and counts what happened. Half at once, and not step by step: whoever
+//! keeps a copy on disk has to write that anew.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 
-use gk_model::contact::Part;
+use gk_model::contact::{PIECE_BYTES, Part};
 
-use crate::view::Step;
+use crate::step::Step;
 
-/// Steps that were not yet told, oldest first.
+/// Steps that were not yet told, oldest first, and when each was taken in.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
-    steps: VecDeque<Step>,
+    steps: VecDeque<(Duration, Step)>,
     changes: usize,
-    forgotten: usize,
+    forgotten: u64,
 }
 
 impl Journal {
     /// How many changes are kept in detail.
     pub(crate) const MOST_CHANGES: usize = 10_000;
 
-    /// Adds the newest step, and folds the oldest if there are too many changes.
-    pub(crate) fn push(&mut self, step: Step) {
-        if step.len() > 0 {
-            self.changes += step.len();
-            self.steps.push_back(step);
-            self.shrink();
+    /// Adds the newest step, in parts that fit into a contact. Answers whether older ones were folded.
+    pub(crate) fn push(&mut self, step: Step, elapsed: Duration) -> bool {
+        if step.is_empty() {
+            return false;
         }
+        for part in step.cut(PIECE_BYTES) {
+            self.changes += part.len();
+            self.steps.push_back((elapsed, part));
+        }
+        self.shrink()
     }
 
     /// Puts back the oldest step, whose contact was not taken.
-    pub(crate) fn put_back(&mut self, step: Step) {
-        if step.len() > 0 {
+    pub(crate) fn put_back(&mut self, step: Step, elapsed: Duration) {
+        if !step.is_empty() {
             self.changes += step.len();
-            self.steps.push_front(step);
+            self.steps.push_front((elapsed, step));
             self.shrink();
         }
     }
 
     /// A single step may be larger than the bound: it is no larger than the machine's set of listeners.
-    fn shrink(&mut self) {
-        while self.changes > Self::MOST_CHANGES && self.steps.len() > 1 {
-            let step = self.take(2);
-            self.changes += step.len();
-            self.steps.push_front(step);
+    fn shrink(&mut self) -> bool {
+        let mut folded = false;
+        while self.changes > Self::MOST_CHANGES && self.fold_half() {
+            folded = true;
         }
+        folded
+    }
+
+    /// Makes one step of the older half. Answers whether there was more than one.
+    pub(crate) fn fold_half(&mut self) -> bool {
+        if self.steps.len() < 2 {
+            return false;
+        }
+        let elapsed = self.since().unwrap_or_default();
+        let half = self.take(self.steps.len().div_ceil(2).max(2));
+        self.changes += half.len();
+        self.steps.push_front((elapsed, half));
+        true
+    }
+
+    /// When the oldest step was taken in.
+    pub(crate) fn since(&self) -> Option<Duration> {
+        self.steps.front().map(|(elapsed, _)| *elapsed)
+    }
+
+    /// How many steps there are.
+    pub(crate) fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Every step, oldest first.
+    pub(crate) fn steps(&self) -> impl DoubleEndedIterator<Item = &Step> {
+        self.steps.iter().map(|(_, step)| step)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
-    /// How many of the oldest steps fit into one delta: together at most `limit` changes, no listener twice, and all
-    /// in parts that `is_reported` knows.
+    /// How many of the oldest steps fit into one delta: together at most `limit` changes and a contact's size, no
+    /// listener twice, and all in parts that `is_reported` knows.
     pub(crate) fn ready(&self, limit: usize, is_reported: impl Fn(Part) -> bool) -> usize {
-        let mut touched = BTreeSet::new();
-        for (index, step) in self.steps.iter().enumerate() {
-            let is_small = touched.len() + step.len() <= limit;
+        let (mut touched, mut bytes) = (BTreeSet::new(), 0);
+        for (index, step) in self.steps().enumerate() {
+            bytes += step.about_bytes();
+            let is_small = touched.len() + step.len() <= limit && (bytes <= PIECE_BYTES || index == 0);
             if !is_small || !step.keys().all(|key| is_reported(key.part()) && touched.insert(key)) {
                 return index;
             }
@@ -70,15 +101,14 @@ impl Journal {
 
     /// Takes the oldest steps out as one.
     pub(crate) fn take(&mut self, steps: usize) -> Step {
-        let mut oldest = self.steps.drain(..steps.min(self.steps.len()));
+        let mut oldest = self.steps.drain(..steps.min(self.steps.len())).map(|(_, step)| step);
         let mut sum = oldest.next().unwrap_or_default();
         let mut taken = sum.len();
         for step in oldest {
             taken += step.len();
-            sum.fold(step);
+            self.forgotten += sum.fold(step);
         }
         self.changes -= taken;
-        self.forgotten += taken - sum.len();
         sum
     }
 
@@ -87,8 +117,8 @@ impl Journal {
         self.take(self.steps.len())
     }
 
-    /// How many changes were folded away since this was last asked.
-    pub(crate) fn take_forgotten(&mut self) -> usize {
+    /// How many changes are told by their number only, since this was last asked.
+    pub(crate) fn take_forgotten(&mut self) -> u64 {
         std::mem::take(&mut self.forgotten)
     }
 }
@@ -103,7 +133,8 @@ mod tests {
         let (mut journal, mut view) = (Journal::default(), View::default());
         for (second, ports) in (1..).zip(scans) {
             let now = at(second);
-            journal.push(view.observe(snapshot(ports.iter().map(|port| listener(*port, 1)), now), now));
+            let step = view.observe(snapshot(ports.iter().map(|port| listener(*port, 1)), now), now);
+            journal.push(step, Duration::from_secs(second.unsigned_abs()));
         }
         (journal, view)
     }
@@ -126,10 +157,13 @@ mod tests {
         let scans: Vec<&[u16]> = [&[80][..], &[]].repeat(Journal::MOST_CHANGES);
         let (mut journal, view) = journal(&scans);
         assert!(journal.changes <= Journal::MOST_CHANGES, "{}", journal.changes);
-        let kept = journal.changes;
-        assert_eq!(journal.take_forgotten(), 2 * Journal::MOST_CHANGES - kept);
-        let last = journal.steps.back().unwrap().closed();
+        let last = journal.steps().next_back().unwrap().closed();
         assert_eq!(last[0].at, at(2 * Journal::MOST_CHANGES as i64), "the newest detail is whole");
-        assert_eq!((journal.take_all().len(), view.len()), (0, 0));
+        let kept = journal.changes as u64;
+        let counted = journal.take_forgotten();
+        assert_eq!(counted + kept, 2 * Journal::MOST_CHANGES as u64, "each is told or counted");
+        let oldest = journal.take(1).churned();
+        assert_eq!(oldest[0].opened + oldest[0].closed, counted, "and the server is told how many");
+        assert_eq!(view.len(), 0);
     }
 }

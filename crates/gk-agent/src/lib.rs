@@ -18,13 +18,19 @@
 //! **Refuses** to go on with an identity that somebody else has taken over, and to run where no machine has joined.
 
 mod backoff;
+mod clock;
 mod failure;
 #[cfg(test)]
 mod fake_server;
+mod flaps;
 mod join;
 mod journal;
+mod keep;
+#[cfg(test)]
+mod kills;
 #[cfg(test)]
 mod namespace;
+mod pace;
 mod plan;
 mod protect;
 mod protector;
@@ -34,7 +40,10 @@ mod samples;
 mod send;
 #[cfg(test)]
 mod simulation;
+mod spool;
+mod spool_file;
 mod state;
+mod step;
 mod stop;
 mod view;
 

@@ -1,23 +1,27 @@
 //! The loop: scan, plan, send; and the edges of it, clocks and logs.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gk_client::session::{SavedSession, begin_opening, load_session, save_session};
 use gk_client::{Client, ClientError, Joined};
 use gk_model::contact::{ContactAnswer, ContactBody};
 use gk_model::facts::Facts;
+use gk_model::id::InstanceId;
 use gk_model::instance::{HEARTBEAT_EVERY, JoinRequest};
 use gk_model::protection::Protection;
 use gk_model::time::Timestamp;
 use gk_scan::Scanner;
 
 use crate::backoff::Backoff;
+use crate::clock::{Clock, read_mark, read_since_boot};
 use crate::failure::{Ending, Failure, Verdict};
 use crate::join::Home;
 use crate::plan::{Action, plan};
 use crate::protector::Protector;
 use crate::send::{Job, Mailer, Outcome};
+use crate::spool::Spooled;
+use crate::spool_file::SpoolFile;
 use crate::state::{Flight, Habits, SyncState};
 use crate::stop::{Event, StopSignal};
 use crate::view::Snapshot;
@@ -32,7 +36,8 @@ const FACTS_EVERY: Duration = Duration::from_secs(300);
 /// How long an agent that is to end tries to deliver what just changed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// How many contacts a single run makes at most: the report, and two that the server may ask for.
+/// How many contacts a single run makes at most beside those that tell what was spooled, or pieces of a report: the
+/// report, and two that the server may ask for.
 const MOST_CONTACTS_ONCE: usize = 3;
 
 /// Runs until it is stopped.
@@ -87,10 +92,13 @@ pub fn once(config: &AgentConfig) -> Result<(), AgentError> {
     let home = Home::enter(config)?;
     let mut agent = Agent::start(config.clone(), home)?;
     let snapshot = agent.look(true)?;
-    agent.state.observe(snapshot, Timestamp::from_clock());
-    for _ in 0..MOST_CONTACTS_ONCE {
+    agent.take_in(snapshot);
+    agent.state.make_haste(agent.elapsed());
+    let mut contacts = 0;
+    while contacts < MOST_CONTACTS_ONCE {
         let action = plan(&agent.state, agent.elapsed());
         let Some(flight) = agent.compose(action) else { break };
+        contacts += usize::from(matches!(action, Action::Report { .. }));
         match agent.client.contact(agent.home.identity.id, &flight.contact) {
             Ok(answer) => agent.answered(flight, &answer),
             Err(error) => return Err(undelivered(error)),
@@ -117,7 +125,10 @@ struct Agent {
     scanner: Scanner,
     state: SyncState,
     saved: SavedSession,
-    started: Instant,
+    clock: Clock,
+    spool: SpoolFile,
+    /// What the log last said of the spool.
+    spool_failed: bool,
     occupied_at: Option<Duration>,
     facts: Option<Facts>,
     facts_at: Duration,
@@ -137,26 +148,69 @@ impl Agent {
         let (least, most) = AgentConfig::REPORT_INTERVALS.into_inner();
         let interval = config.report_interval.clamp(least, most);
         let report_every = Backoff::new(nonce.as_u64_pair().1).between(interval.mul_f64(0.9), interval);
-        let habits = Habits { report_every, version: config.version.clone() };
-        Ok(Agent {
-            state: SyncState::new(saved, repeats, habits),
+        let instance = home.identity.id;
+        let habits = Habits { report_every, version: config.version.clone(), instance };
+        let mut state = SyncState::new(saved, repeats, habits);
+        let spool = SpoolFile::of(&config.state_dir);
+        let spooled = load_spool(&spool, instance);
+        let boot_id = home.facts_request(&config).facts.boot_id;
+        let (clock, earlier) = Clock::start(read_mark(boot_id), spooled.as_ref().map(|spooled| spooled.mark));
+        if let Some(spooled) = spooled {
+            tracing::info!(
+                steps.count = spooled.steps.len(),
+                "going on with what an earlier run could not tell"
+            );
+            state.resume(spooled.on_line(earlier));
+        }
+        let mut agent = Agent {
+            state,
             saved,
             config,
             home,
             client,
             scanner,
-            started: Instant::now(),
+            clock,
+            spool,
+            spool_failed: false,
             occupied_at: None,
             facts: None,
             facts_at: Duration::ZERO,
             protection: None,
             trouble: None,
             is_blind: false,
-        })
+        };
+        agent.write_spool(false);
+        Ok(agent)
     }
 
     fn elapsed(&self) -> Duration {
-        self.started.elapsed()
+        self.clock.elapsed(read_since_boot())
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.at(self.elapsed())
+    }
+
+    fn take_in(&mut self, snapshot: Snapshot) {
+        let elapsed = self.elapsed();
+        self.state.observe(snapshot, self.clock.at(elapsed), elapsed);
+        self.write_spool(false);
+    }
+
+    /// Does what the state wants written, and syncs it when that is due or asked for. An agent whose disk refuses goes
+    /// on without a spool.
+    fn write_spool(&mut self, sync: bool) {
+        let elapsed = self.elapsed();
+        let writes = self.state.take_writes(|| self.clock.mark(elapsed, Timestamp::from_clock()));
+        let written = self.spool.write(writes, elapsed).and_then(|()| self.spool.sync(elapsed, sync));
+        match written {
+            Ok(()) => self.spool_failed = false,
+            Err(error) if !std::mem::replace(&mut self.spool_failed, true) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "cannot spool: what is not told yet would not survive the agent");
+            }
+            Err(_) => {}
+        }
     }
 
     fn work(
@@ -189,10 +243,12 @@ impl Agent {
     /// Tells what just changed, if it can be told at once. Whatever is left is in the next run's opening report.
     fn take_leave(&mut self, mailer: &Mailer, inbox: &Receiver<Event>) {
         self.observe();
+        self.state.make_haste(self.elapsed());
+        self.write_spool(false);
         let end = self.elapsed() + FAREWELL;
         loop {
             let action = plan(&self.state, self.elapsed());
-            if matches!(action, Action::Again | Action::Delta { .. }) {
+            if matches!(action, Action::Again | Action::Delta { .. } | Action::Piece) {
                 self.send(action, mailer);
             }
             if !self.state.is_sending {
@@ -228,12 +284,12 @@ impl Agent {
                 Snapshot::default()
             }
         };
-        self.state.observe(snapshot, Timestamp::from_clock());
+        self.take_in(snapshot);
     }
 
     /// One scan. Sockets that are bound and do not listen cost much to find, so they are looked for seldom.
     fn look(&mut self, for_occupied: bool) -> Result<Snapshot, gk_scan::ScanError> {
-        let now = Timestamp::from_clock();
+        let now = self.now();
         let scan = if for_occupied { self.scanner.scan_occupied(now)? } else { self.scanner.scan(now)? };
         if for_occupied {
             self.occupied_at = Some(self.elapsed());
@@ -262,7 +318,9 @@ impl Agent {
     }
 
     fn compose(&mut self, action: Action) -> Option<Flight> {
-        let flight = self.state.compose(action, Timestamp::from_clock())?;
+        let elapsed = self.elapsed();
+        let flight = self.state.compose(action, self.clock.at(elapsed), elapsed)?;
+        self.write_spool(false);
         let (kind, count) = match &flight.contact.body {
             ContactBody::Heartbeat => ("heartbeat", 0),
             ContactBody::Delta { listeners, closed, .. } => ("delta", listeners.len() + closed.len()),
@@ -330,13 +388,22 @@ impl Agent {
         if self.trouble.take().is_some() {
             tracing::info!("the server answers again");
         }
-        let folded = self.state.journal.take_forgotten();
-        if folded > 0 {
+        let (counted, lost) = (self.state.journal.take_forgotten(), std::mem::take(&mut self.state.lost));
+        if counted > 0 {
             tracing::warn!(
-                changes.count = folded,
-                "too much changed meanwhile: some is told only by its result"
+                changes.count = counted,
+                "too much changed meanwhile: some is told only by its number"
             );
         }
+        if lost > 0 {
+            tracing::warn!(
+                changes.count = lost,
+                "what was spooled does not fit: it is told only by its result"
+            );
+        }
+        // What is in doubt has to be settled on disk before the session that settles it.
+        let is_new_session = self.state.saved() != self.saved;
+        self.write_spool(is_new_session);
         self.keep_session();
     }
 
@@ -363,7 +430,9 @@ impl Agent {
             return Err(AgentError::Deliver(error));
         }
         let failure = Failure::of(&error);
-        if let Verdict::End(ending) = self.state.failed(flight, failure, self.elapsed()) {
+        let verdict = self.state.failed(flight, failure, self.elapsed());
+        self.write_spool(false);
+        if let Verdict::End(ending) = verdict {
             return Err(ending.into());
         }
         if self.trouble.replace(failure) != Some(failure) {
@@ -371,6 +440,26 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+/// What an earlier run of this instance spooled. What cannot be read is told by its result.
+fn load_spool(file: &SpoolFile, instance: InstanceId) -> Option<Spooled> {
+    let bytes = match file.read() {
+        Ok(bytes) => bytes?,
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the spool is not read");
+            return None;
+        }
+    };
+    let spooled = Spooled::read(&bytes).filter(|spooled| spooled.instance == instance);
+    let whole = spooled.as_ref().map_or(0, |spooled| bytes.len() - spooled.torn_bytes);
+    if whole < bytes.len() {
+        tracing::warn!(
+            bytes.count = bytes.len() - whole,
+            "the spool ends in what is no record of this instance"
+        );
+    }
+    spooled
 }
 
 fn consequence(failure: Failure) -> &'static str {
@@ -392,6 +481,7 @@ mod tests {
     use std::path::Path;
     use std::sync::mpsc;
     use std::thread;
+    use std::time::Instant;
 
     use gk_client::identity::{generate_secret, load_identity};
     use gk_model::contact::Session;

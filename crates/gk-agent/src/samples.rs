@@ -1,11 +1,15 @@
 //! Small values for tests.
 
+use std::time::Duration;
+
 use gk_model::contact::{Family, Part};
+use gk_model::id::InstanceId;
 use gk_model::listener::{Listener, ListenerKey, Netns, Owner};
 use gk_model::port::{Port, Protocol};
 use gk_model::problem::{Code, Problem};
 use gk_model::time::Timestamp;
 
+use crate::state::Habits;
 use crate::view::Snapshot;
 
 pub(crate) fn at(second: i64) -> Timestamp {
@@ -57,4 +61,9 @@ pub(crate) fn problem(status: u16, code: Code) -> Problem {
         hint: None,
         request_id: None,
     }
+}
+
+pub(crate) fn habits(report_every: Duration) -> Habits {
+    let instance = InstanceId::generate(at(0));
+    Habits { report_every, version: "0.1.0".into(), instance }
 }

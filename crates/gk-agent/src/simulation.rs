@@ -7,29 +7,35 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use gk_client::session::SavedSession;
-use gk_model::contact::{Closed, Contact, ContactAnswer, ContactBody, Part, Session};
+use gk_model::contact::{Closed, Contact, ContactAnswer, ContactBody, Part, Piece, Session};
+use gk_model::id::InstanceId;
 use gk_model::listener::{Digest, Listener, ListenerKey};
 use gk_model::time::Timestamp;
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use crate::clock::Mark;
 use crate::failure::{Ending, Failure, Verdict};
 use crate::plan::plan;
-use crate::samples::{at, listener, parts, snapshot};
+use crate::samples::{at, habits, listener, parts, snapshot};
+use crate::spool::{Spooled, Write};
 use crate::state::{Habits, SyncState};
 use crate::view::Snapshot;
 
 /// Port, whether it opened, and when.
-type Entry = (u16, bool, Timestamp);
+pub(crate) type Entry = (u16, bool, Timestamp);
 
 #[derive(Clone, Default)]
 pub(crate) struct Server {
     pub(crate) session: Session,
     nonce: Option<Uuid>,
+    previous: Option<u64>,
     pub(crate) acknowledged: u64,
     pub(crate) set: BTreeMap<ListenerKey, Listener>,
     covered: BTreeSet<Part>,
-    ledger: Vec<Entry>,
+    /// How far a report was told that goes in pieces.
+    told_to: Option<ListenerKey>,
+    pub(crate) ledger: Vec<Entry>,
     contents: BTreeMap<(Session, u64), String>,
 }
 
@@ -46,8 +52,13 @@ impl Server {
                 self.acknowledged = contact.sequence;
                 false
             }
-            ContactBody::Report { covered, listeners, closed, .. } => {
-                self.replace(covered, listeners, closed, now);
+            ContactBody::Report { piece: Piece { base: Some(base), .. }, .. }
+                if *base != self.acknowledged =>
+            {
+                true
+            }
+            ContactBody::Report { seen_at, covered, listeners, closed, piece, .. } => {
+                self.replace(covered, piece, listeners, closed, seen_at.unwrap_or(now));
                 self.acknowledged = contact.sequence;
                 false
             }
@@ -57,6 +68,7 @@ impl Server {
             acknowledged: self.acknowledged,
             want_report: gap || self.digest() != contact.digest,
             heartbeat_seconds: 30,
+            previous: self.previous.filter(|_| contact.opening.is_some()),
         })
     }
 
@@ -66,6 +78,7 @@ impl Server {
             return Err(Failure::Ended(Ending::Superseded));
         }
         if contact.opening.is_some() && !is_repeated {
+            self.previous = Some(if contact.session == self.session { self.acknowledged } else { 0 });
             (self.session, self.nonce, self.acknowledged) =
                 (Session(contact.session.0 + 1), contact.opening, 0);
         } else if contact.session > self.session {
@@ -75,7 +88,10 @@ impl Server {
     }
 
     fn digest(&self) -> Digest {
-        Digest::of(self.set.values().filter(|listener| self.covered.contains(&listener.key.part())))
+        let told = |key: &ListenerKey| self.told_to.as_ref().is_none_or(|told_to| key <= told_to);
+        let covers =
+            |listener: &&Listener| self.covered.contains(&listener.key.part()) && told(&listener.key);
+        Digest::of(self.set.values().filter(covers))
     }
 
     fn apply(&mut self, listeners: &[Listener], closed: &[Closed]) {
@@ -89,13 +105,22 @@ impl Server {
         }
     }
 
-    fn replace(&mut self, covered: &[Part], listeners: &[Listener], closed: &[Closed], now: Timestamp) {
+    fn replace(
+        &mut self,
+        covered: &[Part],
+        piece: &Piece,
+        listeners: &[Listener],
+        closed: &[Closed],
+        now: Timestamp,
+    ) {
         self.covered = covered.iter().copied().collect();
+        self.told_to = piece.until.clone();
         let told: BTreeSet<&ListenerKey> = listeners.iter().map(|listener| &listener.key).collect();
         for Closed { key, at } in closed.iter().filter(|closed| !told.contains(&closed.key)) {
             self.close(key, *at);
         }
-        let is_gone = |key: &ListenerKey| !told.contains(key) && covered.contains(&key.part());
+        let is_gone =
+            |key: &ListenerKey| !told.contains(key) && covered.contains(&key.part()) && piece.holds(key);
         let gone: Vec<_> = self.set.keys().filter(|key| is_gone(key)).cloned().collect();
         gone.iter().for_each(|key| self.close(key, now));
         self.apply(listeners, &[]);
@@ -120,7 +145,7 @@ impl Server {
 
 /// What becomes of one contact.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+pub(crate) enum Fate {
     Arrives,
     RequestLost,
     AnswerLost,
@@ -140,28 +165,44 @@ enum Turn {
     Restart,
 }
 
-const PORTS: [u16; 6] = [80, 81, 82, 8_080, 8_081, 8_082];
+pub(crate) const PORTS: [u16; 6] = [80, 81, 82, 8_080, 8_081, 8_082];
 const POLL: Duration = Duration::from_millis(500);
+/// A change that comes alone is due by then.
+const TALK_AFTER: Duration = Duration::from_millis(300);
 
-struct World {
-    server: Server,
+pub(crate) struct World {
+    pub(crate) server: Server,
     backup: Server,
-    agent: SyncState,
-    elapsed: Duration,
-    contacts: usize,
+    pub(crate) agent: SyncState,
+    pub(crate) elapsed: Duration,
+    pub(crate) scanned_at: Timestamp,
+    /// What the spool holds, if there is one, and how much of it was written last.
+    pub(crate) disk: Option<Vec<u8>>,
+    pub(crate) last_write: usize,
+    instance: InstanceId,
+    pub(crate) contacts: usize,
     nonces: u128,
     /// What the agent saw happen, for the ledger to be compared with.
-    history: Vec<Entry>,
-    open: BTreeSet<u16>,
+    pub(crate) history: Vec<Entry>,
+    pub(crate) open: BTreeSet<u16>,
 }
 
 impl World {
-    fn new() -> World {
+    pub(crate) fn new() -> World {
+        let instance = InstanceId::generate(at(0));
         let mut world = World {
             server: Server::default(),
             backup: Server::default(),
-            agent: agent(SavedSession { session: Session(0), opening: Some(Uuid::from_u128(1)) }, false),
+            agent: agent(
+                SavedSession { session: Session(0), opening: Some(Uuid::from_u128(1)) },
+                false,
+                instance,
+            ),
             elapsed: Duration::ZERO,
+            scanned_at: at(0),
+            disk: None,
+            last_write: 0,
+            instance,
             contacts: 0,
             nonces: 1,
             history: Vec::new(),
@@ -187,16 +228,45 @@ impl World {
         }
     }
 
-    fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let SavedSession { session, opening } = self.agent.saved();
         self.nonces += 1;
         let nonce = opening.unwrap_or(Uuid::from_u128(self.nonces));
-        self.agent = agent(SavedSession { session, opening: Some(nonce) }, opening.is_some());
+        let saved = SavedSession { session, opening: Some(nonce) };
+        self.agent = agent(saved, opening.is_some(), self.instance);
+        if let Some(spooled) = self.disk.as_deref().and_then(Spooled::read) {
+            self.agent.resume(spooled);
+        }
+        self.write();
     }
 
-    fn scan(&mut self, open: u8, owners: u8, covered: u8, fate: Fate) {
-        self.elapsed += POLL;
+    /// What the agent's edge does after everything that happens.
+    fn write(&mut self) {
+        let mark = Mark { boot_id: None, at: at(0), wall: at(0), since_boot_micros: 0 };
+        for write in self.agent.take_writes(|| mark) {
+            match write {
+                Write::Append(bytes) => {
+                    self.last_write = bytes.len();
+                    self.disk.as_mut().expect("a base comes first").extend(bytes);
+                }
+                Write::Replace(bytes) => (self.disk, self.last_write) = (Some(bytes), 0),
+                Write::Remove => (self.disk, self.last_write) = (None, 0),
+            }
+        }
+    }
+
+    /// The agent is killed while it wrote these last bytes, and started anew.
+    pub(crate) fn kill_within_a_write(&mut self, lost_bytes: usize) {
+        if let Some(disk) = &mut self.disk {
+            disk.truncate(disk.len() - lost_bytes.min(self.last_write));
+        }
+        self.restart();
+    }
+
+    pub(crate) fn scan(&mut self, open: u8, owners: u8, covered: u8, fate: Fate) {
+        self.elapsed += POLL - TALK_AFTER;
         let now = self.now();
+        self.scanned_at = now;
         let is_set = |mask: u8, bit: usize| mask >> bit & 1 == 1;
         let held = (0..PORTS.len()).filter(|bit| is_set(open, *bit));
         let listeners: Vec<Listener> =
@@ -204,8 +274,11 @@ impl World {
         self.note(listeners.iter().map(|listener| listener.key.port.get()).collect(), now);
         let scan = snapshot(listeners, now);
         let covered: Vec<Part> = (0..2).filter(|bit| is_set(covered, *bit)).map(|bit| parts()[bit]).collect();
-        self.agent.observe(Snapshot { covered, ..scan }, now);
+        self.agent.observe(Snapshot { covered, ..scan }, now, self.elapsed);
+        self.write();
+        self.elapsed += TALK_AFTER;
         self.talk(fate);
+        self.write();
     }
 
     fn note(&mut self, open: BTreeSet<u16>, now: Timestamp) {
@@ -216,7 +289,8 @@ impl World {
 
     fn talk(&mut self, fate: Fate) {
         let (now, action) = (self.now(), plan(&self.agent, self.elapsed));
-        let Some(flight) = self.agent.compose(action, now) else { return };
+        let Some(flight) = self.agent.compose(action, now, self.elapsed) else { return };
+        self.write();
         self.contacts += 1;
         self.server.witness(&flight.contact);
         let result = match fate {
@@ -235,7 +309,7 @@ impl World {
     }
 
     /// Nothing changes and nothing is lost for ten minutes; how many contacts the last five needed.
-    fn quiet(&mut self, open: u8) -> usize {
+    pub(crate) fn quiet(&mut self, open: u8) -> usize {
         let turns = |world: &mut World| {
             for _ in 0..600 {
                 world.scan(open, 0, 3, Fate::Arrives);
@@ -247,7 +321,13 @@ impl World {
         self.contacts - before
     }
 
-    fn assert_equal_views(&self) {
+    /// Nothing changes and nothing is lost until all is told.
+    pub(crate) fn settle(&mut self, open: u8) {
+        (0..200).for_each(|_| self.scan(open, 0, 3, Fate::Arrives));
+        assert_eq!(self.disk, None, "the spool ends when all is told");
+    }
+
+    pub(crate) fn assert_equal_views(&self) {
         let seen: Vec<&Listener> = self.agent.view.listeners().collect();
         assert_eq!(self.server.set.len(), seen.len());
         for listener in seen {
@@ -256,9 +336,8 @@ impl World {
     }
 }
 
-fn agent(saved: SavedSession, repeats: bool) -> SyncState {
-    let habits = Habits { report_every: Duration::from_secs(300), version: "0.1.0".into() };
-    SyncState::new(saved, repeats, habits)
+fn agent(saved: SavedSession, repeats: bool, instance: InstanceId) -> SyncState {
+    SyncState::new(saved, repeats, Habits { instance, ..habits(Duration::from_secs(300)) })
 }
 
 fn fates(with_refusals: bool) -> impl Strategy<Value = Fate> {
@@ -327,7 +406,7 @@ proptest! {
 }
 
 /// In contact, with ports 80 and 81 open.
-fn in_contact() -> World {
+pub(crate) fn in_contact() -> World {
     let mut world = World::new();
     world.scan(3, 0, 3, Fate::Arrives);
     world
@@ -346,9 +425,9 @@ fn a_lost_request_and_a_lost_answer_make_no_difference() {
     for fate in [Fate::RequestLost, Fate::AnswerLost] {
         let mut world = in_contact();
         world.scan(7, 0, 3, fate);
-        let opened_at = world.now();
+        let opened_at = world.scanned_at;
         world.scan(3, 0, 3, fate);
-        let closed_at = world.now();
+        let closed_at = world.scanned_at;
         next_contact(&mut world, 3, Fate::Arrives);
         assert_eq!(world.server.acknowledged, 2, "{fate:?}: the same number again");
         world.scan(3, 0, 3, Fate::Arrives);
@@ -375,7 +454,7 @@ fn a_server_restored_to_an_older_state_gets_a_report_with_a_higher_number() {
     assert_eq!(world.server.acknowledged, 3);
     world.turn(&Turn::Restore);
     world.scan(13, 0, 3, Fate::Arrives);
-    let closed_at = world.now();
+    let closed_at = world.scanned_at;
     assert_eq!(world.server.acknowledged, 1, "the delta names a base it does not have");
     world.scan(13, 0, 3, Fate::Arrives);
     assert_eq!(world.server.acknowledged, 5);
@@ -394,22 +473,26 @@ fn a_server_with_a_higher_number_gets_a_report_above_it() {
 }
 
 #[test]
-fn an_opening_of_an_earlier_run_is_followed_by_a_report() {
+fn an_opening_of_an_earlier_run_is_followed_by_history_and_a_report() {
     let mut world = World::new();
     world.scan(1, 0, 3, Fate::AnswerLost);
     world.turn(&Turn::Restart);
     world.scan(2, 0, 3, Fate::Arrives);
+    let closed_at = world.scanned_at;
     assert_eq!((world.server.session, world.server.acknowledged), (Session(1), 1));
-    world.scan(2, 0, 3, Fate::Arrives);
-    assert_eq!(world.server.acknowledged, 2);
+    for acknowledged in 2..=4 {
+        world.scan(2, 0, 3, Fate::Arrives);
+        assert_eq!(world.server.acknowledged, acknowledged);
+    }
     world.assert_equal_views();
+    assert_eq!(world.server.ledger[1..], [(80, false, closed_at), (81, true, closed_at)]);
 }
 
 #[test]
 fn a_refused_contact_is_told_anew_with_its_times() {
     let mut world = in_contact();
     world.scan(1, 0, 3, Fate::Refused);
-    let closed_at = world.now();
+    let closed_at = world.scanned_at;
     next_contact(&mut world, 1, Fate::Arrives);
     assert_eq!(world.server.acknowledged, 3);
     assert_eq!(world.server.ledger.last(), Some(&(81, false, closed_at)));
@@ -420,7 +503,7 @@ fn an_agent_whose_identity_was_taken_over_ends() {
     let mut world = in_contact();
     world.server.session = Session(7);
     world.elapsed += Duration::from_secs(30);
-    let flight = world.agent.compose(plan(&world.agent, world.elapsed), at(0)).unwrap();
+    let flight = world.agent.compose(plan(&world.agent, world.elapsed), at(0), world.elapsed).unwrap();
     let failure = world.server.contact(&flight.contact, at(0)).unwrap_err();
     let verdict = world.agent.failed(flight, failure, world.elapsed);
     assert_eq!(verdict, Verdict::End(Ending::Superseded));
@@ -430,7 +513,7 @@ fn an_agent_whose_identity_was_taken_over_ends() {
 fn an_unknown_credential_is_tried_again_slowly() {
     let mut world = in_contact();
     world.elapsed += Duration::from_secs(30);
-    let flight = world.agent.compose(plan(&world.agent, world.elapsed), at(0)).unwrap();
+    let flight = world.agent.compose(plan(&world.agent, world.elapsed), at(0), world.elapsed).unwrap();
     assert_eq!(world.agent.failed(flight, Failure::Unknown, world.elapsed), Verdict::TryAgain);
     assert!(world.agent.backoff.until() >= world.elapsed + Duration::from_secs(30));
 }

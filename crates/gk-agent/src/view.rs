@@ -1,4 +1,4 @@
-//! What the agent has seen: the newest state of every listener, and what each scan changed.
+//! What the agent has seen: the newest state of every listener. What each scan changed is a [`Step`].
 //!
 //! A listener counts as gone only when a scan that covered its part did not show it; in a part that was not covered it
 //! stays as it was. The first time it was seen is kept as long as it is there. Whatever a scan shows outside the parts
@@ -7,9 +7,14 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use gk_model::contact::{Closed, Occupied, Part};
-use gk_model::listener::{Digest, Listener, ListenerKey};
+use gk_model::contact::{Occupied, Part};
+use gk_model::listener::{Listener, ListenerKey};
 use gk_model::time::Timestamp;
+
+use crate::step::Step;
+
+/// Listeners by their keys.
+pub(crate) type Set = BTreeMap<ListenerKey, Listener>;
 
 /// What one scan showed.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +44,22 @@ struct Seen {
 }
 
 impl View {
+    /// Of what an earlier run had seen.
+    pub(crate) fn of(set: Set) -> View {
+        let seen = set.into_iter().map(|(key, listener)| (key, Seen { listener, round: 0 }));
+        View { seen: seen.collect(), ..View::default() }
+    }
+
+    /// Everything in it, those kept from parts not covered included.
+    pub(crate) fn set(&self) -> Set {
+        self.seen.iter().map(|(key, seen)| (key.clone(), seen.listener.clone())).collect()
+    }
+
+    /// Whether nothing was looked at yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.round == 0
+    }
+
     /// Takes in a scan and tells what it changed.
     pub(crate) fn observe(&mut self, snapshot: Snapshot, now: Timestamp) -> Step {
         self.round += 1;
@@ -108,90 +129,10 @@ impl View {
     }
 }
 
-/// What happened to one listener. Both sides are kept, so that steps can be folded and digests follow.
-#[derive(Clone, Debug)]
-struct Change {
-    before: Option<Listener>,
-    after: Option<Listener>,
-    at: Timestamp,
-}
-
-/// What changed between two points in time, at most one change for each listener.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Step(BTreeMap<ListenerKey, Change>);
-
-impl Step {
-    fn record(&mut self, before: Option<Listener>, after: Option<Listener>, at: Timestamp) {
-        if let Some(listener) = after.as_ref().or(before.as_ref()) {
-            self.0.insert(listener.key.clone(), Change { before, after, at });
-        }
-    }
-
-    /// How many listeners it changes.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// The listeners it changes.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &ListenerKey> {
-        self.0.keys()
-    }
-
-    /// Makes one step of two; a listener that both change keeps only where it came from and where it ended.
-    pub(crate) fn fold(&mut self, later: Step) {
-        for (key, change) in later.0 {
-            match self.0.entry(key) {
-                Entry::Vacant(place) => {
-                    place.insert(change);
-                }
-                Entry::Occupied(mut place) => {
-                    let merged = Change { before: place.get_mut().before.take(), ..change };
-                    if merged.is_nothing() {
-                        place.remove();
-                    } else {
-                        place.insert(merged);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Carries the digest of a set over to the set after this step.
-    pub(crate) fn carry(&self, digest: &mut Digest) {
-        for change in self.0.values() {
-            if let Some(before) = &change.before {
-                digest.remove(before);
-            }
-            if let Some(after) = &change.after {
-                digest.add(after);
-            }
-        }
-    }
-
-    /// Listeners that are new or whose owners changed.
-    pub(crate) fn listeners(&self) -> Vec<Listener> {
-        self.0.values().filter_map(|change| change.after.clone()).collect()
-    }
-
-    /// Listeners that are gone.
-    pub(crate) fn closed(&self) -> Vec<Closed> {
-        let gone = self.0.iter().filter(|(_, change)| change.after.is_none());
-        gone.map(|(key, change)| Closed { key: key.clone(), at: change.at }).collect()
-    }
-}
-
-impl Change {
-    fn is_nothing(&self) -> bool {
-        match (&self.before, &self.after) {
-            (None, None) => true,
-            (Some(before), Some(after)) => before.same_but_times(after),
-            _ => false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use gk_model::contact::Closed;
+
     use super::*;
     use crate::samples::{at, listener, parts, snapshot};
 
@@ -226,18 +167,5 @@ mod tests {
             at(1),
         );
         assert_eq!((step.len(), view.len()), (0, 0));
-    }
-
-    #[test]
-    fn folding_keeps_both_ends() {
-        let mut view = View::default();
-        let mut opened = view.observe(snapshot([listener(80, 1), listener(81, 1)], at(1)), at(1));
-        let closed = view.observe(snapshot([listener(81, 2)], at(2)), at(2));
-        let mut digest = Digest::default();
-        opened.fold(closed);
-        opened.carry(&mut digest);
-        assert_eq!(digest, Digest::of(view.listeners()));
-        assert_eq!((opened.len(), opened.closed().len()), (1, 0), "80 came and went, 81 changed hands");
-        assert_eq!(opened.listeners()[0].owners[0].pid, 2);
     }
 }
