@@ -17,8 +17,8 @@ use gk_model::protection::ReservedPorts;
 use gk_model::time::Timestamp;
 
 use crate::failure::Failure;
+use crate::model_server::Server;
 use crate::samples::{at, problem};
-use crate::simulation::Server;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

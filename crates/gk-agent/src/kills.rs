@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::simulation::{Entry, Fate, PORTS, World, in_contact};
+use crate::model_server::Entry;
+use crate::simulation::{Fate, PORTS, World, in_contact};
 use crate::spool::Spooled;
 
 /// What happened to one port.

@@ -29,6 +29,8 @@ mod keep;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod model_server;
+#[cfg(test)]
 mod namespace;
 mod pace;
 mod plan;
