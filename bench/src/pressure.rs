@@ -1,4 +1,4 @@
-//! A reserve among other work: while a fleet reports, and the memory that a large one takes.
+//! Fleets: what a heartbeat costs (F1), a reserve while a fleet reports, and the memory that a large one takes.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::bed::{Bed, Disk, on_both};
 use crate::loader::{Address, Load, Until, once, request};
 use crate::report::Row;
 use crate::server::Server;
-use crate::stats::{mebibytes, median, milliseconds, quantile};
+use crate::stats::{mebibytes, median, milliseconds, quantile, rate};
 use crate::syncs::SLOW;
 
 const PAIRS: usize = 5;
@@ -53,6 +53,38 @@ pub(crate) fn latency_rows() -> Result<Vec<Row>> {
         let (busy, idle) = (milliseconds(median(busy_times)), milliseconds(median(idle_times)));
         let figure = format!("{ratio:.2}×: {busy} against {idle} idle, at {per_second:.0} contacts/s");
         Ok(vec![Row::new(what, figure).with("≤ 3×", ratio <= 3.0)])
+    })
+}
+
+/// F1: unchanged heartbeats against `/healthz`, both by TCP at 64 connections.
+pub(crate) fn heartbeat_rows() -> Result<Vec<Row>> {
+    on_both(Disk::Memory, |bed| {
+        let server = Server::start(bed, None)?;
+        let tcp = server.tcp()?;
+        let mut agents = join(&server.socket(), 200, 30)?;
+        send(&tcp, agents.iter_mut().map(Agent::report).collect::<Result<_>>()?)?;
+        let heartbeats = agents.iter_mut().map(Agent::heartbeat).collect::<Result<_>>()?;
+        let sides = [Rc::new(vec![request("GET", "/healthz", None, b"")]), Rc::new(heartbeats)];
+        let (mut ratios, mut rates, mut no_ops) = (vec![], vec![], vec![]);
+        for _ in 0..PAIRS {
+            let mut pair = [0.0; 2];
+            for (side, requests) in pair.iter_mut().zip(&sides) {
+                let (address, requests) = (tcp.clone(), Rc::clone(requests));
+                let until = Until::Elapsed(SPAN);
+                let answers =
+                    Load { address, requests, first: 0, connections: 64, until, every: None }.run()?;
+                ensure!(answers.failed == 0, "{} were refused: {}", answers.failed, answers.failure);
+                *side = answers.per_second;
+            }
+            ratios.push(pair[1] / pair[0]);
+            no_ops.push(pair[0]);
+            rates.push(pair[1]);
+        }
+        let ratio = median(ratios);
+        let what =
+            format!("{}, in memory, 64 clients by TCP: unchanged heartbeat against `/healthz`", bed.name);
+        let figure = format!("{ratio:.2}: {} against {}", rate(median(rates)), rate(median(no_ops)));
+        Ok(vec![Row::new(what, figure).with("≥ 0.8", ratio >= 0.8)])
     })
 }
 

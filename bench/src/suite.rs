@@ -57,6 +57,7 @@ fn sections(options: &Options) -> Vec<(&'static str, Measure<'_>)> {
         ("Reserving against doing nothing", Box::new(http::no_op_rows)),
         ("Reserving against the Python system", Box::new(|| http::python_rows(options.python.as_deref()))),
         ("One allocation", Box::new(density::rows)),
+        ("Heartbeats of a fleet", Box::new(pressure::heartbeat_rows)),
         ("Reserving while a fleet reports", Box::new(pressure::latency_rows)),
         ("Memory of a large fleet", Box::new(pressure::memory_rows)),
         ("Long histories: SQLite", Box::new(move || paging::sqlite_rows(history))),

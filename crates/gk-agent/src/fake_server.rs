@@ -32,6 +32,7 @@ pub(crate) struct Known {
     pub(crate) reserved: Option<PortSet>,
     /// Knows the instance as one that has left.
     pub(crate) has_left: bool,
+    pub(crate) connections: usize,
     /// Takes contacts and never answers.
     pub(crate) hangs: bool,
 }
@@ -76,6 +77,7 @@ impl FakeServer {
 }
 
 fn serve(stream: &TcpStream, known: &(Mutex<Known>, Condvar)) {
+    known.0.lock().unwrap().connections += 1;
     let mut reader = BufReader::new(stream);
     while let Some((path, body)) = read_request(&mut reader) {
         let mut guard = known.0.lock().unwrap();

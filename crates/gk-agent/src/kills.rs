@@ -113,6 +113,21 @@ fn a_spool_that_does_not_fit_is_told_by_its_result() {
     assert_eq!(world.server.ledger.len(), world.history.len(), "and nothing of it once more");
 }
 
+#[test]
+fn what_follows_a_torn_record_is_not_lost_with_it() {
+    let mut world = away();
+    world.scan(7, 0, 3, Fate::RequestLost);
+    world.kill_within_a_write(5);
+    for open in [7, 3, 7, 3] {
+        (0..9).for_each(|_| world.scan(open, 0, 3, Fate::RequestLost));
+    }
+    world.restart();
+    world.settle(3);
+    let told = of(&world.server.ledger, 82);
+    assert_eq!(told[1..], of(&world.history, 82)[1..], "only the torn one is told as it was seen again");
+    assert_eq!(told.len(), 4);
+}
+
 #[derive(Clone, Debug)]
 struct Spell {
     open: u8,

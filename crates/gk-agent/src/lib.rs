@@ -2,17 +2,18 @@
 //!
 //! ```text
 //!  kernel ──scan──▶ View ──step──▶ Journal ──plan──▶ contact ──send──▶ server
-//!                                     ▲                                  │
-//!                                     └── SyncState ◀─────answer─────────┘
+//!                                   │  ▲                                │
+//!                        spool ◀────┘  └───── SyncState ◀────answer─────┘
 //! ```
 //!
 //! **Owns** when to scan, what to tell and when, and the talk of contacts as [`gk_model::contact`] states it. Only
-//! `run`, `send`, `join` and `protector` do I/O; what to do next is decided by a pure function (`plan`) of a pure state
-//! (`state`, whose module states the rule that keeps both sides equal). Keeping the kernel off reserved ports is a matter
-//! apart, decided in `protect` and done by `protector`.
+//! `run`, `send`, `join`, `spool_file` and `protector` do I/O; what to do next is decided by a pure function (`plan`) of a
+//! pure state (`state`, whose module states the rule that keeps both sides equal). Keeping the kernel off reserved ports is
+//! a matter apart, decided in `protect` and done by `protector`.
 //!
 //! **Promises** that observation goes on whatever the server does: contacts travel on a thread of their own, and what
-//! happens meanwhile is delivered later, in order, with the times at which it happened. A contact that is delivered
+//! happens meanwhile is delivered later, in order, with the times at which it happened, also by the next run if this one is
+//! killed. A contact that is delivered
 //! twice changes nothing, one that is lost is sent again. There is one agent per state directory.
 //!
 //! **Refuses** to go on with an identity that somebody else has taken over, and to run where no machine has joined.

@@ -478,6 +478,7 @@ fn consequence(failure: Failure) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
     use std::sync::mpsc;
     use std::thread;
@@ -602,6 +603,50 @@ mod tests {
             assert!(matches!(ended, AgentError::Ended(Ending::Left)), "{ended:?}");
             assert!(gk_scan::reserved_ports().unwrap().is_empty());
         });
+    }
+
+    #[test]
+    fn all_contacts_of_an_agent_go_over_one_connection() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        once(&config(&server, dir.path())).unwrap();
+        let before = server.wait(|known| Some((known.contacts, known.connections)));
+        let agent = Running::start(config(&server, dir.path()));
+        server.wait(|known| (known.contacts > before.0).then_some(()));
+        for _ in 0..4 {
+            let (_listener, port) = here();
+            server.wait(|known| knows(known, port).then_some(()));
+        }
+        agent.stopper.stop();
+        agent.end().unwrap();
+        let (contacts, connections) = server.wait(|known| Some((known.contacts, known.connections)));
+        assert!(contacts >= before.0 + 5, "{contacts}");
+        assert_eq!(connections, before.1 + 1);
+        assert!(!dir.path().join("spool").exists(), "and an agent whose server answers writes no spool");
+    }
+
+    #[test]
+    fn what_a_hung_server_was_not_told_is_spooled_for_its_owner_only() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        once(&config(&server, dir.path())).unwrap();
+        server.wait(|known| {
+            known.hangs = true;
+            Some(())
+        });
+        let agent = Running::start(config(&server, dir.path()));
+        server.wait(|known| (known.contacts == 2).then_some(()));
+        let begun = Instant::now();
+        let spool = SpoolFile::of(dir.path());
+        while spool.read().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "waited in vain");
+            thread::park_timeout(Duration::from_millis(20));
+        }
+        let mode = std::fs::metadata(dir.path().join("spool")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        agent.stopper.stop();
+        agent.end().unwrap();
+        assert!(
+            Spooled::read(&spool.read().unwrap().unwrap()).is_some_and(|spooled| spooled.torn_bytes == 0)
+        );
     }
 
     #[test]

@@ -11,14 +11,14 @@ use gk_model::query::{EventQuery, PortQuery};
 use super::harness::{Place, Process, Server, gkctl, program, stdout, wait_for};
 
 /// A server, and this machine joined to it as `here`.
-struct Joined {
-    server: Server,
-    state: PathBuf,
+pub(crate) struct Joined {
+    pub(crate) server: Server,
+    pub(crate) state: PathBuf,
     place: Place,
 }
 
 impl Joined {
-    fn new() -> Joined {
+    pub(crate) fn new() -> Joined {
         let place = Place::new();
         let server = Server::start(&place.join("data"));
         let state = place.join("state");
@@ -27,11 +27,11 @@ impl Joined {
         Joined { server, state, place }
     }
 
-    fn agent(&self) -> Process {
+    pub(crate) fn agent(&self) -> Process {
         start_agent(&self.state, self.place.join("agent.log"))
     }
 
-    fn wait_shown(&self, protocol: Protocol, port: u16, shown: bool) {
+    pub(crate) fn wait_shown(&self, protocol: Protocol, port: u16, shown: bool) {
         wait_for(&format!("{port}/{protocol} to be shown: {shown}"), || {
             (is_shown(&self.server.admin(), protocol, port) == shown).then_some(())
         });
@@ -53,7 +53,7 @@ fn is_shown(admin: &Client, protocol: Protocol, port: u16) -> bool {
     states.iter().any(|state| state.protocol == protocol && !state.listeners.is_empty())
 }
 
-fn listen() -> (TcpListener, u16) {
+pub(crate) fn listen() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)

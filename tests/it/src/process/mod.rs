@@ -11,3 +11,4 @@ mod protect;
 mod retries;
 mod server;
 mod service;
+mod sync;

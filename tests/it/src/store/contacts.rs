@@ -227,12 +227,14 @@ async fn an_unchanged_heartbeat_costs_no_transaction() {
     let world = super::new_world().await;
     let agent = world.join_with_agent("web-1", 1, &[tcp(80, 1)]).await;
     let before = world.store.writer_counters().commits;
+    let statements_before = world.store.metrics().statements;
     for seconds in 1..100 {
         let answer =
             world.contact(&agent, agent.heartbeat(&[tcp(80, 1)], at(seconds)), at(seconds)).await.unwrap();
         assert!(!answer.want_report);
     }
     assert_eq!(world.store.writer_counters().commits, before);
+    assert_eq!(world.store.metrics().statements, statements_before, "nor a statement");
     let id = agent.id;
     let get = move |reader: &mut gk_store::Reader<'_>| reader.get_instance(&id.into(), at(99));
     assert_eq!(

@@ -15,6 +15,7 @@ mod leases;
 mod model;
 mod prune;
 mod ranges;
+mod sync;
 mod verify;
 
 use gk_store::DatabaseUrl;
