@@ -172,6 +172,21 @@ mod tests {
     }
 
     #[test]
+    fn no_interval_spans_what_was_counted() {
+        // Whether the sixty-first change opens or closes it.
+        for shift in [0, 1] {
+            let told = told(1_000, |scan| scan < 800 && (scan + shift) % 2 == 0);
+            let (mut is_open, mut churns) = (false, 0);
+            for step in &told {
+                churns += step.churned().len();
+                assert!(!is_open || step.churned().is_empty(), "it counts as open while it is counted");
+                is_open = (is_open || !step.listeners().is_empty()) && step.closed().is_empty();
+            }
+            assert!(churns > 3, "{churns}");
+        }
+    }
+
+    #[test]
     fn up_to_sixty_changes_a_minute_are_told_one_by_one() {
         // A change each second.
         let told = told(1_300, |scan| scan < 1_000 && scan / 2 % 2 == 0);
