@@ -125,13 +125,11 @@ impl SyncState {
         std::mem::take(&mut self.keep.writes)
     }
 
+    /// Whether the server answers, and knows everything.
     fn is_all_told(&self) -> bool {
-        self.journal.is_empty()
-            && self.told.is_empty()
-            && !self.is_opening()
-            && !self.is_catching_up()
-            && !self.has_pieces()
-            && self.backoff.until().is_zero()
+        let is_in_contact = !self.is_sending && !self.is_opening() && self.backoff.until().is_zero();
+        let is_complete = !self.is_catching_up() && !self.has_pieces();
+        is_in_contact && is_complete && self.journal.is_empty() && self.told.is_empty()
     }
 
     /// The whole spool, and how much of it is not the base.
