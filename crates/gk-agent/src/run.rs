@@ -153,7 +153,7 @@ impl Agent {
         let mut state = SyncState::new(saved, repeats, habits);
         let spool = SpoolFile::of(&config.state_dir);
         let spooled = load_spool(&spool, instance);
-        let boot_id = home.facts_request(&config).facts.boot_id;
+        let boot_id = home.facts_request(&config, None).facts.boot_id;
         let (clock, earlier) = Clock::start(read_mark(boot_id), spooled.as_ref().map(|spooled| spooled.mark));
         if let Some(spooled) = spooled {
             tracing::info!(
