@@ -71,7 +71,7 @@ pub(crate) fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
 }
 
 /// The kernel writes blanks in paths as `\040`, and tab, newline and backslash likewise.
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))

@@ -22,8 +22,8 @@ use crate::reserved::reserved_ports;
 /// A client rarely keeps an unconnected socket that long.
 pub(crate) const CLIENT_LIFETIME: Duration = Duration::from_secs(30);
 
-/// The ports that the kernel gives to sockets that ask for any, in our network namespace.
-#[derive(Debug, PartialEq, Eq)]
+/// The ports that the kernel gives to sockets that ask for any, in one network namespace.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct GivenPorts {
     range: Option<PortRange>,
     reserved: PortSet,

@@ -8,6 +8,9 @@ pub enum ScanError {
     /// No netlink socket for sock_diag: the kernel lacks it, or a sandbox denies it.
     #[error("cannot open a netlink socket for sock_diag")]
     Open(#[source] io::Error),
+    /// The way back home or the thread that looks into other network namespaces could not be had.
+    #[error("cannot look for other network namespaces")]
+    Others(#[source] io::Error),
     /// Sending the query or receiving the answer failed.
     #[error("cannot talk to sock_diag")]
     Exchange(#[source] io::Error),
@@ -20,4 +23,19 @@ pub enum ScanError {
     /// The table changed under every one of several dumps.
     #[error("the kernel's list of sockets changed whenever it was read")]
     Unsettled,
+}
+
+/// An error with its causes on one line, for logs.
+pub(crate) struct Chain<'a>(pub(crate) &'a ScanError);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = std::error::Error::source(self.0);
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
 }

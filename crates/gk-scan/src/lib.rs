@@ -21,6 +21,7 @@
 
 mod accounts;
 mod cgroup;
+mod doors;
 mod ephemeral;
 mod error;
 mod facts;
@@ -28,13 +29,17 @@ mod facts;
 #[doc(hidden)]
 pub mod fuzzing;
 mod machine_id;
+mod mounts;
+mod namespace;
 mod netlink;
+mod others;
 mod owners;
 mod parse;
 mod place;
 mod ports;
 mod privileges;
 mod process;
+mod processes;
 mod reserved;
 mod scanner;
 mod sys;
@@ -42,6 +47,7 @@ mod tables;
 #[cfg(test)]
 mod truth;
 mod virtualisation;
+mod visitor;
 
 pub use accounts::account_name;
 pub use ephemeral::ephemeral_range;

@@ -21,9 +21,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::{AsFd, OwnedFd};
 
+use gk_model::listener::Netns;
+
 use crate::accounts::Accounts;
 use crate::parse::{Cookie, Inode};
 use crate::process::{Description, Pid};
+use crate::processes::Processes;
 use crate::sys;
 
 /// How many known holdings are at least verified at each scan, about 1 µs each.
@@ -44,22 +47,31 @@ const MOST_DESCRIPTORS: usize = 256;
 /// The longest pause, in scans, before a socket without a visible owner is looked for again.
 const LONGEST_PAUSE: u64 = 256;
 
+/// One socket of the machine. Before Linux 5.4 each network namespace numbered its cookies by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SocketId {
+    pub(crate) netns: Netns,
+    pub(crate) cookie: Cookie,
+}
+
+impl SocketId {
+    const FIRST: SocketId = SocketId { netns: Netns::Home, cookie: Cookie(0) };
+    const LAST: SocketId = SocketId { netns: Netns::Other(u64::MAX), cookie: Cookie(u64::MAX) };
+}
+
 /// What is known of the owners of all listening sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
-    wanted: HashMap<Inode, Cookie>,
-    inodes: HashMap<Cookie, Inode>,
-    unfound: HashMap<Cookie, Search>,
+    wanted: HashMap<Inode, SocketId>,
+    inodes: HashMap<SocketId, Inode>,
+    unfound: HashMap<SocketId, Search>,
     processes: BTreeMap<Pid, Process>,
     /// Which descriptor of the process is the socket.
-    holdings: BTreeMap<(Pid, Cookie), u32>,
+    holdings: BTreeMap<(Pid, SocketId), u32>,
     /// Owners found since the last scan, to be verified completely at the next.
     fresh: Vec<Pid>,
-    /// Every process at the last listing, lowest first, and the number given last before it.
-    pids: Vec<Pid>,
-    last_given: Option<Pid>,
     descriptor_counts: HashMap<Pid, u64>,
-    next_holding: Option<(Pid, Cookie)>,
+    next_holding: Option<(Pid, SocketId)>,
     next_process: Option<Pid>,
     scan: u64,
     changed: bool,
@@ -80,48 +92,65 @@ struct Search {
 
 impl Owners {
     /// A socket is there whose owners are wanted. One that no process ever held is not looked for.
-    pub(crate) fn appear(&mut self, cookie: Cookie, inode: Option<Inode>) {
+    pub(crate) fn appear(&mut self, socket: SocketId, inode: Option<Inode>) {
         if let Some(inode) = inode {
-            self.wanted.insert(inode, cookie);
-            self.inodes.insert(cookie, inode);
-            self.unfound.insert(cookie, Search { due_at_scan: self.scan, pause: 1 });
+            self.wanted.insert(inode, socket);
+            self.inodes.insert(socket, inode);
+            self.unfound.insert(socket, Search { due_at_scan: self.scan, pause: 1 });
         }
     }
 
     /// The socket is gone.
-    pub(crate) fn vanish(&mut self, cookie: Cookie) {
-        let inode = self.inodes.remove(&cookie);
-        if let Some(inode) = inode.filter(|inode| self.wanted.get(inode) == Some(&cookie)) {
+    pub(crate) fn vanish(&mut self, socket: SocketId) {
+        let inode = self.inodes.remove(&socket);
+        if let Some(inode) = inode.filter(|inode| self.wanted.get(inode) == Some(&socket)) {
             self.wanted.remove(&inode);
         }
-        self.unfound.remove(&cookie);
+        self.unfound.remove(&socket);
         let holders: Vec<Pid> = self.processes.keys().copied().collect();
         for pid in holders {
-            self.drop_holding(pid, cookie);
+            self.drop_holding(pid, socket);
         }
     }
 
     /// Brings everything up to date as the module says; whether any answer changed.
-    pub(crate) fn refresh(&mut self, accounts: &Accounts) -> bool {
+    ///
+    /// `new` are the processes that were listed for the first time since the last call; `None` when none were listed.
+    pub(crate) fn refresh(
+        &mut self,
+        processes: &Processes,
+        new: Option<&[Pid]>,
+        accounts: &Accounts,
+    ) -> bool {
         self.bury_the_dead();
         let fresh = std::mem::take(&mut self.fresh);
-        let mut visited = self.visit_new_processes(accounts);
+        let mut visited = HashSet::new();
+        if let Some(new) = new {
+            self.descriptor_counts.retain(|pid, _| processes.contains(*pid));
+            new.iter().for_each(|pid| self.visit(*pid, accounts));
+            visited.extend(new);
+        }
         self.verify_completely(&fresh, accounts);
         self.verify_a_slice(accounts);
-        self.visit_a_slice(accounts);
-        self.search(&mut visited, accounts);
+        self.visit_a_slice(processes, accounts);
+        self.search(processes, &mut visited, accounts);
         self.scan += 1;
         std::mem::take(&mut self.changed)
     }
 
     /// The owners of every socket, each lowest pid first.
-    pub(crate) fn by_socket(&self) -> HashMap<Cookie, Vec<&Description>> {
-        let mut owners: HashMap<Cookie, Vec<&Description>> = HashMap::new();
-        for (pid, cookie) in self.holdings.keys() {
+    pub(crate) fn by_socket(&self) -> HashMap<SocketId, Vec<&Description>> {
+        let mut owners: HashMap<SocketId, Vec<&Description>> = HashMap::new();
+        for (pid, socket) in self.holdings.keys() {
             let process = self.processes.get(pid);
-            owners.entry(*cookie).or_default().extend(process.map(|process| &process.description));
+            owners.entry(*socket).or_default().extend(process.map(|process| &process.description));
         }
         owners
+    }
+
+    /// Whether a process that can be seen holds one of these sockets.
+    pub(crate) fn any_held(&self, mut sockets: impl Iterator<Item = SocketId>) -> bool {
+        sockets.any(|socket| self.processes.keys().any(|pid| self.holdings.contains_key(&(*pid, socket))))
     }
 
     /// Names accounts anew, after the password file changed.
@@ -151,30 +180,11 @@ impl Owners {
     }
 
     fn bury(&mut self, pid: Pid) {
-        for cookie in self.held_by(pid) {
-            self.drop_holding(pid, cookie);
+        for socket in self.held_by(pid) {
+            self.drop_holding(pid, socket);
         }
         self.processes.remove(&pid);
         self.descriptor_counts.remove(&pid);
-    }
-
-    /// Looks into every process made since the last scan, on the first scan into all.
-    fn visit_new_processes(&mut self, accounts: &Accounts) -> HashSet<Pid> {
-        let last_given = Pid::last_given();
-        if last_given.is_some() && last_given == self.last_given {
-            return HashSet::new();
-        }
-        // Read before the listing: a process made in between is found again, not lost.
-        self.last_given = last_given;
-        let before = std::mem::replace(&mut self.pids, Pid::list());
-        let listed = &self.pids;
-        self.descriptor_counts.retain(|pid, _| listed.binary_search(pid).is_ok());
-        let new: Vec<Pid> =
-            self.pids.iter().rev().filter(|pid| before.binary_search(pid).is_err()).copied().collect();
-        for pid in &new {
-            self.visit(*pid, accounts);
-        }
-        new.into_iter().collect()
     }
 
     /// Looks through all descriptors of a process.
@@ -182,23 +192,23 @@ impl Owners {
         let count = pid.open_descriptors();
         let mut held = HashMap::new();
         let read = pid.for_each_socket(|descriptor, inode| {
-            if let Some(cookie) = self.wanted.get(&inode) {
-                held.entry(*cookie).or_insert(descriptor);
+            if let Some(socket) = self.wanted.get(&inode) {
+                held.entry(*socket).or_insert(descriptor);
             }
         });
         self.descriptor_counts.insert(pid, count.filter(|_| read.is_ok()).unwrap_or(0));
-        for cookie in self.held_by(pid) {
-            if !held.contains_key(&cookie) {
-                self.drop_holding(pid, cookie);
+        for socket in self.held_by(pid) {
+            if !held.contains_key(&socket) {
+                self.drop_holding(pid, socket);
             }
         }
         if held.is_empty() || !self.meet(pid, accounts) {
             self.processes.remove(&pid);
             return;
         }
-        for (cookie, descriptor) in held {
-            self.unfound.remove(&cookie);
-            self.changed |= self.holdings.insert((pid, cookie), descriptor).is_none();
+        for (socket, descriptor) in held {
+            self.unfound.remove(&socket);
+            self.changed |= self.holdings.insert((pid, socket), descriptor).is_none();
         }
     }
 
@@ -230,22 +240,22 @@ impl Owners {
     fn verify_a_slice(&mut self, accounts: &Accounts) {
         let start = self.next_holding.map_or(Unbounded, Excluded);
         let length = HOLDINGS_PER_SCAN.max(self.holdings.len().div_ceil(SCANS_PER_TURN));
-        let slice: Vec<(Pid, Cookie)> =
+        let slice: Vec<(Pid, SocketId)> =
             self.holdings.range((start, Unbounded)).map(|(key, _)| *key).take(length).collect();
         self.next_holding = slice.last().copied().filter(|_| slice.len() == length);
         for of_one in slice.chunk_by(|one, next| one.0 == next.0) {
-            let cookies: Vec<Cookie> = of_one.iter().map(|(_, cookie)| *cookie).collect();
-            self.verify(of_one[0].0, &cookies, accounts);
+            let sockets: Vec<SocketId> = of_one.iter().map(|(_, socket)| *socket).collect();
+            self.verify(of_one[0].0, &sockets, accounts);
         }
         if let Some((pid, _)) = slice.first().filter(|_| self.scan.is_multiple_of(SCANS_PER_LOOK)) {
             self.describe_again(*pid, accounts);
         }
     }
 
-    fn verify(&mut self, pid: Pid, cookies: &[Cookie], accounts: &Accounts) {
-        let descriptors: Vec<(u32, Inode)> = cookies
+    fn verify(&mut self, pid: Pid, sockets: &[SocketId], accounts: &Accounts) {
+        let descriptors: Vec<(u32, Inode)> = sockets
             .iter()
-            .filter_map(|cookie| Some((*self.holdings.get(&(pid, *cookie))?, *self.inodes.get(cookie)?)))
+            .filter_map(|socket| Some((*self.holdings.get(&(pid, *socket))?, *self.inodes.get(socket)?)))
             .collect();
         if pid.holds(&descriptors).contains(&false) {
             // It may hold the socket by another descriptor.
@@ -266,11 +276,8 @@ impl Owners {
     }
 
     /// Looks at the next few processes in turn, and into those whose number of descriptors changed or is not told.
-    fn visit_a_slice(&mut self, accounts: &Accounts) {
-        let start = self.next_process.map_or(0, |next| self.pids.partition_point(|pid| *pid <= next));
-        let length = PROCESSES_PER_SCAN.max(self.pids.len().div_ceil(SCANS_PER_TURN));
-        let slice: Vec<Pid> = self.pids.iter().skip(start).take(length).copied().collect();
-        self.next_process = slice.last().copied().filter(|_| slice.len() == length);
+    fn visit_a_slice(&mut self, processes: &Processes, accounts: &Accounts) {
+        let slice = processes.slice(&mut self.next_process, PROCESSES_PER_SCAN, SCANS_PER_TURN);
         let anyway = slice.first().copied().filter(|_| self.scan.is_multiple_of(SCANS_PER_LOOK));
         for pid in slice {
             if self.count_changed(pid) || anyway == Some(pid) {
@@ -284,12 +291,12 @@ impl Owners {
     }
 
     /// Looks for sockets without an owner, as far as they are due, where they most likely are first.
-    fn search(&mut self, visited: &mut HashSet<Pid>, accounts: &Accounts) {
+    fn search(&mut self, processes: &Processes, visited: &mut HashSet<Pid>, accounts: &Accounts) {
         if !self.any_due() {
             return;
         }
         let known: Vec<Pid> = self.processes.keys().rev().copied().collect();
-        let others: Vec<Pid> = self.pids.iter().rev().copied().collect();
+        let others: Vec<Pid> = processes.pids().iter().rev().copied().collect();
         let mut unlikely = Vec::new();
         for pid in known.into_iter().chain(others) {
             if !self.any_due() {
@@ -323,20 +330,20 @@ impl Owners {
         }
     }
 
-    fn held_by(&self, pid: Pid) -> Vec<Cookie> {
-        let all = (pid, Cookie(0))..=(pid, Cookie(u64::MAX));
-        self.holdings.range(all).map(|((_, cookie), _)| *cookie).collect()
+    fn held_by(&self, pid: Pid) -> Vec<SocketId> {
+        let all = (pid, SocketId::FIRST)..=(pid, SocketId::LAST);
+        self.holdings.range(all).map(|((_, socket), _)| *socket).collect()
     }
 
     /// Forgets that a process holds a socket, and looks for another owner when it was the last and the socket is there.
-    fn drop_holding(&mut self, pid: Pid, cookie: Cookie) {
-        if self.holdings.remove(&(pid, cookie)).is_none() {
+    fn drop_holding(&mut self, pid: Pid, socket: SocketId) {
+        if self.holdings.remove(&(pid, socket)).is_none() {
             return;
         }
         self.changed = true;
-        let held_elsewhere = self.processes.keys().any(|pid| self.holdings.contains_key(&(*pid, cookie)));
-        if !held_elsewhere && self.inodes.contains_key(&cookie) {
-            self.unfound.insert(cookie, Search { due_at_scan: self.scan, pause: 1 });
+        let held_elsewhere = self.processes.keys().any(|pid| self.holdings.contains_key(&(*pid, socket)));
+        if !held_elsewhere && self.inodes.contains_key(&socket) {
+            self.unfound.insert(socket, Search { due_at_scan: self.scan, pause: 1 });
         }
     }
 }

@@ -9,12 +9,13 @@ use std::collections::BTreeSet;
 use std::io;
 
 use gk_model::contact::Family;
+use gk_model::listener::Netns;
 use gk_model::port::{Port, PortRange, Protocol};
 
 use crate::ScanError;
 use crate::parse::States;
 use crate::sys;
-use crate::tables::{PARTS, Tables};
+use crate::tables::{Tables, parts_of};
 
 /// Every port of the range that some socket of the calling thread's network namespace holds, lowest first.
 ///
@@ -26,7 +27,7 @@ use crate::tables::{PARTS, Tables};
 pub fn busy_ports(protocol: Protocol, range: PortRange) -> Result<Vec<Port>, ScanError> {
     let mut tables = Tables::open()?;
     let mut busy = BTreeSet::new();
-    for part in PARTS.into_iter().filter(|part| part.protocol == protocol) {
+    for part in parts_of(Netns::Home).into_iter().filter(|part| part.protocol == protocol) {
         let sockets = tables.dump(part, States::ALL)?;
         busy.extend(sockets.iter().map(|socket| socket.port).filter(|port| range.contains(*port)));
     }

@@ -1,6 +1,9 @@
 //! The other system calls std does not offer, each behind a safe function: directories of numbers and links of
-//! `/proc`, process descriptors, interfaces, `uname`, and a bind without SO_REUSEADDR.
-#![expect(unsafe_code, reason = "std has no getdents, readlinkat, pidfd, getifaddrs, uname or plain bind")]
+//! `/proc`, process descriptors, network namespaces, interfaces, `uname`, and a bind without SO_REUSEADDR.
+#![expect(
+    unsafe_code,
+    reason = "std has no getdents, readlinkat, pidfd, poll, setns, getifaddrs, uname or plain bind"
+)]
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -90,6 +93,21 @@ pub(crate) fn have_ended(processes: &[BorrowedFd<'_>]) -> Vec<bool> {
     // SAFETY: pointer and length describe `polled`; with a timeout of 0 the call does not wait.
     unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, 0) };
     polled.iter().map(|process| process.revents != 0).collect()
+}
+
+/// Whether a file that tells of changes by an exceptional condition has changed since this was last asked.
+pub(crate) fn has_changed(file: &File) -> bool {
+    let mut polled = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLPRI, revents: 0 };
+    // SAFETY: the pointer is to one pollfd; with a timeout of 0 the call does not wait.
+    unsafe { libc::poll(&raw mut polled, 1, 0) };
+    polled.revents & libc::POLLPRI != 0
+}
+
+/// Moves the calling thread, and no other, into a network namespace. Needs CAP_SYS_ADMIN there and here.
+pub(crate) fn enter(namespace: &File) -> io::Result<()> {
+    // SAFETY: takes plain numbers, and refuses what is no network namespace.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The name of the interface with this index in the calling thread's network namespace.

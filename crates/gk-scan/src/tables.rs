@@ -10,16 +10,18 @@ use crate::ScanError;
 use crate::netlink::Netlink;
 use crate::parse::{Cookie, Query, Socket, State, States};
 
-/// Every part of a scan of the home namespace, in order.
-pub(crate) const PARTS: [Part; 4] = [
-    home(Protocol::Tcp, Family::V4),
-    home(Protocol::Tcp, Family::V6),
-    home(Protocol::Udp, Family::V4),
-    home(Protocol::Udp, Family::V6),
-];
+/// How many parts each network namespace has.
+pub(crate) const PARTS: usize = 4;
 
-const fn home(protocol: Protocol, family: Family) -> Part {
-    Part { netns: Netns::Home, protocol, family }
+/// Every part of a namespace, in order.
+pub(crate) fn parts_of(netns: Netns) -> [Part; PARTS] {
+    [
+        (Protocol::Tcp, Family::V4),
+        (Protocol::Tcp, Family::V6),
+        (Protocol::Udp, Family::V4),
+        (Protocol::Udp, Family::V6),
+    ]
+    .map(|(protocol, family)| Part { netns, protocol, family })
 }
 
 /// Access to the socket tables. After an error the next dump uses a new socket, so that no rest of the old answer

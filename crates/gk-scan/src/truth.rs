@@ -3,6 +3,9 @@
 //! Two witnesses are asked. The ledger is what the test itself opened, compared as a whole, so that a listener too many
 //! fails like one too few. `ss` is a program of other people that reads the same kernel.
 
+mod elsewhere;
+pub(crate) mod machine;
+mod powers;
 mod reserved;
 pub(crate) mod world;
 
@@ -12,13 +15,14 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use gk_model::contact::Occupied;
+use gk_model::listener::Netns;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::time::Timestamp;
 
 use Protocol::{Tcp, Udp};
 
 use crate::scanner::{Scan, Scanner};
-use crate::tables::PARTS;
+use crate::tables::parts_of;
 use crate::{busy_ports, test_bind};
 use world::{Entry, Spec, at, give_ports_from, in_new_namespace, listen, port_of, spawn_holder, ss};
 
@@ -109,7 +113,7 @@ fn scan(scanner: &mut Scanner) -> Scan {
 }
 
 /// What a scan says, in the ledger's words.
-fn entries(scan: &Scan) -> BTreeSet<Entry> {
+pub(crate) fn entries(scan: &Scan) -> BTreeSet<Entry> {
     assert!(scan.listeners.is_sorted_by(|a, b| a.key < b.key), "sorted by key, each once");
     scan.listeners.iter().map(Entry::from).collect()
 }
@@ -127,7 +131,7 @@ fn scan_equals_the_ledger_and_ss() {
             let seen = scan(&mut scanner);
             assert_eq!(entries(&seen), scene.listeners, "{round} scan");
             assert_eq!(seen.occupied, Vec::from_iter(scene.clients.clone()), "{round} scan");
-            assert_eq!((seen.covered, seen.changed), (PARTS.to_vec(), round == "first"));
+            assert_eq!((seen.covered, seen.changed), (parts_of(Netns::Home).to_vec(), round == "first"));
         }
         let seen = scanner.scan_occupied(start()).unwrap();
         assert_eq!(entries(&seen), scene.listeners);

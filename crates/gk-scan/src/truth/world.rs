@@ -21,14 +21,19 @@ static TURN: Mutex<()> = Mutex::new(());
 ///
 /// Where that is not permitted it fails under CI, and elsewhere says what was not exercised.
 pub(crate) fn in_new_namespace(what: &str, test: impl FnOnce() + Send) {
+    after(enter_new_namespace, what, test);
+}
+
+/// Runs a test on a thread as `enter` leaves it.
+pub(crate) fn after(enter: fn() -> io::Result<()>, what: &str, test: impl FnOnce() + Send) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
-        let run = || match enter_new_namespace() {
+        let run = || match enter() {
             Ok(()) => test(),
             Err(error) if std::env::var_os("CI").is_some() => {
-                panic!("no network namespace for {what}: {error}")
+                panic!("no namespaces for {what}: {error}")
             }
-            Err(error) => say(&format!("{what}, for want of a network namespace: {error}")),
+            Err(error) => say(&format!("{what}, for want of namespaces of its own: {error}")),
         };
         if let Err(panic) = scope.spawn(run).join() {
             std::panic::resume_unwind(panic);
@@ -37,12 +42,12 @@ pub(crate) fn in_new_namespace(what: &str, test: impl FnOnce() + Send) {
 }
 
 /// Past the capture of the test harness, which would swallow what a passing test prints.
-fn say(what: &str) {
+pub(crate) fn say(what: &str) {
     use io::Write;
     writeln!(io::stderr(), "NOT EXERCISED: {what}").unwrap();
 }
 
-fn enter_new_namespace() -> io::Result<()> {
+pub(crate) fn enter_new_namespace() -> io::Result<()> {
     // SAFETY: changes the network namespace of this thread alone, which was made for the purpose.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
     let socket = open(libc::AF_INET, libc::SOCK_DGRAM);
@@ -128,7 +133,7 @@ pub(crate) fn listen(socket: &OwnedFd) {
     check(unsafe { libc::listen(socket.as_raw_fd(), 16) }).unwrap();
 }
 
-fn open(domain: libc::c_int, kind: libc::c_int) -> OwnedFd {
+pub(crate) fn open(domain: libc::c_int, kind: libc::c_int) -> OwnedFd {
     // SAFETY: takes and returns plain numbers.
     let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) };
     check(fd).unwrap();
@@ -165,7 +170,7 @@ fn bind(socket: &OwnedFd, to: SocketAddr) {
         .unwrap();
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+pub(crate) fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

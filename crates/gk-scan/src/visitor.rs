@@ -1,0 +1,130 @@
+//! The thread that looks into other network namespaces, so that no other thread is ever away from home.
+//!
+//! A thread keeps the namespace alive that it is in, and so does an open socket or an open file of it. So nothing stays
+//! open, and the thread goes home after each round. Should that ever fail, it ends, which lets go of everything.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SendError, Sender, channel};
+use std::thread;
+
+use crate::doors::Identity;
+use crate::error::Chain;
+use crate::namespace::Namespace;
+use crate::sys;
+use crate::tables::Tables;
+
+/// A namespace that is to be looked at, and what came of it.
+#[derive(Debug)]
+pub(crate) struct Errand {
+    /// What is known of it; brought up to date by [`Outcome::Seen`].
+    pub(crate) namespace: Namespace,
+    pub(crate) inode: u64,
+    /// Files that lead there, to be tried in turn.
+    pub(crate) doors: Vec<PathBuf>,
+    pub(crate) outcome: Outcome,
+}
+
+/// What came of an errand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nobody was there, or no door leads there any more.
+    NoDoor,
+    /// There is a door, and it may not be passed, or the tables may not be read.
+    Denied,
+    /// At least one part was dumped.
+    Seen(Identity),
+}
+
+/// The thread, as seen from outside.
+#[derive(Debug)]
+pub(crate) struct Visitor {
+    errands: Sender<Vec<Errand>>,
+    answers: Receiver<Vec<Errand>>,
+}
+
+impl Visitor {
+    /// Starts it. Home is the network namespace of the calling thread.
+    pub(crate) fn start() -> io::Result<Visitor> {
+        let (errands, inbox) = channel();
+        let (outbox, answers) = channel();
+        let home = File::open("/proc/thread-self/ns/net")?;
+        thread::Builder::new().name("namespaces".to_owned()).spawn(move || travel(&home, &inbox, &outbox))?;
+        Ok(Visitor { errands, answers })
+    }
+
+    /// Looks at each of them and waits for all. A thread that has ended is replaced.
+    pub(crate) fn visit(&mut self, errands: Vec<Errand>) -> Vec<Errand> {
+        if let Err(SendError(errands)) = self.errands.send(errands) {
+            match Visitor::start() {
+                Ok(next) => *self = next,
+                Err(_) => return deny(errands),
+            }
+            if let Err(SendError(errands)) = self.errands.send(errands) {
+                return deny(errands);
+            }
+        }
+        self.answers.recv().expect("the thread answers before it ends, and does not panic")
+    }
+}
+
+fn deny(mut errands: Vec<Errand>) -> Vec<Errand> {
+    errands.iter_mut().for_each(|errand| errand.outcome = Outcome::Denied);
+    errands
+}
+
+fn travel(home: &File, inbox: &Receiver<Vec<Errand>>, outbox: &Sender<Vec<Errand>>) {
+    while let Ok(mut errands) = inbox.recv() {
+        errands.iter_mut().for_each(run);
+        let is_home = sys::enter(home);
+        if outbox.send(errands).is_err() {
+            return;
+        }
+        if let Err(error) = is_home {
+            tracing::warn!(%error, "cannot leave a network namespace; its thread ends");
+            return;
+        }
+    }
+}
+
+fn run(errand: &mut Errand) {
+    errand.outcome = Outcome::NoDoor;
+    for door in &errand.doors {
+        let entered = File::open(door).and_then(|door| match door.metadata()?.ino() {
+            // The process has moved, or its number stands for another one now.
+            elsewhere if elsewhere != errand.inode => Err(io::ErrorKind::NotFound.into()),
+            _ => sys::enter(&door),
+        });
+        match entered {
+            Ok(()) => {
+                errand.outcome = look(&mut errand.namespace, errand.inode);
+                return;
+            }
+            Err(error) if is_closed(&error) => {}
+            Err(error) => {
+                tracing::debug!(netns.inode = errand.inode, door = %door.display(), %error, "may not enter");
+                errand.outcome = Outcome::Denied;
+            }
+        }
+    }
+}
+
+/// From inside.
+fn look(namespace: &mut Namespace, inode: u64) -> Outcome {
+    let dumped = Tables::open().and_then(|mut tables| namespace.dump(&mut tables));
+    match (dumped, Identity::own()) {
+        (Ok(()), Ok(identity)) if identity.inode == inode => Outcome::Seen(identity),
+        (Err(error), _) => {
+            tracing::debug!(netns.inode = inode, error = %Chain(&error), "cannot look at a network namespace");
+            Outcome::Denied
+        }
+        _ => Outcome::Denied,
+    }
+}
+
+/// Whether nothing is behind a door, rather than something that is denied.
+fn is_closed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
