@@ -127,6 +127,7 @@ impl Agent {
             occupied: vec![],
             churned: vec![],
             piece: Piece::default(),
+            namespaces: None,
         };
         self.contact(body)
     }

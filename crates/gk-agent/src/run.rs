@@ -24,7 +24,7 @@ use crate::spool::Spooled;
 use crate::spool_file::SpoolFile;
 use crate::state::{Flight, Habits, SyncState};
 use crate::stop::{Event, StopSignal};
-use crate::view::Snapshot;
+use crate::view::{Namespaces, Snapshot};
 use crate::{AgentConfig, AgentError};
 
 /// How long from one scan to the next: half of the second within which a change is promised to be told.
@@ -141,7 +141,7 @@ struct Agent {
 impl Agent {
     fn start(config: AgentConfig, home: Home) -> Result<Agent, AgentError> {
         let client = home.client(&config)?;
-        let scanner = Scanner::new()?;
+        let scanner = Scanner::of_all_namespaces()?;
         let repeats = load_session(&config.state_dir)?.opening.is_some();
         let (session, nonce) = begin_opening(&config.state_dir)?;
         let saved = SavedSession { session, opening: Some(nonce) };
@@ -295,7 +295,13 @@ impl Agent {
             self.occupied_at = Some(self.elapsed());
         }
         let occupied = for_occupied.then_some(scan.occupied);
-        Ok(Snapshot { covered: scan.covered, listeners: scan.listeners, occupied })
+        let namespaces = Namespaces { known: scan.namespaces, are_all: scan.knows_all_namespaces };
+        Ok(Snapshot {
+            covered: scan.covered,
+            listeners: scan.listeners,
+            occupied,
+            namespaces: Some(namespaces),
+        })
     }
 
     /// Sends what is due, and tells until when nothing else is.

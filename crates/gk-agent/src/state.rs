@@ -32,7 +32,7 @@ use gk_client::session::{OPENING_SEQUENCE, SavedSession};
 use gk_model::contact::{Contact, ContactAnswer, ContactBody, Occupied, PIECE_BYTES, Part, Piece, Session};
 use gk_model::id::InstanceId;
 use gk_model::instance::HEARTBEAT_EVERY;
-use gk_model::listener::{Digest, Listener};
+use gk_model::listener::{Digest, Listener, Netns};
 use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 use uuid::Uuid;
@@ -101,6 +101,7 @@ pub(crate) struct SyncState {
     /// What all of its pieces say.
     covered_by_pieces: Vec<Part>,
     pieces_seen_at: Timestamp,
+    namespaces_of_pieces: Option<Vec<Netns>>,
     /// Changes that could neither be told nor counted.
     pub(crate) lost: usize,
     /// Whether everything is to be told now, since the agent ends.
@@ -151,6 +152,7 @@ impl SyncState {
             seen_at: Timestamp::from_micros(0),
             covered_by_pieces: Vec::new(),
             pieces_seen_at: Timestamp::from_micros(0),
+            namespaces_of_pieces: None,
             lost: 0,
             is_in_haste: false,
             session: saved.session,
@@ -295,6 +297,7 @@ impl SyncState {
             occupied: self.view.occupied().to_vec(),
             churned: Vec::new(),
             piece: Piece::default(),
+            namespaces: None,
         };
         self.contact(OPENING_SEQUENCE, Digest::default(), now, body)
     }
@@ -310,6 +313,7 @@ impl SyncState {
         let steps = self.journal.len();
         self.told = self.journal.take_all();
         self.pieces_seen_at = self.seen_at;
+        self.namespaces_of_pieces = self.view.all_namespaces();
         self.pieces = Piece::cut(self.view.listeners().cloned().collect(), PIECE_BYTES).into();
         let (piece, listeners) = self.pieces.pop_front().unwrap_or_default();
         let digest = Digest::of(&listeners);
@@ -321,6 +325,7 @@ impl SyncState {
             occupied: self.view.occupied().to_vec(),
             churned: self.told.churned(),
             piece,
+            namespaces: self.namespaces_of_pieces.clone(),
         };
         if self.is_opening() {
             self.note_opening();
@@ -343,6 +348,7 @@ impl SyncState {
             occupied: Vec::new(),
             churned: Vec::new(),
             piece: Piece { base: Some(self.acknowledged), ..piece },
+            namespaces: self.namespaces_of_pieces.clone(),
         };
         let sequence = self.take_sequence(0);
         Some(self.contact(sequence, digest, now, body))

@@ -1,14 +1,14 @@
 //! What the agent has seen: the newest state of every listener. What each scan changed is a [`Step`].
 //!
 //! A listener counts as gone only when a scan that covered its part did not show it; in a part that was not covered it
-//! stays as it was. The first time it was seen is kept as long as it is there. Whatever a scan shows outside the parts
+//! stays as it was, unless its whole namespace is gone. The first time it was seen is kept as long as it is there. Whatever a scan shows outside the parts
 //! it covered is left out: it would be half a truth.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use gk_model::contact::{Occupied, Part};
-use gk_model::listener::{Listener, ListenerKey};
+use gk_model::listener::{Listener, ListenerKey, Netns};
 use gk_model::time::Timestamp;
 
 use crate::step::Step;
@@ -25,6 +25,17 @@ pub(crate) struct Snapshot {
     pub(crate) listeners: Vec<Listener>,
     /// Ports taken by something else; none when it was not looked for.
     pub(crate) occupied: Option<Vec<Occupied>>,
+    /// The network namespaces; none when nothing was seen.
+    pub(crate) namespaces: Option<Namespaces>,
+}
+
+/// The network namespaces of the machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Namespaces {
+    /// Each that is there or may be, of those that were ever shown.
+    pub(crate) known: BTreeSet<Netns>,
+    /// Whether there can be no others.
+    pub(crate) are_all: bool,
 }
 
 /// The newest state of everything seen.
@@ -33,6 +44,7 @@ pub(crate) struct View {
     seen: BTreeMap<ListenerKey, Seen>,
     covered: BTreeSet<Part>,
     occupied: Vec<Occupied>,
+    namespaces: Option<Namespaces>,
     round: u64,
 }
 
@@ -64,6 +76,7 @@ impl View {
     pub(crate) fn observe(&mut self, snapshot: Snapshot, now: Timestamp) -> Step {
         self.round += 1;
         self.covered = snapshot.covered.into_iter().collect();
+        self.namespaces = snapshot.namespaces;
         if let Some(mut occupied) = snapshot.occupied {
             // Sorted, so that the kernel's order makes no difference.
             occupied.sort_unstable();
@@ -99,9 +112,11 @@ impl View {
     }
 
     fn miss(&mut self, now: Timestamp, step: &mut Step) {
-        let (round, covered) = (self.round, &self.covered);
-        let is_gone =
-            |key: &ListenerKey, seen: &mut Seen| seen.round != round && covered.contains(&key.part());
+        let (round, covered, namespaces) = (self.round, &self.covered, self.namespaces.as_ref());
+        let lacks = |netns| namespaces.is_some_and(|there| !there.known.contains(&netns));
+        let is_gone = |key: &ListenerKey, seen: &mut Seen| {
+            seen.round != round && (covered.contains(&key.part()) || lacks(key.netns))
+        };
         for (_, seen) in self.seen.extract_if(.., is_gone) {
             step.record(Some(seen.listener), None, now);
         }
@@ -115,6 +130,12 @@ impl View {
     /// The parts that the newest scan covered.
     pub(crate) fn covered(&self) -> &BTreeSet<Part> {
         &self.covered
+    }
+
+    /// Every namespace of the machine, if that is known.
+    pub(crate) fn all_namespaces(&self) -> Option<Vec<Netns>> {
+        let all = self.namespaces.as_ref().filter(|namespaces| namespaces.are_all);
+        all.map(|namespaces| namespaces.known.iter().copied().collect())
     }
 
     /// The occupied ports, sorted, as last looked for.
@@ -157,6 +178,32 @@ mod tests {
         let step = view.observe(snapshot([], at(3)), at(3));
         assert_eq!(step.closed(), [Closed { key: listener(80, 1).key, at: at(3) }]);
         assert_eq!(view.len(), 0);
+    }
+
+    #[test]
+    fn a_namespace_that_is_gone_closes_what_was_in_it_and_one_that_may_be_there_does_not() {
+        let mut elsewhere = listener(80, 1);
+        elsewhere.key.netns = Netns::Other(7);
+        let there =
+            |known: &[Netns], are_all| Some(Namespaces { known: known.iter().copied().collect(), are_all });
+        let both = [Netns::Home, Netns::Other(7)];
+        let mut view = View::default();
+        let mut all = snapshot([listener(80, 1), elsewhere.clone()], at(1));
+        all.covered.push(elsewhere.key.part());
+        view.observe(Snapshot { namespaces: there(&both, true), ..all }, at(1));
+        assert_eq!((view.len(), view.all_namespaces()), (2, Some(both.to_vec())));
+        for (namespaces, second) in [(there(&both, true), 2), (there(&both, false), 3), (None, 4)] {
+            let step =
+                view.observe(Snapshot { namespaces, ..snapshot([listener(80, 1)], at(second)) }, at(second));
+            assert_eq!((step.len(), view.len()), (0, 2), "not covered, and perhaps there");
+        }
+        assert_eq!(view.all_namespaces(), None);
+        let step = view.observe(
+            Snapshot { namespaces: there(&both[..1], false), ..snapshot([listener(80, 1)], at(5)) },
+            at(5),
+        );
+        assert_eq!(step.closed(), [Closed { key: elsewhere.key, at: at(5) }]);
+        assert_eq!((view.len(), view.all_namespaces()), (1, None));
     }
 
     #[test]

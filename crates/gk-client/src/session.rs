@@ -117,6 +117,7 @@ pub fn open_session(
         occupied: occupied.clone(),
         churned: Vec::new(),
         piece: Piece { base: piece.after.is_some().then_some(acknowledged), ..piece.clone() },
+        namespaces: None,
     };
     let mut contact = Contact {
         session,

@@ -9,8 +9,9 @@
 //!   acknowledged before is acknowledged again and changes nothing. A delta names the number it builds on (`base`); when
 //!   that is not the last acknowledged one, the server asks for a report.
 //! - Every contact carries the **digest** of the agent's whole set after it. A mismatch asks for a report.
-//! - A report says which parts it **covered**; a listener that is missing is closed only in a covered part. One that is
-//!   too large for a contact comes in **pieces**, each of which covers its keys only and names the one before as a base.
+//! - A report says which parts it **covered**; a listener that is missing is closed only in a covered part, or when its
+//!   namespace is not among all the **namespaces** that there are. One that is too large for a contact comes in **pieces**,
+//!   each of which covers its keys only and names the one before as a base.
 //! - An agent that was killed while the server was away still has history to tell. It opens with a report that covers
 //!   nothing, learns from the answer (`previous`) how far the session before had come, and tells the rest as deltas.
 
@@ -228,6 +229,10 @@ pub enum ContactBody {
         /// Which of the listeners this contact tells.
         #[serde(default, skip_serializing_if = "Piece::is_whole")]
         piece: Piece,
+        /// Every namespace of the machine, when the agent knows them all: any other one is gone, and its listeners
+        /// with it. Left out by an agent that may not see all processes.
+        #[serde(default)]
+        namespaces: Option<Vec<Netns>>,
     },
 }
 

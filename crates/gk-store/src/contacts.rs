@@ -148,11 +148,21 @@ impl Tx<'_> {
             ContactBody::Report { piece: Piece { base: Some(base), .. }, .. } if *base != before.sequence => {
                 return Ok((before, None));
             }
-            ContactBody::Report { seen_at, covered, listeners, closed, occupied, churned, piece } => {
+            ContactBody::Report {
+                seen_at,
+                covered,
+                listeners,
+                closed,
+                occupied,
+                churned,
+                piece,
+                namespaces,
+            } => {
                 self.record_churn(observation, churned)?;
                 let is_first = piece.base.is_none();
                 let digest = if is_first { Digest::default() } else { before.digest };
-                let covered = Covered { parts: covered, piece, seen_at: *seen_at };
+                let namespaces = namespaces.as_deref();
+                let covered = Covered { parts: covered, piece, namespaces, seen_at: *seen_at };
                 let digest = self.apply_report(observation, digest, &covered, listeners, closed)?;
                 let complete = piece.is_last() && covers_home(covered.parts);
                 (digest, complete, is_first.then_some(occupied))
@@ -255,6 +265,7 @@ mod tests {
             occupied: vec![],
             churned: vec![],
             piece: Piece::default(),
+            namespaces: None,
         }
     }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use gk_model::contact::{Churn, Closed, Part, Piece};
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceId;
-use gk_model::listener::{Digest, Listener, ListenerKey};
+use gk_model::listener::{Digest, Listener, ListenerKey, Netns};
 use gk_model::port::{PortRange, Protocol};
 use gk_model::text::{Observed, Subject};
 use gk_model::time::Timestamp;
@@ -40,13 +40,18 @@ impl Observation {
 pub(crate) struct Covered<'c> {
     pub(crate) parts: &'c [Part],
     pub(crate) piece: &'c Piece,
+    /// Every namespace that there is, if the agent knows them all.
+    pub(crate) namespaces: Option<&'c [Netns]>,
     /// When, by the agent's clock; when it was received, if the agent does not say.
     pub(crate) seen_at: Option<Timestamp>,
 }
 
 impl Covered<'_> {
+    /// Whether the listener is gone when the report does not show it. The home namespace is always there.
     fn covers(&self, key: &ListenerKey) -> bool {
-        self.parts.contains(&key.part()) && self.piece.holds(key)
+        let is_there = |all: &[Netns]| key.netns == Netns::Home || all.contains(&key.netns);
+        let is_covered = self.parts.contains(&key.part()) || !self.namespaces.is_none_or(is_there);
+        is_covered && self.piece.holds(key)
     }
 }
 

@@ -64,6 +64,7 @@ fn report(listeners: &[Listener]) -> Contact {
             occupied: vec![],
             churned: vec![],
             piece: gk_model::contact::Piece::default(),
+            namespaces: None,
         },
     }
 }

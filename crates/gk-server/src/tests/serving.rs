@@ -113,9 +113,10 @@ async fn joined(store: &Store, now: Timestamp) -> (InstanceId, Secret) {
     };
     let (instance, _) = store.write(move |tx| tx.join(&actor, &request, now)).await.unwrap();
     let (covered, listeners, closed, occupied) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (seen_at, churned, piece) = (None, Vec::new(), Piece::default());
-    let report =
-        contact(0, ContactBody::Report { seen_at, covered, listeners, closed, occupied, churned, piece });
+    let (seen_at, churned, piece, namespaces) = (None, Vec::new(), Piece::default(), None);
+    let body =
+        ContactBody::Report { seen_at, covered, listeners, closed, occupied, churned, piece, namespaces };
+    let report = contact(0, body);
     store.contact(instance.id, credential.hash(), report, now).await.unwrap();
     (instance.id, credential)
 }

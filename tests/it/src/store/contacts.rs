@@ -1,10 +1,10 @@
 //! What agents tell: applied once, in order, from the right one, and never at a reservation's expense.
 
 use gk_model::access::{Actor, Authority, Role};
-use gk_model::contact::{Contact, Family, Session};
+use gk_model::contact::{Contact, ContactBody, Family, Session};
 use gk_model::history::EventKind;
 use gk_model::instance::JoinRequest;
-use gk_model::listener::Listener;
+use gk_model::listener::{Listener, ListenerKey, Netns};
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
 use gk_model::query::{HistoryQuery, Limit, PortQuery};
@@ -115,6 +115,52 @@ async fn uncovered_scan_never_closes() {
     world.contact(&agent, contact, at(4)).await.unwrap();
     assert_eq!(shown(&world, &agent).await, []);
     assert_eq!(seen_at(&world, &agent).await, (Some(at(4)), Some(at(4))));
+}
+
+/// The same listener in a container.
+fn in_container(listener: Listener) -> Listener {
+    Listener { key: ListenerKey { netns: Netns::Other(7), ..listener.key }, ..listener }
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_gone_closes_what_was_in_it() {
+    let world = super::new_world().await;
+    let contained = in_container(tcp(81, 2));
+    let mut agent = world.join_with_agent("web-1", 1, &[tcp(80, 1), contained]).await;
+    // As another run of the agent, which never saw that namespace.
+    let told = |mut contact: Contact, all: Option<&[Netns]>| {
+        let ContactBody::Report { namespaces, .. } = &mut contact.body else { unreachable!() };
+        *namespaces = all.map(<[Netns]>::to_vec);
+        contact
+    };
+    let may_be_there = [None, Some(&[Netns::Home, Netns::Other(7)][..]), Some(&[Netns::Other(7)])];
+    for (second, all) in (1..).zip(may_be_there) {
+        let contact = told(agent.report(&[tcp(80, 1)], at(second)), all);
+        world.contact(&agent, contact, at(second)).await.unwrap();
+        assert_eq!(shown(&world, &agent).await, [(80, 1), (81, 2)], "{all:?}");
+    }
+    let contact = told(agent.report_of(vec![], &[], at(5)), Some(&[]));
+    world.contact(&agent, contact, at(5)).await.unwrap();
+    assert_eq!(shown(&world, &agent).await, [(80, 1)], "the home namespace is always there");
+    assert_eq!(kinds(&world).await.last(), Some(&EventKind::Closed));
+}
+
+#[tokio::test]
+async fn a_port_of_a_container_is_shown_and_is_not_the_machines() {
+    let world = super::new_world().await;
+    let agent = world.join_with_agent("web-1", 1, &[in_container(tcp(8000, 2))]).await;
+    assert_eq!(shown(&world, &agent).await, [(8000, 2)]);
+    let (ada, id) = (actor("ada", Role::User), agent.id);
+    assert_eq!(world.next_free(id).await, 8000, "picks do not avoid it");
+    world.reserve_port(&ada, id, 8001).await.unwrap();
+    let state = async || {
+        let query = PortQuery::default();
+        let list =
+            move |reader: &mut gk_store::Reader<'_>| reader.list_ports(Some(&id.into()), &query, at(0));
+        let page = world.store.read(list).await.unwrap();
+        page.items.iter().map(|port| (port.port.get(), port.state, port.listeners.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(state().await, [(8000, State::Reserved, 1), (8001, State::Reserved, 0)]);
 }
 
 #[tokio::test]

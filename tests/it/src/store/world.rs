@@ -136,6 +136,7 @@ impl FakeAgent {
             occupied: vec![],
             churned: vec![],
             piece: Piece::default(),
+            namespaces: None,
         };
         self.contact(body, Digest::of(listeners), now)
     }

@@ -60,6 +60,9 @@ fn report(set: u8, pids: u8, parts: u8, occupied_bits: u8, now: Timestamp) -> (C
     let mut listeners = chosen(&candidates(pids, now), set);
     listeners.retain(|listener| covered.contains(&listener.key.part()));
     let digest = Digest::of(&listeners);
+    // Sometimes all namespaces are known: the other one among them, or gone.
+    let other = [Netns::Other(7)].into_iter().filter(|_| parts & 3 != 2);
+    let namespaces = (parts & 2 == 2).then(|| [Netns::Home].into_iter().chain(other).collect());
     (
         ContactBody::Report {
             seen_at: None,
@@ -69,6 +72,7 @@ fn report(set: u8, pids: u8, parts: u8, occupied_bits: u8, now: Timestamp) -> (C
             occupied: occupied(occupied_bits),
             churned: vec![],
             piece: Piece::default(),
+            namespaces,
         },
         digest,
     )

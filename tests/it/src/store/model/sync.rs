@@ -87,9 +87,12 @@ impl Machine {
                 }
                 self.sync.agreed = self.sync.complete.then(|| Digest::of(self.listeners.values()));
             }
-            ContactBody::Report { covered, listeners, occupied, .. } => {
+            ContactBody::Report { covered, listeners, occupied, namespaces, .. } => {
                 let reported = |key| listeners.iter().any(|listener| listener.key == key);
-                self.listeners.retain(|key, _| reported(key.clone()) || !covered.contains(&key.part()));
+                let is_there = |netns| namespaces.as_ref().is_none_or(|all| all.contains(&netns));
+                self.listeners.retain(|key, _| {
+                    reported(key.clone()) || !covered.contains(&key.part()) && is_there(key.netns)
+                });
                 self.listen(listeners);
                 self.occupied = occupied.iter().map(|it| (it.protocol, it.port.get())).collect();
                 self.sync.agreed = Some(Digest::of(listeners));
