@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use gk_agent::{AgentConfig, AgentError, JoinBy, Stopper};
 use gk_model::paths;
 use gk_model::secret::Secret;
+use gk_model::time::Timestamp;
 
 use crate::args::{AgentArgs, env};
 use crate::server::{is_root, runtime, stop_requested};
@@ -13,7 +14,7 @@ use crate::server::{is_root, runtime, stop_requested};
 /// Runs the agent until SIGINT or SIGTERM; with `--once` until its report is delivered.
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if args.explain {
-        println!("{}", gk_agent::explain());
+        println!("{}", gk_agent::explain(Timestamp::from_clock()));
         return Ok(());
     }
     let config = config(args)?;

@@ -6,10 +6,12 @@ use gk_client::identity::{load_credential, load_identity, prepare_state_dir, sav
 use gk_client::join::{JoinError, begin_join, finish_join};
 use gk_client::lock::AgentLock;
 use gk_client::{Client, ServerAddress};
+use gk_model::facts::Facts;
 use gk_model::identity::Identity;
 use gk_model::instance::{Instance, JoinRequest};
 use gk_model::protection::Protection;
 use gk_model::secret::{Secret, SecretHash};
+use gk_model::text::Observed;
 
 use crate::{AgentConfig, AgentError, JoinBy};
 
@@ -89,7 +91,10 @@ fn request(config: &AgentConfig, credential_hash: SecretHash, by: Option<&JoinBy
     JoinRequest {
         name: by.and_then(|by| by.name.clone()),
         credential_hash,
-        facts: gk_scan::facts(config.version.as_str()),
+        facts: Facts {
+            sight: Some(Observed::new(&gk_scan::privileges().to_string())),
+            ..gk_scan::facts(config.version.as_str())
+        },
         replace: None,
     }
 }

@@ -50,14 +50,17 @@ mod step;
 mod stop;
 mod view;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use gk_client::{AddressError, ClientError, ServerAddress};
+use gk_model::listener::Netns;
 use gk_model::secret::Secret;
 use gk_model::text::{InstanceName, Observed};
-use gk_scan::ScanError;
+use gk_model::time::Timestamp;
+use gk_scan::{Scan, ScanError, Scanner};
 
 pub use failure::Ending;
 pub use run::{once, run};
@@ -144,21 +147,31 @@ pub enum AgentError {
     Ended(#[from] Ending),
 }
 
-/// What the agent may see on this machine and what not, in a few lines for people.
-pub fn explain() -> String {
+/// What the agent may see on this machine and what not, in a few lines for people; `now` dates the scan that it makes.
+pub fn explain(now: Timestamp) -> String {
     let privileges = gk_scan::privileges();
-    let ways_out = if privileges.sees_other_accounts() {
-        ""
-    } else {
-        "\nTo see them all, run as root, or give the agent CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH."
-    };
-    format!(
-        "Every TCP and UDP listener of this network namespace is seen, with account, systemd unit and container.\n\
-         {privileges}{ways_out}\n\
-         {}\n\
-         Listeners of other network namespaces are not seen.",
-        explain_protection(),
-    )
+    let mut lines = vec![format!("Seen: {}.", privileges.seen().join("; "))];
+    let unseen = privileges.unseen();
+    lines.extend(unseen.iter().map(|(what, lacks)| format!("Not seen: {what}, because {lacks} is missing.")));
+    if !unseen.is_empty() {
+        lines.push("To see all of it, run as root, or give the agent what is missing.".to_owned());
+    }
+    lines.push(match Scanner::of_all_namespaces().and_then(|mut scanner| scanner.scan(now)) {
+        Ok(scan) => count(&scan),
+        Err(error) => format!("Right now nothing is seen: {error}."),
+    });
+    lines.push(explain_protection());
+    lines.join("\n")
+}
+
+fn count(scan: &Scan) -> String {
+    let seen: BTreeSet<Netns> = scan.covered.iter().map(|part| part.netns).collect();
+    let missed = scan.namespaces.difference(&seen).count();
+    let (listeners, namespaces) = (scan.listeners.len(), seen.len());
+    let denied = if missed == 0 { String::new() } else { format!("; {missed} more could not be entered") };
+    let hidden =
+        if scan.knows_all_namespaces { "" } else { "; there may be others, whose processes are hidden" };
+    format!("Right now: {listeners} listeners in {namespaces} network namespaces{denied}{hidden}.")
 }
 
 /// Whether `--protect` would work. Asked of the list itself: what CAP_NET_ADMIN allows, a mount may forbid.

@@ -45,6 +45,8 @@ pub struct Facts {
     pub agent_version: Option<Observed>,
     /// How far its kernel keeps off its reserved ports; only an agent that runs can tell.
     pub protection: Option<Protection>,
+    /// What the agent may see of the machine, and what not for want of which capability; told by agents only.
+    pub sight: Option<Observed>,
 }
 
 impl Facts {

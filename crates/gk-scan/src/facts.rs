@@ -33,6 +33,8 @@ pub fn facts(agent_version: &str) -> Facts {
         machine: machine(),
         agent_version: known(agent_version),
         protection: None,
+        // Of the agent's process, and the caller may be another program.
+        sight: None,
     }
 }
 

@@ -201,6 +201,7 @@ fn describe(instance: &Instance, now: Timestamp) -> Vec<(&'static str, String)> 
         ("ephemeral ports", facts.ephemeral_ports.map(|range| range.to_string())),
         ("agent version", text(&facts.agent_version)),
         ("kernel keeps off reserved ports", facts.protection.as_ref().map(ToString::to_string)),
+        ("agent", text(&facts.sight)),
     ];
     known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
