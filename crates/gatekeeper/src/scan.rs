@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use anyhow::Context as _;
 use comfy_table::{ContentArrangement, Table, presets};
+use gk_model::listener::{Container, Listener, Netns};
 use gk_model::time::Timestamp;
 use gk_scan::{Scan, Scanner};
 
@@ -11,7 +12,7 @@ use crate::args::{Output, ScanArgs};
 
 /// Scans once and prints to standard output.
 pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
-    let mut scanner = Scanner::new().context("cannot ask the kernel")?;
+    let mut scanner = Scanner::of_all_namespaces().context("cannot ask the kernel")?;
     let now = Timestamp::from_clock();
     let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan(now) };
     let scan = scan.context("cannot scan")?;
@@ -20,7 +21,7 @@ pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
         Output::Json => json(&scan)?,
     };
     let privileges = gk_scan::privileges();
-    if args.output == Output::Table && !privileges.sees_other_accounts() {
+    if args.output == Output::Table && !privileges.unseen().is_empty() {
         eprintln!("{privileges}");
     }
     match writeln!(std::io::stdout(), "{text}") {
@@ -35,6 +36,8 @@ fn json(scan: &Scan) -> anyhow::Result<String> {
         "listeners": scan.listeners,
         "occupied": scan.occupied,
         "covered": scan.covered,
+        "namespaces": scan.namespaces,
+        "knows_all_namespaces": scan.knows_all_namespaces,
     });
     serde_json::to_string_pretty(&everything).context("cannot write JSON")
 }
@@ -42,20 +45,39 @@ fn json(scan: &Scan) -> anyhow::Result<String> {
 fn table(scan: &Scan, all: bool) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["PORT", "LISTENER", "ADDRESS", "ACCOUNT"]);
+    // Where there is only the home namespace, two columns that say so for each listener would say nothing.
+    let columns = if scan.listeners.iter().any(is_elsewhere) { 6 } else { 4 };
+    let cut = |row: [String; 6]| row.into_iter().take(columns);
+    table
+        .set_header(cut(["PORT", "LISTENER", "ADDRESS", "ACCOUNT", "NETNS", "CONTAINER"].map(str::to_owned)));
     for listener in &scan.listeners {
         let port = format!("{}/{}", listener.key.port, listener.key.protocol);
         let account = listener.account.as_ref().map_or_else(nothing, ToString::to_string);
-        table.add_row([port, listener.describe(), listener.key.bound_to(), account]);
+        let container = listener.container.as_ref().map_or_else(nothing, container);
+        let netns = listener.key.netns.to_string();
+        table.add_row(cut([port, listener.describe(), listener.key.bound_to(), account, netns, container]));
     }
     for occupied in scan.occupied.iter().filter(|_| all) {
         let port = format!("{}/{}", occupied.port, occupied.protocol);
-        table.add_row([port, "(no listener)".to_owned(), nothing(), nothing()]);
+        let listener = "(no listener)".to_owned();
+        table.add_row(cut([port, listener, nothing(), nothing(), Netns::Home.to_string(), nothing()]));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
     table.trim_fmt()
+}
+
+fn is_elsewhere(listener: &Listener) -> bool {
+    listener.key.netns != Netns::Home
+}
+
+/// As engines write it: the first twelve digits of the id, or a name of any length.
+fn container(container: &Container) -> String {
+    let id = container.id.as_str();
+    let is_number = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let pod = container.pod.as_ref().map(|pod| format!(" in pod {pod}")).unwrap_or_default();
+    format!("{} {}{pod}", container.engine, if is_number { &id[..12] } else { id })
 }
 
 fn nothing() -> String {
@@ -64,7 +86,7 @@ fn nothing() -> String {
 
 #[cfg(test)]
 mod tests {
-    use gk_model::listener::{Listener, ListenerKey, Netns, Owner};
+    use gk_model::listener::{ListenerKey, Owner};
     use gk_model::port::{Port, Protocol};
 
     use super::*;
@@ -91,10 +113,33 @@ mod tests {
             first_seen_at: at,
             last_seen_at: at,
         };
-        let scan = Scan { listeners: vec![listener], ..Scan::default() };
+        let scan = Scan { listeners: vec![listener.clone()], ..Scan::default() };
         assert_eq!(
             table(&scan, false),
             "PORT    LISTENER            ADDRESS  ACCOUNT\n80/tcp  python3 (pid 9301)  [::]     ada"
         );
+        let mut contained = listener.clone();
+        contained.key.netns = Netns::Other(4_026_532_000);
+        contained.owners.clear();
+        let id = "3f2a91c05b7e4d6f8a1b2c3d4e5f60713f2a91c05b7e4d6f8a1b2c3d4e5f6071";
+        let pod = Some("1a-2b".into());
+        contained.container = Some(Container { id: id.into(), name: None, engine: "containerd".into(), pod });
+        let scan = Scan { listeners: vec![listener, contained], ..Scan::default() };
+        let table = table(&scan, false);
+        let lines: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect())
+            .collect();
+        let header = ["PORT", "LISTENER", "ADDRESS", "ACCOUNT", "NETNS", "CONTAINER"];
+        let home = ["80/tcp", "python3 (pid 9301)", "[::]", "ada", "home", "-"];
+        let there = [
+            "80/tcp",
+            "containerd container 3f2a91c05b7e",
+            "[::]",
+            "ada",
+            "4026532000",
+            "containerd 3f2a91c05b7e in pod 1a-2b",
+        ];
+        assert_eq!(lines, [header, home, there]);
     }
 }

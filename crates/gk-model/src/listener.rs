@@ -116,6 +116,9 @@ pub struct Container {
     pub name: Option<Observed>,
     /// The engine: `docker`, `containerd`, `cri-o`, `podman`, `lxc`, `nspawn`.
     pub engine: Observed,
+    /// The uid of its Kubernetes pod.
+    #[serde(default)]
+    pub pod: Option<Observed>,
 }
 
 /// An observed socket that accepts traffic.

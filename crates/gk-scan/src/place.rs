@@ -18,9 +18,24 @@ pub(crate) fn place(path: &str) -> (Option<Observed>, Option<Container>) {
     let unit = unit(&segments).map(|unit| Observed::new(&unit));
     let container = (0..segments.len()).find_map(|index| {
         let parent = index.checked_sub(1).and_then(|parent| segments.get(parent));
-        container(parent.copied().unwrap_or_default(), segments[index])
+        let found = container(parent.copied().unwrap_or_default(), segments[index])?;
+        // What a container makes below itself says nothing of where it is.
+        Some(Container { pod: pod(&segments[..=index]).map(|uid| Observed::new(&uid)), ..found })
     });
     (unit, container)
+}
+
+/// The pod's uid: `kubepods-burstable-pod<uid>.slice` with `_` for `-`, `kubepods/burstable/pod<uid>`.
+fn pod(segments: &[&str]) -> Option<String> {
+    let start = segments.iter().position(|segment| segment.starts_with("kubepods"))?;
+    segments[start..].iter().find_map(|segment| {
+        let bare = segment.split(':').next().unwrap_or_default();
+        let uid = match bare.strip_suffix(".slice") {
+            Some(slice) => slice.rsplit_once("-pod")?.1.replace('_', "-"),
+            None => bare.strip_prefix("pod")?.to_owned(),
+        };
+        (!uid.is_empty()).then_some(uid)
+    })
 }
 
 /// The first segment that is no slice, if it is a unit.
@@ -49,7 +64,8 @@ fn is_nspawn(segment: &str) -> bool {
 
 /// The container that a segment names, given the one before it.
 fn container(parent: &str, segment: &str) -> Option<Container> {
-    let made_by = |engine: &str, id: &str| Container { id: id.into(), name: None, engine: engine.into() };
+    let made_by =
+        |engine: &str, id: &str| Container { id: id.into(), name: None, engine: engine.into(), pod: None };
     if let Some((engine, id)) = by_runtime(segment) {
         return Some(made_by(engine, id));
     }
@@ -158,16 +174,17 @@ mod tests {
         (
             "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1a_2b.slice/cri-containerd-ID.scope",
             "",
-            "containerd ID",
+            "containerd ID pod 1a-2b",
         ),
         (
             "/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:ID",
             "containerd.service",
-            "containerd ID",
+            "containerd ID pod 1",
         ),
-        ("/kubepods.slice/kubepods-pod1.slice/crio-ID.scope", "", "cri-o ID"),
+        ("/kubepods.slice/kubepods-pod1.slice/crio-ID.scope", "", "cri-o ID pod 1"),
         ("/kubepods.slice/kubepods-pod1.slice/crio-conmon-ID.scope", "crio-conmon-ID.scope", ""),
-        ("/kubepods/burstable/pod1a-2b/ID", "", "containerd ID"),
+        ("/kubepods/burstable/pod1a-2b/ID", "", "containerd ID pod 1a-2b"),
+        ("/kubepods/burstable/podaa/docker-ID.scope", "", "docker ID pod aa"),
         ("/kubepods.slice/kubepods-pod1.slice", "", ""),
         ("/machine.slice/libpod-ID.scope/container", "", "podman ID"),
         ("/machine.slice/libpod-conmon-ID.scope", "libpod-conmon-ID.scope", ""),
@@ -183,6 +200,7 @@ mod tests {
         ("/machine.slice/machine-qemu\\x2d1\\x2dvm.scope", "machine-qemu\\x2d1\\x2dvm.scope", ""),
         // Not what they pretend to be.
         ("/docker/ID/docker/OTHER", "", "docker ID"),
+        ("/docker/ID/kubepods/podaa/OTHER", "", "docker ID"),
         ("/system.slice/a.service/nginx.service", "a.service", ""),
         ("/system.slice/docker-3f2a.scope", "docker-3f2a.scope", ""),
         ("/ID", "", ""),
@@ -194,7 +212,11 @@ mod tests {
         for (path, unit, container) in FORMS {
             let real = |text: &str| text.replace("ID", ID).replace("OTHER", OTHER);
             let (found_unit, found) = place(&real(path));
-            let found = found.map(|found| format!("{} {}", found.engine, found.id)).unwrap_or_default();
+            let pod =
+                |found: &Container| found.pod.as_ref().map(|pod| format!(" pod {pod}")).unwrap_or_default();
+            let found = found
+                .map(|found| format!("{} {}{}", found.engine, found.id, pod(&found)))
+                .unwrap_or_default();
             let found_unit = found_unit.as_ref().map_or("", Observed::as_str);
             assert_eq!((found_unit, found), (real(unit).as_str(), real(container)), "{path}");
         }
