@@ -9,7 +9,8 @@
 //! CAP_SYS_PTRACE for other accounts' processes. Some processes deny it to root as well. `/proc/PID/net/dev` is open to
 //! all, and its inode is another number that is unique to the namespace, since each has files of its own there.
 //!
-//! Not seen: namespaces of single threads, and those that are held only by an open descriptor or socket.
+//! Not seen: namespaces of single threads, those that are held only by an open descriptor or socket, and those without
+//! processes that are mounted only where we cannot see the mount.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -25,7 +26,7 @@ use crate::processes::Processes;
 const PROCESSES_PER_SCAN: usize = 4;
 
 /// After at most this many scans, all were asked.
-const SCANS_PER_TURN: usize = 16;
+const SCANS_PER_TURN: usize = 64;
 
 /// In how many scans a process is asked as a new one.
 const SCANS_OF_YOUTH: u8 = 4;
@@ -177,17 +178,18 @@ impl Doors {
         before
     }
 
-    /// Somebody was inside, and so knows both numbers.
+    /// Somebody was inside, and so knows both numbers. Either may have been another namespace's before.
     pub(crate) fn learn(&mut self, identity: Identity) {
-        if identity.file_inode != 0
-            && self.by_file.insert(identity.file_inode, identity.inode) != Some(identity.inode)
-        {
-            let hidden = Place::Hidden(identity.file_inode);
-            let members: Vec<Pid> =
-                self.places.iter().filter(|(_, place)| **place == hidden).map(|(pid, _)| *pid).collect();
-            for pid in members {
-                self.put(pid, Place::Other(identity.inode));
-            }
+        let Identity { inode, file_inode } = identity;
+        if file_inode == 0 || self.by_file.get(&file_inode) == Some(&inode) {
+            return;
+        }
+        self.forget(inode);
+        self.by_file.insert(file_inode, inode);
+        let hidden = |(pid, place): (&Pid, &Place)| (*place == Place::Hidden(file_inode)).then_some(*pid);
+        let members: Vec<Pid> = self.places.iter().filter_map(hidden).collect();
+        for pid in members {
+            self.put(pid, Place::Other(inode));
         }
     }
 

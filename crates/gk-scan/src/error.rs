@@ -8,9 +8,6 @@ pub enum ScanError {
     /// No netlink socket for sock_diag: the kernel lacks it, or a sandbox denies it.
     #[error("cannot open a netlink socket for sock_diag")]
     Open(#[source] io::Error),
-    /// The way back home or the thread that looks into other network namespaces could not be had.
-    #[error("cannot look for other network namespaces")]
-    Others(#[source] io::Error),
     /// Sending the query or receiving the answer failed.
     #[error("cannot talk to sock_diag")]
     Exchange(#[source] io::Error),

@@ -7,16 +7,19 @@
 //! **Promises** that a scan shows exactly what the kernel has, as far as it may be seen: every TCP socket in LISTEN, and
 //! every UDP server as `ephemeral` decides. What could not be read is left out and said to be left out
 //! ([`Scan::covered`]), never guessed. No text of a process reaches a caller unescaped, no byte of the kernel makes it
-//! panic, and without any privilege it shows everything but the processes of other accounts.
+//! panic, and without any privilege it shows everything of its own network namespace but the processes of other
+//! accounts. It keeps no other namespace alive.
 //!
-//! **Refuses** to keep time (`now` is an argument), to talk to a container engine, and to see other network namespaces
-//! than the one it was made in.
+//! **Refuses** to keep time (`now` is an argument), and to talk to a container engine.
 //!
 //! ```text
-//! Scanner ─ Tables ─ Netlink ─ parse      the sockets
-//!         ├ Owners ─ Process ─ sys        who holds them
-//!         ├ Cgroups ─ place               unit and container
-//!         └ Accounts                      names of accounts
+//! Scanner ┬ Namespace ─ Tables ─ Netlink ─ parse      the sockets of one network namespace
+//!         ├ Others ┬ Doors ─ Mounts                   which other ones there are
+//!         │        └ Visitor ─ Namespace              the thread that looks into them
+//!         ├ Processes
+//!         ├ Owners ─ Process ─ sys                    who holds the sockets
+//!         ├ Cgroups ─ place                           unit and container
+//!         └ Accounts                                  names of accounts
 //! ```
 
 mod accounts;

@@ -250,6 +250,11 @@ impl Namespace {
 
 #[cfg(test)]
 impl Namespace {
+    /// How many sockets the kernel told of last time.
+    pub(crate) fn told_sockets(&self) -> usize {
+        self.dumps.iter().map(Vec::len).sum()
+    }
+
     /// As if the tables of this protocol could not have been dumped.
     pub(crate) fn lose_sight_of(&mut self, protocol: Protocol) {
         self.covered.retain(|part| part.protocol != protocol);

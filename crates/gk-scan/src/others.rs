@@ -161,6 +161,15 @@ impl Others {
     }
 }
 
+#[cfg(test)]
+impl Others {
+    /// As if what it may do had changed to what the calling thread may do now.
+    pub(crate) fn change_powers(&mut self) {
+        self.visitor = Visitor::start().unwrap();
+        self.known.values_mut().for_each(|other| other.due_at_scan = 0);
+    }
+}
+
 impl Other {
     fn new(inode: u64) -> Other {
         Other {

@@ -347,3 +347,39 @@ impl Owners {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn sockets_of_two_namespaces_are_two_also_where_their_cookies_are_equal() {
+        let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [one, other] = [Netns::Home, Netns::Other(7)].map(|netns| SocketId { netns, cookie: Cookie(1) });
+        let (mut owners, mut processes) = (Owners::default(), Processes::default());
+        for (id, socket) in [one, other].into_iter().zip(&sockets) {
+            let directory = std::fs::File::open("/proc/self/fd").unwrap();
+            let descriptor = u32::try_from(socket.as_raw_fd()).unwrap();
+            owners.appear(id, sys::socket_behind(&directory, descriptor));
+        }
+        let new = processes.refresh();
+        owners.refresh(&processes, new.as_deref(), &Accounts::new("/nonexistent"));
+        let me = std::process::id();
+        let is_mine = |owners: &Owners, id| {
+            owners.by_socket().get(&id).is_some_and(|found| found.iter().any(|found| found.owner.pid == me))
+        };
+        assert!(is_mine(&owners, one) && is_mine(&owners, other));
+        owners.vanish(one);
+        assert!(!is_mine(&owners, one) && is_mine(&owners, other));
+        assert!(owners.any_held([one, other].into_iter()) && !owners.any_held([one].into_iter()));
+        drop(sockets);
+        // One turn of the slices.
+        for _ in 0..=SCANS_PER_TURN {
+            owners.refresh(&processes, None, &Accounts::new("/nonexistent"));
+        }
+        assert!(!is_mine(&owners, other));
+    }
+}

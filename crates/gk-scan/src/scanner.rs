@@ -5,6 +5,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 
 use gk_model::contact::{Occupied, Part};
 use gk_model::listener::{Container, Listener, ListenerKey, Netns, Owner};
@@ -85,13 +86,14 @@ impl Scanner {
         })
     }
 
-    /// As [`Scanner::new`], and scans every other network namespace that may be entered, too.
+    /// As [`Scanner::new`], and scans every other network namespace that may be entered, too. A kernel without network
+    /// namespaces has its home only.
     ///
     /// # Errors
-    /// As [`Scanner::new`], and [`ScanError::Others`] when the thread that enters them cannot be started.
+    /// As [`Scanner::new`].
     pub fn of_all_namespaces() -> Result<Scanner, ScanError> {
-        let scanner = Scanner::new()?;
-        Ok(Scanner { others: Some(Others::start().map_err(ScanError::Others)?), ..scanner })
+        let warn = |error: &io::Error| tracing::warn!(%error, "cannot look for other network namespaces");
+        Ok(Scanner { others: Others::start().inspect_err(warn).ok(), ..Scanner::new()? })
     }
 
     /// Scans once; TCP sockets that are bound and do not listen are not looked for.
@@ -286,6 +288,19 @@ fn absorb(listener: &mut Listener, later: Listener) {
     listener.owners.dedup_by_key(|owner: &mut Owner| owner.pid);
     listener.unit = listener.unit.take().or(later.unit);
     listener.container = listener.container.take().or(later.container);
+}
+
+#[cfg(test)]
+impl Scanner {
+    /// How many sockets of the home namespace the kernel told of in the last scan.
+    pub(crate) fn told_sockets(&self) -> usize {
+        self.home.told_sockets()
+    }
+
+    /// As if what it may do elsewhere had changed to what the calling thread may do now.
+    pub(crate) fn change_powers(&mut self) {
+        self.others.as_mut().expect("it looks into all namespaces").change_powers();
+    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl Visitor {
         let (errands, inbox) = channel();
         let (outbox, answers) = channel();
         let home = File::open("/proc/thread-self/ns/net")?;
-        thread::Builder::new().name("namespaces".to_owned()).spawn(move || travel(&home, &inbox, &outbox))?;
+        thread::Builder::new().name("namespaces".to_owned()).spawn(move || travel(&home, inbox, &outbox))?;
         Ok(Visitor { errands, answers })
     }
 
@@ -75,21 +75,26 @@ fn deny(mut errands: Vec<Errand>) -> Vec<Errand> {
     errands
 }
 
-fn travel(home: &File, inbox: &Receiver<Vec<Errand>>, outbox: &Sender<Vec<Errand>>) {
+fn travel(home: &File, inbox: Receiver<Vec<Errand>>, outbox: &Sender<Vec<Errand>>) {
     while let Ok(mut errands) = inbox.recv() {
-        errands.iter_mut().for_each(run);
-        let is_home = sys::enter(home);
-        if outbox.send(errands).is_err() {
-            return;
-        }
+        let times_away = errands.iter_mut().map(run).filter(|was_away| *was_away).count();
+        // Without CAP_SYS_ADMIN nobody gets home, but then nobody left either.
+        let is_home = if times_away == 0 { Ok(()) } else { sys::enter(home) };
         if let Err(error) = is_home {
             tracing::warn!(%error, "cannot leave a network namespace; its thread ends");
+            // Before the answer, so that the next errands find nobody rather than vanish.
+            drop(inbox);
+            drop(outbox.send(errands));
+            return;
+        }
+        if outbox.send(errands).is_err() {
             return;
         }
     }
 }
 
-fn run(errand: &mut Errand) {
+/// Whether the thread has left the namespace that it was in.
+fn run(errand: &mut Errand) -> bool {
     errand.outcome = Outcome::NoDoor;
     for door in &errand.doors {
         let entered = File::open(door).and_then(|door| match door.metadata()?.ino() {
@@ -100,7 +105,7 @@ fn run(errand: &mut Errand) {
         match entered {
             Ok(()) => {
                 errand.outcome = look(&mut errand.namespace, errand.inode);
-                return;
+                return true;
             }
             Err(error) if is_closed(&error) => {}
             Err(error) => {
@@ -109,6 +114,7 @@ fn run(errand: &mut Errand) {
             }
         }
     }
+    false
 }
 
 /// From inside.
