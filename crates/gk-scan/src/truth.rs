@@ -4,8 +4,10 @@
 //! fails like one too few. `ss` is a program of other people that reads the same kernel.
 
 mod elsewhere;
+mod life;
 pub(crate) mod machine;
 mod powers;
+mod random;
 mod reserved;
 pub(crate) mod world;
 

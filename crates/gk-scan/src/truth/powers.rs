@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
 use gk_model::listener::Netns;
 use gk_model::port::Protocol::Tcp;
@@ -12,7 +13,10 @@ use gk_model::port::Protocol::Tcp;
 use super::machine::{Mounted, NOBODY, Place, end, in_new_machine, netns_of, spawn_server};
 use super::start;
 use super::world::{Spec, at, check};
-use crate::{Scanner, privileges};
+use crate::{Scan, Scanner, privileges};
+
+/// Of the structures of capset(2).
+const VERSION_3: u32 = 0x2008_0522;
 
 const DAC_OVERRIDE: u32 = 1;
 const DAC_READ_SEARCH: u32 = 2;
@@ -69,6 +73,46 @@ fn each_missing_capability_hides_what_it_is_said_to_hide() {
     });
 }
 
+#[test]
+fn a_namespace_that_denies_itself_is_not_covered_and_closes_nothing() {
+    in_new_machine("a namespace that may be entered no more", || {
+        let mounted = Mounted::new("mounted", || at(Tcp, "0.0.0.0").serve());
+        let covers = |scan: &Scan| scan.covered.iter().filter(|part| part.netns == mounted.netns).count();
+        let shows = |scan: &Scan| scan.listeners.iter().any(|one| one.key.netns == mounted.netns);
+        let mut scanner = Scanner::of_all_namespaces().unwrap();
+        let first = scanner.scan(start()).unwrap();
+        assert_eq!((covers(&first), shows(&first)), (4, true));
+        let later = start().plus(Duration::from_secs(9));
+        for _ in 0..3 {
+            have_sys_admin(false);
+            scanner.change_powers();
+            for _ in 0..10 {
+                let blind = scanner.scan(later).unwrap();
+                assert_eq!((covers(&blind), shows(&blind)), (0, false));
+                assert!(blind.namespaces.contains(&mounted.netns), "it may be there");
+            }
+            have_sys_admin(true);
+            scanner.change_powers();
+            let again = scanner.scan(later).unwrap();
+            assert_eq!((covers(&again), shows(&again)), (4, true));
+            let listener = again.listeners.iter().find(|one| one.key.netns == mounted.netns).unwrap();
+            assert_eq!((listener.first_seen_at, listener.last_seen_at), (start(), later), "the same one");
+        }
+    });
+}
+
+/// Takes it from the calling thread's effective set, or gives it back.
+fn have_sys_admin(yes: bool) {
+    let header = [VERSION_3, 0u32];
+    let mut sets = [0u32; 6];
+    // SAFETY: both structures are 8 and 24 bytes that outlive the calls.
+    unsafe {
+        check(libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) as i32).unwrap();
+        sets[0] = if yes { sets[0] | 1 << SYS_ADMIN } else { sets[0] & !(1 << SYS_ADMIN) };
+        check(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) as i32).unwrap();
+    }
+}
+
 /// What a scan with exactly these capabilities says, in lines of `tell_what_is_seen`.
 fn scan_with(capabilities: &'static [u32], uid: u32) -> BTreeSet<String> {
     // A copy that any account may run.
@@ -90,7 +134,6 @@ fn scan_with(capabilities: &'static [u32], uid: u32) -> BTreeSet<String> {
 fn keep_only(capabilities: &[u32], uid: u32) -> io::Result<()> {
     let mask = capabilities.iter().fold(0u64, |mask, capability| mask | 1 << capability);
     let [low, high] = [mask as u32, (mask >> 32) as u32];
-    const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
     let sets = [low, low, low, high, high, high];
     // SAFETY: numbers only, but for capset, whose two structures are 8 and 24 bytes that outlive the call.
@@ -115,7 +158,9 @@ fn keep_only(capabilities: &[u32], uid: u32) -> io::Result<()> {
 #[test]
 #[ignore = "is run by each_missing_capability_hides_what_it_is_said_to_hide, as another program"]
 fn tell_what_is_seen() {
-    let scan = Scanner::of_all_namespaces().unwrap().scan(start()).unwrap();
+    let mut scanner = Scanner::of_all_namespaces().unwrap();
+    // What is denied at first stays denied, and what was seen stays seen.
+    let scan = (0..5).map(|_| scanner.scan(start()).unwrap()).last().unwrap();
     for listener in &scan.listeners {
         println!("listener {} {}", listener.key.netns, listener.key.port);
         listener.owners.iter().for_each(|owner| println!("owner {}", owner.pid));

@@ -113,8 +113,18 @@ impl Spec {
     /// Opens and binds it.
     pub(crate) fn bind(self) -> OwnedFd {
         let socket = self.open();
-        bind(&socket, SocketAddr::new(self.address.parse().unwrap(), self.port));
+        self.bind_to(&socket);
         socket
+    }
+
+    /// Binds a socket that was opened in another way.
+    pub(crate) fn bind_to(self, socket: &OwnedFd) {
+        self.try_bind(socket).unwrap();
+    }
+
+    /// As [`Spec::bind_to`], where somebody may be in the way.
+    pub(crate) fn try_bind(self, socket: &OwnedFd) -> io::Result<()> {
+        bind(socket, SocketAddr::new(self.address.parse().unwrap(), self.port))
     }
 
     /// Opens it and makes it accept traffic.
@@ -141,14 +151,14 @@ pub(crate) fn open(domain: libc::c_int, kind: libc::c_int) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-fn set(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &[u8]) {
+pub(crate) fn set(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &[u8]) {
     let length = libc::socklen_t::try_from(value.len()).unwrap();
     // SAFETY: pointer and length describe `value`.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), length) })
         .unwrap();
 }
 
-fn bind(socket: &OwnedFd, to: SocketAddr) {
+fn bind(socket: &OwnedFd, to: SocketAddr) -> io::Result<()> {
     // SAFETY: both structures are plain numbers, for which zero is valid.
     let (mut v4, mut v6): (libc::sockaddr_in, libc::sockaddr_in6) = unsafe { std::mem::zeroed() };
     let (address, length): (*const libc::sockaddr, usize) = match to {
@@ -167,7 +177,6 @@ fn bind(socket: &OwnedFd, to: SocketAddr) {
     };
     // SAFETY: `address` points to a socket address of `length` bytes that lives until the end of this function.
     check(unsafe { libc::bind(socket.as_raw_fd(), address, libc::socklen_t::try_from(length).unwrap()) })
-        .unwrap();
 }
 
 pub(crate) fn check(result: libc::c_int) -> io::Result<()> {
@@ -186,7 +195,7 @@ pub(crate) fn port_of(socket: &OwnedFd) -> Port {
 }
 
 /// What the kernel says of IPV6_V6ONLY, which bind sets by itself for any address but the wildcard.
-fn v6only_of(socket: &OwnedFd) -> bool {
+pub(crate) fn v6only_of(socket: &OwnedFd) -> bool {
     let (mut value, mut length): (libc::c_int, libc::socklen_t) = (0, 4);
     let (level, option) = (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
     let value_at = (&raw mut value).cast();

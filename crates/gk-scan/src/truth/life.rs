@@ -1,0 +1,227 @@
+//! Odd lives of single sockets, each with its end: what a scan says afterwards is what is there.
+#![expect(unsafe_code, reason = "signals, descriptors in messages and MPTCP have no safe interface in std")]
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use gk_model::port::Protocol::Tcp;
+
+use super::machine::{end, wait};
+use super::world::{Entry, Spec, at, check, in_new_namespace, listen, port_of, say, set, stop_listening};
+use super::{entries, owners, scan, start, wait_until_dead};
+use crate::scanner::Scanner;
+
+/// Scans until the one listener has these owners.
+fn wait_for_owners(scanner: &mut Scanner, expected: &[u32]) {
+    let expected = BTreeSet::from_iter(expected.iter().copied());
+    wait(&format!("owners {expected:?}"), || {
+        (BTreeSet::from_iter(owners(&scan(scanner))) == expected).then_some(())
+    });
+}
+
+#[test]
+fn a_killed_listener_lives_on_in_the_child_that_it_forked() {
+    in_new_namespace("a listener that is killed and leaves a holder", || {
+        let socket = at(Tcp, "127.0.0.1").serve();
+        let (fd, entry) = (socket.as_raw_fd(), Entry::own(at(Tcp, "127.0.0.1"), &socket));
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 300 & exec cat"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        // SAFETY: fcntl is async-signal-safe and changes only the child's own table of descriptors.
+        unsafe { command.pre_exec(move || check(libc::fcntl(fd, libc::F_SETFD, 0))) };
+        let mut server = command.spawn().unwrap();
+        drop(socket);
+        let mut scanner = Scanner::new().unwrap();
+        let both = wait("two owners, both after exec", || {
+            let scan = scan(&mut scanner);
+            let named = |name| scan.listeners[0].owners.iter().any(|owner| owner.name.as_str() == name);
+            Some(owners(&scan)).filter(|owners| owners.len() == 2 && named("cat") && named("sleep"))
+        });
+        let holder = *both.iter().find(|pid| **pid != server.id()).unwrap();
+        server.kill().unwrap();
+        wait_until_dead(server.id());
+        let left = entries(&scan(&mut scanner));
+        assert_eq!(left, [Entry { owners: [holder].into(), ..entry }].into());
+        // SAFETY: the holder sleeps for minutes, so the number is still its own.
+        check(unsafe { libc::kill(holder.cast_signed(), libc::SIGKILL) }).unwrap();
+        wait_until_dead(holder);
+        assert_eq!(scan(&mut scanner).listeners, []);
+        server.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_second_listen_that_fails_changes_nothing() {
+    in_new_namespace("a second listen on one port", || {
+        let reuse = |spec: Spec| {
+            let socket = spec.open();
+            set(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1i32.to_ne_bytes());
+            spec.bind_to(&socket);
+            socket
+        };
+        let first = reuse(at(Tcp, "127.0.0.1"));
+        let spec = Spec { port: port_of(&first).get(), ..at(Tcp, "127.0.0.1") };
+        let second = reuse(spec);
+        listen(&first);
+        let mut scanner = Scanner::new().unwrap();
+        let before = scan(&mut scanner);
+        assert_eq!(entries(&before), [Entry::own(spec, &first)].into());
+        for _ in 0..10 {
+            // SAFETY: takes plain numbers.
+            let refused = check(unsafe { libc::listen(second.as_raw_fd(), 16) }).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+            assert_eq!(scan(&mut scanner).listeners, before.listeners);
+        }
+        drop(first);
+        assert_eq!(scan(&mut scanner).listeners, [], "the second is only bound");
+        listen(&second);
+        assert_eq!(entries(&scan(&mut scanner)), [Entry::own(spec, &second)].into());
+    });
+}
+
+#[test]
+fn a_socket_that_stops_listening_and_listens_again_is_gone_in_between() {
+    in_new_namespace("shutdown and listening again", || {
+        let socket = at(Tcp, "::1").serve();
+        let mut scanner = Scanner::new().unwrap();
+        for _ in 0..50 {
+            assert_eq!(entries(&scan(&mut scanner)), [Entry::own(at(Tcp, "::1"), &socket)].into());
+            stop_listening(&socket);
+            assert_eq!(scan(&mut scanner).listeners, []);
+            listen(&socket);
+        }
+    });
+}
+
+#[test]
+fn a_multipath_listener_is_one_tcp_listener() {
+    in_new_namespace("MPTCP", || {
+        // SAFETY: takes and returns plain numbers.
+        let fd = unsafe {
+            libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_MPTCP)
+        };
+        if let Err(error) = check(fd) {
+            return say(&format!("a listener for several paths, for want of MPTCP: {error}"));
+        }
+        // SAFETY: the descriptor was just opened and nobody else knows it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        at(Tcp, "127.0.0.1").bind_to(&socket);
+        listen(&socket);
+        let mut scanner = Scanner::new().unwrap();
+        for _ in 0..2 {
+            assert_eq!(entries(&scan(&mut scanner)), [Entry::own(at(Tcp, "127.0.0.1"), &socket)].into());
+        }
+        drop(socket);
+        assert_eq!(scan(&mut scanner).listeners, []);
+    });
+}
+
+#[test]
+fn a_passed_descriptor_is_owned_by_whoever_has_it() {
+    in_new_namespace("descriptors that travel", || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let channel = theirs.as_raw_fd();
+        // SAFETY: plain system calls in a child with one thread.
+        unsafe {
+            command.pre_exec(move || {
+                let socket = at(Tcp, "127.0.0.1").serve();
+                check(libc::fcntl(socket.as_raw_fd(), libc::F_SETFD, 0))?;
+                send_descriptor(channel, socket.as_raw_fd())?;
+                std::mem::forget(socket);
+                Ok(())
+            });
+        }
+        let giver = command.spawn().unwrap();
+        let mut scanner = Scanner::new().unwrap();
+        assert_eq!(owners(&scan(&mut scanner)), [giver.id()], "on its way it belongs to nobody else");
+        let received = receive_descriptor(&ours).unwrap();
+        wait_for_owners(&mut scanner, &[giver.id(), std::process::id()]);
+        end(giver);
+        wait_for_owners(&mut scanner, &[std::process::id()]);
+        // And back on the way, where nobody has it: still a listener, of nobody.
+        send_descriptor(ours.as_raw_fd(), received.as_raw_fd()).unwrap();
+        drop(received);
+        wait_for_owners(&mut scanner, &[]);
+        assert_eq!(scan(&mut scanner).listeners.len(), 1);
+        drop((ours, theirs));
+        wait("the listener ends with the last message", || {
+            scan(&mut scanner).listeners.is_empty().then_some(())
+        });
+    });
+}
+
+/// One byte with a descriptor, as unix(7) says.
+fn send_descriptor(channel: i32, descriptor: i32) -> io::Result<()> {
+    with_message(|message, control| {
+        control.cmsg_level = libc::SOL_SOCKET;
+        control.cmsg_type = libc::SCM_RIGHTS;
+        // SAFETY: numbers only.
+        control.cmsg_len = unsafe { libc::CMSG_LEN(4) } as _;
+        // SAFETY: the buffer of `control` has room for one descriptor after its head.
+        unsafe { libc::CMSG_DATA(control).cast::<i32>().write_unaligned(descriptor) };
+        // SAFETY: `message` points to buffers that live until the end of this closure.
+        check(unsafe { libc::sendmsg(channel, message, 0) } as i32)
+    })
+}
+
+fn receive_descriptor(channel: &UnixStream) -> io::Result<OwnedFd> {
+    with_message(|message, control| {
+        // SAFETY: `message` points to buffers that live until the end of this closure, and the kernel writes into them.
+        check(unsafe { libc::recvmsg(channel.as_raw_fd(), message, libc::MSG_CMSG_CLOEXEC) } as i32)?;
+        // SAFETY: the kernel has written one descriptor there, which nobody else knows.
+        Ok(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(control).cast::<i32>().read_unaligned()) })
+    })
+}
+
+fn with_message<T>(
+    run: impl FnOnce(*mut libc::msghdr, &mut libc::cmsghdr) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut byte = [0u8; 1];
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut control = [0u64; 3];
+    // SAFETY: msghdr is numbers and pointers, for which zero is valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    let head = control.as_mut_ptr().cast::<libc::cmsghdr>();
+    // SAFETY: `control` is aligned and larger than its head, and lives as long as this function.
+    run(&raw mut message, unsafe { &mut *head })
+}
+
+#[test]
+fn twenty_thousand_connections_change_nothing_and_are_not_even_told_of() {
+    in_new_namespace("20,000 accepted connections", || {
+        let acceptor = TcpListener::bind("0.0.0.0:7000").unwrap();
+        let mut scanner = Scanner::new().unwrap();
+        scan(&mut scanner);
+        // Our own descriptors were looked through when we were new; a second scan settles what was found.
+        let (before, told) = (scan(&mut scanner), scanner.told_sockets());
+        for hundred in 0..200 {
+            // Many addresses, so that the ports suffice for all that are in TIME_WAIT.
+            let address = format!("127.0.{}.1:7000", hundred / 10);
+            let open: Vec<[TcpStream; 2]> = (0..100).map(|_| connect(&acceptor, &address)).collect();
+            let during = scan(&mut scanner);
+            assert_eq!((during.listeners, during.changed), (before.listeners.clone(), false));
+            assert_eq!(scanner.told_sockets(), told, "the kernel tells of listening sockets only");
+            drop(open);
+        }
+        assert_eq!(scan(&mut scanner).listeners, before.listeners);
+        assert_eq!(before.listeners[0].last_seen_at, start());
+    });
+}
+
+/// Both ends of a connection that was used.
+fn connect(acceptor: &TcpListener, address: &str) -> [TcpStream; 2] {
+    let mut outgoing = TcpStream::connect(address).unwrap();
+    let (mut incoming, _) = acceptor.accept().unwrap();
+    outgoing.write_all(b"x").unwrap();
+    incoming.read_exact(&mut [0]).unwrap();
+    [outgoing, incoming]
+}
