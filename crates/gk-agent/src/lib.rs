@@ -152,7 +152,7 @@ pub fn explain(now: Timestamp) -> String {
     let privileges = gk_scan::privileges();
     let mut lines = vec![format!("Seen: {}.", privileges.seen().join("; "))];
     let unseen = privileges.unseen();
-    lines.extend(unseen.iter().map(|(what, lacks)| format!("Not seen: {what}, because {lacks} is missing.")));
+    lines.extend(unseen.iter().map(|(what, lacks)| format!("Not seen: {what} ({lacks} missing).")));
     if !unseen.is_empty() {
         lines.push("To see all of it, run as root, or give the agent what is missing.".to_owned());
     }
@@ -168,10 +168,11 @@ fn count(scan: &Scan) -> String {
     let seen: BTreeSet<Netns> = scan.covered.iter().map(|part| part.netns).collect();
     let missed = scan.namespaces.difference(&seen).count();
     let (listeners, namespaces) = (scan.listeners.len(), seen.len());
-    let denied = if missed == 0 { String::new() } else { format!("; {missed} more could not be entered") };
-    let hidden =
-        if scan.knows_all_namespaces { "" } else { "; there may be others, whose processes are hidden" };
-    format!("Right now: {listeners} listeners in {namespaces} network namespaces{denied}{hidden}.")
+    let denied = if missed == 0 { String::new() } else { format!(", {missed} more that deny it") };
+    let hidden = if scan.knows_all_namespaces { "" } else { ", and perhaps others with hidden processes" };
+    format!(
+        "Right now: listeners: {listeners}; network namespaces: {namespaces} looked into{denied}{hidden}."
+    )
 }
 
 /// Whether `--protect` would work. Asked of the list itself: what CAP_NET_ADMIN allows, a mount may forbid.

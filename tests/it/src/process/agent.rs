@@ -2,13 +2,15 @@
 
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use gk_client::Client;
 use gk_model::history::EventKind;
 use gk_model::port::Protocol;
+use gk_model::port_state::State;
 use gk_model::query::{EventQuery, PortQuery};
 
-use super::harness::{Place, Process, Server, gkctl, program, stdout, wait_for};
+use super::harness::{Place, Process, Server, gkctl, is_root, program, stdout, wait_for};
 
 /// A server, and this machine joined to it as `here`.
 pub(crate) struct Joined {
@@ -71,6 +73,50 @@ fn a_new_listener_shows_and_a_closed_one_goes() {
     drop(listener);
     here.wait_shown(Protocol::Tcp, port, false);
     assert_eq!(here.kinds(port), [EventKind::Opened, EventKind::Closed]);
+}
+
+#[test]
+fn what_listens_in_another_namespace_is_shown_never_counted_and_closed_when_that_is_gone() {
+    const PORT: u16 = 18_099;
+    let here = Joined::new();
+    let mut agent = here.agent();
+    let mut elsewhere = Command::new("unshare");
+    elsewhere.args(["--net", "--"]).arg(program("gatekeeper").get_program());
+    elsewhere
+        .args(["server", "--insecure-http", "--listen", &format!("0.0.0.0:{PORT}"), "--data"])
+        .arg(here.place.join("elsewhere"));
+    if !is_root() {
+        return eprintln!("NOT EXERCISED: a listener in another network namespace, for want of root");
+    }
+    let mut contained = Process::start(&mut elsewhere, here.place.join("elsewhere.log"));
+    here.wait_shown(Protocol::Tcp, PORT, true);
+    let query = PortQuery { port: Some(PORT.to_string().parse().unwrap()), ..Default::default() };
+    let states = || here.server.admin().list_ports(&query).unwrap().items;
+    let state = states().into_iter().find(|state| !state.listeners.is_empty()).unwrap();
+    assert_eq!(state.state, State::Free);
+    assert_eq!(state.listeners[0].owners[0].pid, contained.id(), "unshare has become the server");
+    let shown = stdout(&gkctl(&here.server, &here.state, &["port", "show", &PORT.to_string()]));
+    assert!(shown.contains("is free") && shown.contains("(netns "), "{shown}");
+    // Gone while nobody looks: the next agent has never seen that namespace.
+    agent.kill();
+    contained.kill();
+    let _next = here.agent();
+    here.wait_shown(Protocol::Tcp, PORT, false);
+    assert_eq!(here.kinds(PORT), [EventKind::Opened, EventKind::Closed]);
+}
+
+#[test]
+fn an_instance_tells_what_its_agent_sees() {
+    let here = Joined::new();
+    let agent = here.agent();
+    let line = wait_for("the agent's facts", || {
+        let shown = stdout(&gkctl(&here.server, &here.state, &["instance", "show", "here"]));
+        shown.lines().find(|line| line.contains("sees: ")).map(str::to_owned)
+    });
+    assert!(line.contains("listeners of its own network namespace"), "{line}");
+    assert_eq!(line.contains("not seen: "), !is_root(), "{line}");
+    let log = agent.log();
+    assert!(log.contains("agent started; sees: listeners of its own network namespace"), "{log}");
 }
 
 #[test]
