@@ -10,6 +10,7 @@ use gk_model::time::Timestamp;
 
 use crate::args::{AgentArgs, env};
 use crate::server::{is_root, runtime, stop_requested};
+use crate::service::{self, Pulse};
 
 /// Runs the agent until SIGINT or SIGTERM; with `--once` until its report is delivered.
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
@@ -25,7 +26,8 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let signals = runtime()?;
     let requested = signals.block_on(async { stop_requested() })?;
     signals.spawn(stop_when(requested, stopper));
-    ended(gk_agent::run(&config, &stop))
+    let pulse = Pulse::default();
+    ended(gk_agent::run(&config, &stop, &|| pulse.beat()))
 }
 
 fn ended(result: Result<(), AgentError>) -> anyhow::Result<()> {
@@ -42,6 +44,7 @@ pub(crate) fn needs_people(error: &anyhow::Error) -> bool {
 
 async fn stop_when(requested: impl Future<Output = ()>, stopper: Stopper) {
     requested.await;
+    service::stopping();
     stopper.stop();
 }
 

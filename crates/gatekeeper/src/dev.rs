@@ -37,7 +37,7 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
         let config = AgentConfig::new(place.state_dir.clone(), env!("CARGO_PKG_VERSION").into());
         let mut agent = tokio::task::spawn_blocking(move || {
             greet(&join_this_machine(&place)?, &place);
-            Ok::<(), anyhow::Error>(gk_agent::run(&config, &signal)?)
+            Ok::<(), anyhow::Error>(gk_agent::run(&config, &signal, &|| {})?)
         });
         let ended = tokio::select! {
             ended = &mut agent => ended,

@@ -1,6 +1,7 @@
 //! How it goes, told to the service manager that started us (`Type=notify` of systemd). Elsewhere it does nothing.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
@@ -28,5 +29,23 @@ pub(crate) fn pulse() {
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::debug!(error = &error as &dyn std::error::Error, "cannot tell the service manager");
+    }
+}
+
+/// For a loop that comes by often: ready the first time, and then alive as often as the manager asks.
+#[derive(Default)]
+pub(crate) struct Pulse {
+    last: Cell<Option<Instant>>,
+}
+
+impl Pulse {
+    pub(crate) fn beat(&self) {
+        let is_due = |last: Instant| pulse_every().is_some_and(|every| last.elapsed() >= every);
+        match self.last.get() {
+            None => ready(),
+            Some(last) if is_due(last) => pulse(),
+            Some(_) => return,
+        }
+        self.last.set(Some(Instant::now()));
     }
 }

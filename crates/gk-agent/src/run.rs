@@ -40,11 +40,11 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// report, and two that the server may ask for.
 const MOST_CONTACTS_ONCE: usize = 3;
 
-/// Runs until it is stopped.
+/// Runs until it is stopped. Calls `looked` after each look at the kernel, the sign that it lives.
 ///
 /// # Errors
 /// When it cannot start, and when the server ends it. An unreachable server is no error: the agent waits for it.
-pub fn run(config: &AgentConfig, stop: &StopSignal) -> Result<(), AgentError> {
+pub fn run(config: &AgentConfig, stop: &StopSignal, looked: &dyn Fn()) -> Result<(), AgentError> {
     let mut home = Home::enter(config)?;
     loop {
         let mut agent = Agent::start(config.clone(), home)?;
@@ -58,7 +58,7 @@ pub fn run(config: &AgentConfig, stop: &StopSignal) -> Result<(), AgentError> {
             "agent started; {}",
             gk_scan::privileges(),
         );
-        let course = agent.work(&mailer, &protector, &stop.inbox);
+        let course = agent.work(&mailer, &protector, &stop.inbox, looked);
         if matches!(course, Err(AgentError::Ended(Ending::Left))) {
             protector.take_all_out();
         }
@@ -218,6 +218,7 @@ impl Agent {
         mailer: &Mailer,
         protector: &Protector,
         inbox: &Receiver<Event>,
+        looked: &dyn Fn(),
     ) -> Result<Course, AgentError> {
         let mut scan_at = Duration::ZERO;
         loop {
@@ -225,6 +226,7 @@ impl Agent {
                 mailer.assert_alive();
                 protector.assert_alive();
                 self.observe();
+                looked();
                 scan_at = self.elapsed() + SCAN_EVERY;
             }
             let until = self.send_next(mailer).min(scan_at);
@@ -248,7 +250,13 @@ impl Agent {
         let end = self.elapsed() + FAREWELL;
         loop {
             let action = plan(&self.state, self.elapsed());
-            if matches!(action, Action::Again | Action::Delta { .. } | Action::Piece) {
+            // What cannot be told as a change, as in a namespace that is new, takes a report.
+            let tells = match action {
+                Action::Again | Action::Delta { .. } | Action::Piece => true,
+                Action::Report { opening } => !opening && !self.state.journal.is_empty(),
+                Action::Nothing { .. } | Action::Heartbeat => false,
+            };
+            if tells {
                 self.send(action, mailer);
             }
             if !self.state.is_sending {
@@ -520,7 +528,7 @@ mod tests {
     impl Running {
         fn start(config: AgentConfig) -> Running {
             let ((stopper, stop), (sender, end)) = (stop_channel(), mpsc::channel());
-            thread::spawn(move || sender.send(run(&config, &stop)));
+            thread::spawn(move || sender.send(run(&config, &stop, &|| {})));
             Running { stopper, end }
         }
 

@@ -13,12 +13,12 @@ use gk_client::join::{JoinError, begin_join, finish_join};
 use gk_client::lock::{self, AgentLock};
 use gk_client::session::{FullReport, SavedSession, open_session, save_session};
 use gk_client::{Client, ClientError, Joined, ServerAddress};
+use gk_model::facts::Facts;
 use gk_model::id::InstanceId;
 use gk_model::identity::Identity;
 use gk_model::instance::{Instance, JoinRequest};
 use gk_model::paths::IDENTITY_FILE;
 use gk_model::problem::Code;
-use gk_model::protection::Protection;
 use gk_model::secret::{Secret, SecretHash};
 
 use crate::args::{Format, Join};
@@ -78,7 +78,7 @@ fn refresh(context: &Context, wanted: &Join, identity: &Identity) -> Result<Opti
     let credential = own_credential(context, identity)?;
     let client = context.client_as_instance(credential.clone())?;
     let mut request = request(wanted, credential.hash());
-    request.facts.protection = protection(context, &client, identity.id);
+    keep_what_the_agent_told(context, &client, identity.id, &mut request.facts);
     match client.join(&request) {
         Ok(Joined { instance, .. }) => {
             let renamed = Identity { name: instance.name.clone(), ..identity.clone() };
@@ -104,12 +104,13 @@ fn is_unknown(code: Code) -> bool {
     matches!(code, Code::Unauthenticated | Code::NoSuchInstance)
 }
 
-/// How far the kernel keeps off reserved ports: only a running agent knows, and it has told.
-fn protection(context: &Context, client: &Client, id: InstanceId) -> Option<Protection> {
-    if !lock::is_held(&context.machine.state_dir).unwrap_or(false) {
-        return None;
+/// What it may see, and how far the kernel keeps off reserved ports: only a running agent knows, and it has told.
+fn keep_what_the_agent_told(context: &Context, client: &Client, id: InstanceId, facts: &mut Facts) {
+    if lock::is_held(&context.machine.state_dir).unwrap_or(false)
+        && let Ok(known) = client.get_instance(&id.into())
+    {
+        (facts.protection, facts.sight) = (known.facts.protection, known.facts.sight);
     }
-    client.get_instance(&id.into()).ok()?.facts.protection
 }
 
 /// A credential that was made for one server is not shown to another, and a machine is not moved by accident.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::harness::{Place, Server, program};
+use super::harness::{Place, Process, Server, gkctl, program, stdout};
 
 /// The part of a service manager that hears what its services say.
 struct Manager {
@@ -51,6 +51,25 @@ fn a_server_says_that_it_is_ready_lives_and_stops() {
     assert_eq!(manager.hear(), "READY=1");
     (0..3).for_each(|_| assert_eq!(manager.hear(), "WATCHDOG=1"));
     assert_eq!(server.process.terminate(), Some(0));
+    manager.wait_for("STOPPING=1");
+}
+
+#[test]
+fn an_agent_says_that_it_is_ready_lives_and_stops_also_while_its_server_is_away() {
+    let place = Place::new();
+    let mut server = Server::start(&place.join("data"));
+    let state = place.join("state");
+    stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
+    server.process.kill();
+    let manager = Manager::new(&place);
+    let mut agent = program("gatekeeper");
+    agent.arg("agent").env("GATEKEEPER_STATE", &state);
+    // It looks twice a second.
+    manager.adopt(&mut agent, Duration::from_secs(1));
+    let mut agent = Process::start(&mut agent, place.join("agent.log"));
+    assert_eq!(manager.hear(), "READY=1");
+    (0..2).for_each(|_| assert_eq!(manager.hear(), "WATCHDOG=1"));
+    assert_eq!(agent.terminate(), Some(0));
     manager.wait_for("STOPPING=1");
 }
 
