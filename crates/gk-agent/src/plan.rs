@@ -285,10 +285,10 @@ mod tests {
             Action::Delta { steps: 1 },
             "not put off; 82 cannot be told twice"
         );
-        for _ in 0..4 {
+        for _ in 0..9 {
             state.pace.tell(ms(10_300));
         }
-        assert_eq!(plan(&state, ms(10_600)), Action::Nothing { until: ms(12_000) });
+        assert_eq!(plan(&state, ms(10_600)), Action::Nothing { until: ms(10_750) });
         state.make_haste(ms(10_600));
         assert_eq!(plan(&state, ms(10_600)), Action::Delta { steps: 1 }, "an agent that ends does not wait");
     }

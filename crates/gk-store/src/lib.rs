@@ -15,6 +15,7 @@ mod contacts;
 mod copy;
 mod database_url;
 mod directory;
+mod door;
 mod driver;
 mod ensure;
 mod error;
@@ -62,11 +63,12 @@ use gk_model::time::Timestamp;
 use tokio::sync::Semaphore;
 
 pub use crate::backup::{BackupError, backup};
-use crate::beats::Beats;
+use crate::beats::{BeatChange, Beats};
 pub use crate::copy::{Copied, Progress};
 pub use crate::database_url::{DatabaseUrl, DatabaseUrlError};
 use crate::directory::DirectoryLock;
 pub use crate::directory::OpenError;
+use crate::door::Door;
 use crate::driver::{Access, Connection, Location};
 pub use crate::error::{Error, Refusal, StoreError};
 #[doc(hidden)]
@@ -141,6 +143,7 @@ struct Inner {
 pub(crate) struct Shared {
     pub(crate) started_at: Timestamp,
     pub(crate) beats: Beats,
+    pub(crate) door: Door,
     /// Whether leases go by the database's clock.
     pub(crate) database_clock: bool,
     pub(crate) statements: Statements,
@@ -151,9 +154,20 @@ impl Shared {
         Shared {
             started_at,
             beats: Beats::default(),
+            door: Door::default(),
             database_clock: config.database_clock && config.database.is_some(),
             statements: Statements::default(),
         }
+    }
+}
+
+impl Shared {
+    /// What a batch changed about instances, once it is committed and before anybody is answered.
+    pub(crate) fn take_over(&self, change: BeatChange) {
+        if let BeatChange::Ended(instance) = change {
+            self.door.forget(instance);
+        }
+        self.beats.apply(change);
     }
 }
 
@@ -218,12 +232,25 @@ impl Store {
         self.read_in_turn(&self.0.reading, work).await
     }
 
-    /// Who comes with the secret of this hash; see [`Reader::find_actor`].
+    /// Who comes with the secret of this hash; see [`Reader::find_actor`]. An instance that called before is remembered,
+    /// as long as its credential lasts.
     ///
     /// # Errors
     /// [`Error::Failed`] when the database cannot be read.
     pub async fn find_actor(&self, hash: SecretHash, now: Timestamp) -> Result<Option<Actor>, Error> {
-        self.read_in_turn(&self.0.at_the_door, move |reader| reader.find_actor(hash, now)).await
+        let look_up = || self.read_in_turn(&self.0.at_the_door, move |reader| reader.find_actor(hash, now));
+        if self.0.location.is_shared() {
+            return look_up().await;
+        }
+        let door = &self.0.shared.door;
+        match door.find(hash) {
+            Ok(known) => Ok(Some(known)),
+            Err(endings) => {
+                let found = look_up().await?;
+                found.iter().for_each(|actor| door.remember(hash, actor, endings));
+                Ok(found)
+            }
+        }
     }
 
     async fn read_in_turn<T, W>(&self, turns: &Arc<Semaphore>, work: W) -> Result<T, Error>

@@ -260,7 +260,7 @@ impl Worker {
             let failed = match self.attempt(batch, savepoints) {
                 Ok(count) => {
                     self.maps.keep();
-                    self.beats.drain(..).for_each(|change| self.shared.beats.apply(change));
+                    self.beats.drain(..).for_each(|change| self.shared.take_over(change));
                     self.metrics.commits.fetch_add(1, Ordering::Relaxed);
                     self.away_since = None;
                     return Ok(count);
@@ -297,6 +297,7 @@ impl Worker {
     fn undo(&mut self) {
         self.maps.clear();
         self.beats.clear();
+        self.shared.door.doubt();
         self.seen = None;
         if self.connection.as_mut().is_some_and(|connection| connection.rollback().is_err()) {
             self.connection = None;
