@@ -19,7 +19,10 @@ test: ## everything there is, on real databases, sockets and processes
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) build --locked --bins
-	skip=$$(.ci/prerequisites skip) && $(CARGO) test --locked --workspace -- $(ARGS) $$skip
+	@rm -f target/facilities
+	skip=$$(.ci/prerequisites skip) && GATEKEEPER_FACILITIES=$(CURDIR)/target/facilities \
+		$(CARGO) test --locked --workspace -- $(ARGS) $$skip
+	@echo "What the kernel and the machine were asked for:" && sort -u target/facilities
 
 build: ## both programs, for debugging
 	$(CARGO) build --locked --bins

@@ -26,7 +26,9 @@ use Protocol::{Tcp, Udp};
 use crate::scanner::{Scan, Scanner};
 use crate::tables::parts_of;
 use crate::{busy_ports, test_bind};
-use world::{Entry, Spec, at, give_ports_from, in_new_namespace, listen, port_of, spawn_holder, ss};
+use world::{
+    Entry, Spec, at, exercised, give_ports_from, in_new_namespace, listen, port_of, spawn_holder, ss,
+};
 
 /// Listeners, clients, and what is known of them, all open.
 struct Scene {
@@ -138,6 +140,7 @@ fn scan_equals_the_ledger_and_ss() {
         let seen = scanner.scan_occupied(start()).unwrap();
         assert_eq!(entries(&seen), scene.listeners);
         assert_eq!(seen.occupied, Vec::from_iter(scene.bound.union(&scene.clients).copied()));
+        exercised("sockets that are bound and do not listen (Linux 6.8)");
         if let Some(seen_by_ss) = ss() {
             let told: BTreeSet<String> =
                 entries(&seen).union(&scene.auto_bound).map(Entry::as_in_ss).collect();

@@ -13,7 +13,7 @@ use super::machine::{
     watch_process,
 };
 use super::start;
-use super::world::{Entry, Spec, at, port_of, say};
+use super::world::{Entry, Spec, at, exercised, port_of, refused};
 use crate::scanner::{Scan, Scanner};
 use crate::tables::parts_of;
 
@@ -73,8 +73,11 @@ fn fifty_namespaces_and_an_unprivileged_one_are_seen_exactly_and_let_go() {
         let spec = Spec { port: 8_000, ..at(Tcp, "0.0.0.0") };
         let mut children = vec![spawn_server(Place::Elsewhere, spec).unwrap()];
         match spawn_server(Place::Unprivileged, spec) {
-            Ok(child) => children.push(child),
-            Err(error) => say(&format!("a namespace of an unprivileged user namespace: {error}")),
+            Ok(child) => {
+                children.push(child);
+                exercised("unprivileged user namespaces");
+            }
+            Err(error) => refused("unprivileged user namespaces", "a network namespace of one", &error),
         }
         let of_child = |pid: u32| (netns_of(format!("/proc/{pid}/ns/net")), pid);
         let of_children = BTreeMap::from_iter(children.iter().map(|child| of_child(child.id())));
@@ -95,6 +98,7 @@ fn fifty_namespaces_and_an_unprivileged_one_are_seen_exactly_and_let_go() {
             }
         }
         let_go(&mut scanner, many, children);
+        exercised("setns into the network namespaces of others");
     });
 }
 

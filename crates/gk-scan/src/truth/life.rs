@@ -12,7 +12,9 @@ use std::process::{Command, Stdio};
 use gk_model::port::Protocol::Tcp;
 
 use super::machine::{end, wait};
-use super::world::{Entry, Spec, at, check, in_new_namespace, listen, port_of, say, set, stop_listening};
+use super::world::{
+    Entry, Spec, at, check, exercised, in_new_namespace, listen, port_of, refused, set, stop_listening,
+};
 use super::{entries, owners, scan, start, wait_until_dead};
 use crate::scanner::Scanner;
 
@@ -105,7 +107,7 @@ fn a_multipath_listener_is_one_tcp_listener() {
             libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_MPTCP)
         };
         if let Err(error) = check(fd) {
-            return say(&format!("a listener for several paths, for want of MPTCP: {error}"));
+            return refused("MPTCP", "a listener for several paths", &error);
         }
         // SAFETY: the descriptor was just opened and nobody else knows it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -117,6 +119,7 @@ fn a_multipath_listener_is_one_tcp_listener() {
         }
         drop(socket);
         assert_eq!(scan(&mut scanner).listeners, []);
+        exercised("MPTCP");
     });
 }
 

@@ -12,7 +12,7 @@ use gk_model::port::Protocol::Tcp;
 
 use super::machine::{Mounted, NOBODY, Place, end, in_new_machine, netns_of, spawn_server};
 use super::start;
-use super::world::{Spec, at, check};
+use super::world::{Spec, at, check, exercised};
 use crate::{Scan, Scanner, privileges};
 
 /// Of the structures of capset(2).
@@ -33,6 +33,19 @@ const TABLE: &[(&[u32], Seen)] = &[
     (&[SYS_ADMIN], Seen { mounted: true, of_process: false, owners: false }),
     (&[], Seen { mounted: false, of_process: false, owners: false }),
 ];
+
+fn names(capabilities: &[u32]) -> String {
+    let name = |capability: &u32| match *capability {
+        DAC_OVERRIDE => "CAP_DAC_OVERRIDE",
+        DAC_READ_SEARCH => "CAP_DAC_READ_SEARCH",
+        SYS_PTRACE => "CAP_SYS_PTRACE",
+        _ => "CAP_SYS_ADMIN",
+    };
+    match capabilities {
+        [] => "no capability".to_owned(),
+        some => some.iter().map(name).collect::<Vec<_>>().join(", "),
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
@@ -68,6 +81,7 @@ fn each_missing_capability_hides_what_it_is_said_to_hide() {
                 let says_namespaces = report.contains("enters other namespaces");
                 assert_eq!(says_namespaces, seen.mounted && seen.of_process, "{what}");
             }
+            exercised(&format!("a scan with {}", names(capabilities)));
         }
         [here, elsewhere].into_iter().for_each(end);
     });

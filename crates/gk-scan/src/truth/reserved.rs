@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 
-use super::world::{Spec, at, become_nobody, give_ports_from, in_new_namespace, listen, port_of};
+use super::world::{Spec, at, become_nobody, exercised, give_ports_from, in_new_namespace, listen, port_of};
 use crate::ephemeral::GivenPorts;
 use crate::reserved::{ReservedList, reserved_ports};
 
@@ -82,6 +82,7 @@ fn the_kernel_keeps_off_reserved_ports() {
             let by_number = Spec { port: 20_005, ..at(protocol, "0.0.0.0") };
             assert_eq!(port_of(&by_number.serve()).get(), 20_005, "whoever asks for it gets it");
         }
+        exercised("net.ipv4.ip_local_reserved_ports, written");
     });
 }
 
