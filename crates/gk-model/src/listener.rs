@@ -27,6 +27,16 @@ pub enum Netns {
     Other(u64),
 }
 
+impl Netns {
+    /// What is said after an address or a process, for people: ` (netns 4026532000)`, and nothing for home.
+    pub fn remark(self) -> String {
+        match self {
+            Netns::Home => String::new(),
+            Netns::Other(inode) => format!(" (netns {inode})"),
+        }
+    }
+}
+
 impl fmt::Display for Netns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -338,7 +338,8 @@ fn by_key(seen: &[Listener]) -> BTreeMap<&ListenerKey, &Listener> {
     seen.iter().map(|listener| (&listener.key, listener)).collect()
 }
 
-/// `0.0.0.0:8080/tcp`, `[::1]:53/udp`.
+/// `0.0.0.0:8080/tcp`, `[::1]:53/udp`, `0.0.0.0:80/tcp (netns 4026532000)`.
 fn place(key: &ListenerKey) -> String {
-    format!("{}/{}", SocketAddr::new(key.address, key.port.get()), key.protocol)
+    let address = SocketAddr::new(key.address, key.port.get());
+    format!("{address}/{}{}", key.protocol, key.netns.remark())
 }

@@ -135,7 +135,8 @@ fn who(interval: &Interval) -> Option<String> {
         (Some(purpose), Some(holder)) => Some(format!("{purpose} ({holder})")),
         (purpose, holder) => purpose.or_else(|| holder.as_ref().map(ToString::to_string)),
     };
-    held.or_else(|| interval.listener.as_deref().map(Listener::describe))
+    let listened = |listener: &Listener| format!("{}{}", listener.describe(), listener.key.netns.remark());
+    held.or_else(|| interval.listener.as_deref().map(listened))
 }
 
 #[cfg(test)]

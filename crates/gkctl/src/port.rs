@@ -159,11 +159,7 @@ fn addresses(port: &PortState) -> String {
 
 /// As `gatekeeper scan` writes it, and `10.0.0.1 (netns 4026532000)` for one that is not in the home namespace.
 fn address(listener: &Listener) -> String {
-    let place = match listener.key.netns {
-        Netns::Home => String::new(),
-        Netns::Other(inode) => format!(" (netns {inode})"),
-    };
-    format!("{}{place}", listener.key.bound_to())
+    format!("{}{}", listener.key.bound_to(), listener.key.netns.remark())
 }
 
 fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {

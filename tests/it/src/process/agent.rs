@@ -97,6 +97,10 @@ fn what_listens_in_another_namespace_is_shown_never_counted_and_closed_when_that
     assert_eq!(state.listeners[0].owners[0].pid, contained.id(), "unshare has become the server");
     let shown = stdout(&gkctl(&here.server, &here.state, &["port", "show", &PORT.to_string()]));
     assert!(shown.contains("is free") && shown.contains("(netns "), "{shown}");
+    for words in [&["port", "history", "--port"][..], &["events", "--port"]] {
+        let told = stdout(&gkctl(&here.server, &here.state, &[words, &[&PORT.to_string()]].concat()));
+        assert!(told.contains("(netns "), "not to be taken for the machine's own: {told}");
+    }
     // Gone while nobody looks: the next agent has never seen that namespace.
     agent.kill();
     contained.kill();
