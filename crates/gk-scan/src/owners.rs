@@ -73,6 +73,7 @@ pub(crate) struct Owners {
     descriptor_counts: HashMap<Pid, u64>,
     next_holding: Option<(Pid, SocketId)>,
     next_process: Option<Pid>,
+    next_owner: Option<Pid>,
     scan: u64,
     changed: bool,
 }
@@ -247,8 +248,22 @@ impl Owners {
             let sockets: Vec<SocketId> = of_one.iter().map(|(_, socket)| *socket).collect();
             self.verify(of_one[0].0, &sockets, accounts);
         }
-        if let Some((pid, _)) = slice.first().filter(|_| self.scan.is_multiple_of(SCANS_PER_LOOK)) {
-            self.describe_again(*pid, accounts);
+        if self.scan.is_multiple_of(SCANS_PER_LOOK) {
+            self.describe_the_next(accounts);
+        }
+    }
+
+    /// Asks a few owners in turn who they are. By a place of its own: that of the slices moves in step with the scans, and
+    /// would come by the same owners each time.
+    fn describe_the_next(&mut self, accounts: &Accounts) {
+        let start = self.next_owner.map_or(Unbounded, Excluded);
+        let length = self.processes.len().div_ceil(SCANS_PER_TURN);
+        let few: Vec<Pid> =
+            self.processes.range((start, Unbounded)).map(|(pid, _)| *pid).take(length).collect();
+        // At the end it begins anew, with the next look.
+        self.next_owner = few.last().copied();
+        for pid in few {
+            self.describe_again(pid, accounts);
         }
     }
 
@@ -278,7 +293,10 @@ impl Owners {
     /// Looks at the next few processes in turn, and into those whose number of descriptors changed or is not told.
     fn visit_a_slice(&mut self, processes: &Processes, accounts: &Accounts) {
         let slice = processes.slice(&mut self.next_process, PROCESSES_PER_SCAN, SCANS_PER_TURN);
-        let anyway = slice.first().copied().filter(|_| self.scan.is_multiple_of(SCANS_PER_LOOK));
+        // Another place of the slice each time, because the slices come by in step with the scans.
+        let (turn, look) = (self.scan % SCANS_PER_LOOK, self.scan / SCANS_PER_LOOK);
+        let place = (look as usize).checked_rem(slice.len()).filter(|_| turn == look % SCANS_PER_LOOK);
+        let anyway = place.and_then(|place| slice.get(place)).copied();
         for pid in slice {
             if self.count_changed(pid) || anyway == Some(pid) {
                 self.visit(pid, accounts);

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use gk_model::port::Protocol::Tcp;
 
@@ -53,6 +53,40 @@ fn a_killed_listener_lives_on_in_the_child_that_it_forked() {
         wait_until_dead(holder);
         assert_eq!(scan(&mut scanner).listeners, []);
         server.wait().unwrap();
+    });
+}
+
+#[test]
+fn every_owner_is_asked_again_who_it_is() {
+    in_new_namespace("owners that become other programs", || {
+        let socket = at(Tcp, "127.0.0.1").serve();
+        let fd = socket.as_raw_fd();
+        let mut holders: Vec<Child> = (0..3)
+            .map(|_| {
+                let mut command = Command::new("sh");
+                command.args(["-c", "read line; exec cat"]).stdin(Stdio::piped()).stdout(Stdio::null());
+                // SAFETY: fcntl is async-signal-safe and changes only the child's own table of descriptors.
+                unsafe { command.pre_exec(move || check(libc::fcntl(fd, libc::F_SETFD, 0))) };
+                command.spawn().unwrap()
+            })
+            .collect();
+        drop(socket);
+        let mut scanner = Scanner::new().unwrap();
+        let mut named = |name: &str| {
+            let scan = scan(&mut scanner);
+            scan.listeners[0].owners.iter().filter(|owner| owner.name.as_str() == name).count()
+        };
+        wait("three shells", || (named("sh") == 3).then_some(()));
+        // Until none of them is looked at because it is new.
+        (0..20).for_each(|_| assert_eq!(named("sh"), 3));
+        for holder in &mut holders {
+            holder.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        }
+        wait("three times cat", || (named("cat") == 3).then_some(()));
+        for mut holder in holders {
+            holder.kill().unwrap();
+            holder.wait().unwrap();
+        }
     });
 }
 
