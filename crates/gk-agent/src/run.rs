@@ -27,7 +27,8 @@ use crate::stop::{Event, StopSignal};
 use crate::view::{Namespaces, Snapshot};
 use crate::{AgentConfig, AgentError};
 
-/// How long from one scan to the next: half of the second within which a change is promised to be told.
+/// How long from one scan to the next. With the moment that a change waits for company, it is so
+/// told within about a second.
 const SCAN_EVERY: Duration = Duration::from_millis(500);
 
 /// How often it is looked whether the facts are still the same.
@@ -638,16 +639,22 @@ mod tests {
         assert!(!dir.path().join("spool").exists(), "and an agent whose server answers writes no spool");
     }
 
-    #[test]
-    fn what_a_hung_server_was_not_told_is_spooled_for_its_owner_only() {
-        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
-        once(&config(&server, dir.path())).unwrap();
+    /// An agent that has told its server something, and gets no answer.
+    fn start_at_hung_server(server: &FakeServer, state_dir: &Path) -> Running {
+        once(&config(server, state_dir)).unwrap();
         server.wait(|known| {
             known.hangs = true;
             Some(())
         });
-        let agent = Running::start(config(&server, dir.path()));
+        let agent = Running::start(config(server, state_dir));
         server.wait(|known| (known.contacts == 2).then_some(()));
+        agent
+    }
+
+    #[test]
+    fn what_a_hung_server_was_not_told_is_spooled_for_its_owner_only() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        let agent = start_at_hung_server(&server, dir.path());
         let begun = Instant::now();
         let spool = SpoolFile::of(dir.path());
         while spool.read().unwrap().is_none() {
@@ -678,13 +685,7 @@ mod tests {
     #[test]
     fn a_hung_server_stops_neither_observation_nor_the_end() {
         let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
-        once(&config(&server, dir.path())).unwrap();
-        server.wait(|known| {
-            known.hangs = true;
-            Some(())
-        });
-        let agent = Running::start(config(&server, dir.path()));
-        server.wait(|known| (known.contacts == 2).then_some(()));
+        let agent = start_at_hung_server(&server, dir.path());
         let asked = Instant::now();
         agent.stopper.stop();
         agent.end().unwrap();
