@@ -177,6 +177,8 @@ impl From<gk_store::Error> for ApiError {
         match error {
             gk_store::Error::Refused(refusal) => ApiError::Refused(refusal),
             gk_store::Error::Failed(error) => ApiError::Failed(error),
+            // A closure's own affair, which the store never answers.
+            gk_store::Error::Unexplained(open) => ApiError::Failed(StoreError::Corrupt(open.to_string())),
         }
     }
 }

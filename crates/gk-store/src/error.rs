@@ -10,12 +10,18 @@ use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::reservation::{Contradiction, PortCount, Reservation, Scope};
 use gk_model::text::{IdempotencyKey, InstanceName, PoolName};
 
+use crate::explain::Unexplained;
+
 /// Why an operation did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The rules say no. Nothing was written.
     #[error(transparent)]
     Refused(Box<Refusal>),
+    /// The rules say no, and the reason has still to be told in full. [`Store::write`](crate::Store::write) does that, so
+    /// that it is only ever seen inside of a closure.
+    #[error("{0}")]
+    Unexplained(Box<Unexplained>),
     /// The store could not do it.
     #[error(transparent)]
     Failed(#[from] StoreError),

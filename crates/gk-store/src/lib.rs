@@ -20,6 +20,7 @@ mod driver;
 mod ensure;
 mod error;
 mod events;
+mod explain;
 mod filler;
 mod follow;
 mod history;
@@ -71,6 +72,7 @@ pub use crate::directory::OpenError;
 use crate::door::Door;
 use crate::driver::{Access, Connection, Location};
 pub use crate::error::{Error, Refusal, StoreError};
+pub use crate::explain::Unexplained;
 #[doc(hidden)]
 pub use crate::filler::{Filling, fill_history, filled_from};
 pub use crate::idempotency::{Keyed, Once};
@@ -215,7 +217,7 @@ impl Store {
         T: Send + 'static,
         W: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
     {
-        self.0.writer.run(work).await
+        self.write_explained(work).await
     }
 
     /// Runs `work` on a read-only connection, in one consistent view, on a thread that may block.

@@ -12,6 +12,7 @@ use gk_model::port_set::PortSet;
 use gk_model::reservation::Scope;
 
 use crate::error::{Error, Refusal, StoreError};
+use crate::explain::Unexplained;
 use crate::port_map::Resting;
 use crate::reserve::{Cell, Slot, Wanted};
 use crate::tx::{Reader, Tx};
@@ -141,7 +142,7 @@ impl Tx<'_> {
             claimed.extend(port.map(|port| (port, *cell)));
         }
         if let Some((port, cell)) = claimed.into_iter().min_by_key(|(port, _)| *port) {
-            return Err(self.reserved(wanted, cell, port)?.into());
+            return Err(self.reserved(wanted, cell, port)?);
         }
         for cell in cells {
             self.check_listeners(wanted, cell, range)?;
@@ -149,20 +150,18 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn reserved(&mut self, wanted: &Wanted<'_>, cell: &Cell, port: Port) -> Result<Refusal, Error> {
+    /// The refusal of a port that is reserved, all but by whom.
+    fn reserved(&mut self, wanted: &Wanted<'_>, cell: &Cell, port: Port) -> Result<Error, StoreError> {
         let protocol = cell.protocol;
-        let holder = Box::new(self.get_claimant(cell.space(wanted.scope), protocol, port)?);
-        let mut listeners = match &cell.instance {
-            // What was not observed need not be asked for.
-            Some(instance) if self.is_observed(instance.id, protocol, port.into(), wanted.now)? => {
-                self.list_listeners(instance.id, Some(port.into()), Some(protocol))?
+        let observed_on = match &cell.instance {
+            Some(instance) => {
+                self.is_observed(instance.id, protocol, port.into(), wanted.now)?.then_some(instance.id)
             }
-            _ => Vec::new(),
+            None => None,
         };
-        listeners.retain(|listener| listener.key.netns == Netns::Home);
         let alternatives = self.list_alternatives(wanted)?;
-        let wanted = wanted.total();
-        Ok(Refusal::PortReserved { port, protocol, holder, listeners, wanted, alternatives })
+        let space = cell.space(wanted.scope);
+        Ok(Unexplained { space, protocol, port, observed_on, wanted: wanted.total(), alternatives }.into())
     }
 
     fn check_listeners(&mut self, wanted: &Wanted<'_>, cell: &Cell, range: PortRange) -> Result<(), Error> {

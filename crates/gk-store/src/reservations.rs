@@ -151,12 +151,12 @@ impl Reader<'_> {
     }
 
     /// Who claims a port that is claimed where a reservation in `space` would claim it.
-    pub(crate) fn get_claimant(
+    pub(crate) fn find_claimant(
         &mut self,
         space: Space,
         protocol: Protocol,
         port: Port,
-    ) -> Result<Reservation, Error> {
+    ) -> Result<Option<Reservation>, StoreError> {
         let found = match space {
             Space::Instance(_) => self.list_where(
                 "r.id = (select reservation from claim where space in ($1, 'fleet') and protocol = $2 and port = $3 \
@@ -168,7 +168,6 @@ impl Reader<'_> {
                 values![protocol, port],
             )?,
         };
-        let gone = || StoreError::Corrupt(format!("the claim on {port}/{protocol} is gone"));
-        Ok(found.into_iter().next().ok_or_else(gone)?)
+        Ok(found.into_iter().next())
     }
 }

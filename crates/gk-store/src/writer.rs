@@ -83,7 +83,11 @@ impl Writer {
         Ok(Writer { queue: RwLock::new(Some(queue)), thread: Mutex::new(Some(thread)), metrics })
     }
 
-    pub(crate) async fn run<T, W>(&self, work: W) -> Result<T, Error>
+    /// Runs `work` in the next batch, and gives it back with its outcome.
+    ///
+    /// # Errors
+    /// When it did not run, or the batch came to nothing.
+    pub(crate) async fn run<T, W>(&self, work: W) -> Result<(Result<T, Error>, W), StoreError>
     where
         T: Send + 'static,
         W: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
@@ -154,7 +158,7 @@ enum Ran {
 struct Typed<T, W> {
     work: W,
     outcome: Option<Result<T, Error>>,
-    reply: oneshot::Sender<Result<T, Error>>,
+    reply: oneshot::Sender<Result<(Result<T, Error>, W), StoreError>>,
 }
 
 impl<T, W> Job for Typed<T, W>
@@ -181,12 +185,13 @@ where
     }
 
     fn answer(self: Box<Self>, failure: Option<&StoreError>) {
-        let outcome = match failure {
-            Some(failure) => Err(failure.clone().into()),
-            None => self.outcome.unwrap_or_else(|| Err(StoreError::Closed.into())),
+        let Typed { work, outcome, reply } = *self;
+        let answer = match failure {
+            Some(failure) => Err(failure.clone()),
+            None => outcome.map(|outcome| (outcome, work)).ok_or(StoreError::Closed),
         };
         // Whoever asked may have gone away; what was committed stays committed.
-        let _gone = self.reply.send(outcome);
+        let _gone = reply.send(answer);
     }
 }
 

@@ -160,7 +160,7 @@ impl Client {
         let what = match answer {
             Ok(what) => what,
             Err(Error::Refused(refusal)) => What::Refused(refusal, Box::new(asked)),
-            Err(Error::Failed(failure)) => return Err(failure.to_string()),
+            Err(failure) => return Err(failure.to_string()),
         };
         self.note(before, what).await
     }

@@ -81,7 +81,7 @@ fn sort<T>(answer: Result<T, Error>) -> Result<Result<T, Refusal>, String> {
     match answer {
         Ok(answer) => Ok(Ok(answer)),
         Err(Error::Refused(refusal)) => Ok(Err(*refusal)),
-        Err(Error::Failed(failure)) => Err(format!("the store failed: {failure}")),
+        Err(failure) => Err(format!("the store failed: {failure}")),
     }
 }
 

@@ -1,0 +1,79 @@
+//! Explaining refusals, off the writer's thread.
+//!
+//! That a port is taken the writer knows from its maps; who holds it, it would have to ask the database, once for each
+//! refusal and while everybody waits, across a network too. So it only says what is to be found out, and a reader finds
+//! it out once the batch is committed. What it finds is as true as what the writer would have said: it was so at some
+//! moment between the question and the answer. When nobody holds the port any more, there is no reason left to refuse,
+//! and the request is made again.
+
+use gk_model::id::InstanceId;
+use gk_model::listener::Netns;
+use gk_model::port::{Port, Protocol};
+
+use crate::Store;
+use crate::error::{Error, Refusal, StoreError};
+use crate::space::Space;
+use crate::tx::{Reader, Tx};
+
+/// How often a port may turn out to be free again before the map of ports must be wrong.
+const TRIES: usize = 8;
+
+/// A port that is reserved, before anybody looked by whom.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{port}/{protocol} is reserved")]
+pub struct Unexplained {
+    /// Where it would have been claimed.
+    pub(crate) space: Space,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: Port,
+    /// The instance where it is listened on too.
+    pub(crate) observed_on: Option<InstanceId>,
+    /// How many contiguous ports were wanted in all.
+    pub(crate) wanted: u16,
+    /// Where as many are free instead.
+    pub(crate) alternatives: Vec<Port>,
+}
+
+impl From<Unexplained> for Error {
+    fn from(unexplained: Unexplained) -> Error {
+        Error::Unexplained(Box::new(unexplained))
+    }
+}
+
+impl Reader<'_> {
+    /// The whole refusal; none when nobody holds the port any more.
+    fn explain(&mut self, unexplained: &Unexplained) -> Result<Option<Refusal>, StoreError> {
+        let Unexplained { space, protocol, port, observed_on, wanted, ref alternatives } = *unexplained;
+        let Some(holder) = self.find_claimant(space, protocol, port)? else { return Ok(None) };
+        let mut listeners = match observed_on {
+            Some(instance) => self.list_listeners(instance, Some(port.into()), Some(protocol))?,
+            None => Vec::new(),
+        };
+        listeners.retain(|listener| listener.key.netns == Netns::Home);
+        let (holder, alternatives) = (Box::new(holder), alternatives.clone());
+        Ok(Some(Refusal::PortReserved { port, protocol, holder, listeners, wanted, alternatives }))
+    }
+}
+
+impl Store {
+    /// Writes, and explains the refusal if there is one.
+    pub(crate) async fn write_explained<T, W>(&self, mut work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        W: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+    {
+        let mut tries = 0;
+        loop {
+            let (outcome, again) = self.0.writer.run(work).await?;
+            let Err(Error::Unexplained(unexplained)) = outcome else { return outcome };
+            let gone = format!("the claim on {}/{} is gone", unexplained.port, unexplained.protocol);
+            let explained = self.read(move |reader| Ok(reader.explain(&unexplained)?)).await?;
+            tries += 1;
+            match explained {
+                Some(refusal) => return Err(refusal.into()),
+                None if tries == TRIES => return Err(StoreError::Corrupt(gone).into()),
+                None => work = again,
+            }
+        }
+    }
+}
