@@ -77,3 +77,39 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::StoreConfig;
+    use crate::samples::at;
+
+    /// Refuses so often, and then answers how often it was asked.
+    async fn ask(store: &Store, refusals: usize) -> Result<usize, Error> {
+        let mut asked = 0;
+        let refuse = move |_: &mut Tx<'_>| {
+            asked += 1;
+            let port = Port::new(8000).unwrap();
+            let (protocol, space) = (Protocol::Tcp, Space::Fleet);
+            let refusal =
+                Unexplained { space, protocol, port, observed_on: None, wanted: 1, alternatives: vec![] };
+            if asked > refusals { Ok(asked) } else { Err(refusal.into()) }
+        };
+        store.write(refuse).await
+    }
+
+    #[tokio::test]
+    async fn a_port_that_nobody_holds_any_more_is_asked_for_again() {
+        let directory = TempDir::new().unwrap();
+        let store = Store::open(StoreConfig::embedded(directory.path()), at(0)).await.unwrap();
+        assert_eq!(ask(&store, 1).await.unwrap(), 2);
+        assert_eq!(ask(&store, TRIES - 1).await.unwrap(), TRIES);
+        let refused_for_ever = ask(&store, usize::MAX).await;
+        assert!(
+            matches!(refused_for_ever, Err(Error::Failed(StoreError::Corrupt(_)))),
+            "{refused_for_ever:?}"
+        );
+    }
+}

@@ -90,16 +90,25 @@ pub(crate) fn follow(
 fn follow_events(connection: &mut Connection, seq: u64, maps: &mut PortMaps) -> Result<(), StoreError> {
     // The ports of one release rest equally long, so the first one tells; if it was released once more in between, the
     // others rest a moment too long in this map.
-    let sql = "select e.kind, e.instance, e.protocol, e.first_port, e.last_port, r.scope, q.until_at from event e \
-               left join reservation r on r.id = e.reservation \
-               left join quarantine q on q.space = case when r.scope = 'fleet' then 'fleet' else e.instance end \
-               and q.protocol = e.protocol and q.port = e.first_port \
-               where e.seq > $1 order by e.seq";
-    for mut row in connection.query(sql, values![seq])? {
+    //
+    // Look-ups for each event and a limit, and no joins: PostgreSQL makes one plan for every `$1`, expects a third of
+    // the log after it, and would read all reservations for the few events there are.
+    let sql = "select e.kind, e.instance, e.protocol, e.first_port, e.last_port, \
+               (select r.scope from reservation r where r.id = e.reservation), \
+               (select q.until_at from quarantine q \
+               where q.space = e.instance and q.protocol = e.protocol and q.port = e.first_port), \
+               (select q.until_at from quarantine q \
+               where q.space = 'fleet' and q.protocol = e.protocol and q.port = e.first_port) \
+               from event e where e.seq > $1 order by e.seq limit $2";
+    for mut row in connection.query(sql, values![seq, MOST_EVENTS])? {
         let (kind, place): (EventKind, Option<Space>) = (row.take()?, row.take()?);
         let ports = Ports::take(&mut row)?;
-        let (scope, until): (Option<Scope>, Option<Timestamp>) = (row.take()?, row.take()?);
-        let space = if scope == Some(Scope::Fleet) { Some(Space::Fleet) } else { place };
+        let (scope, here, anywhere): (Option<Scope>, Option<Timestamp>, Option<Timestamp>) =
+            (row.take()?, row.take()?, row.take()?);
+        let (space, until) = match scope {
+            Some(Scope::Fleet) => (Some(Space::Fleet), anywhere),
+            _ => (place, here),
+        };
         match (kind, space, ports) {
             (EventKind::Reserved | EventKind::Adopted, Some(space), Some(Ports { protocol, range })) => {
                 maps.claim(space, protocol, range);

@@ -87,7 +87,7 @@ impl Writer {
     ///
     /// # Errors
     /// When it did not run, or the batch came to nothing.
-    pub(crate) async fn run<T, W>(&self, work: W) -> Result<(Result<T, Error>, W), StoreError>
+    pub(crate) async fn run<T, W>(&self, work: W) -> Outcome<T, W>
     where
         T: Send + 'static,
         W: FnMut(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
@@ -141,6 +141,9 @@ impl Drop for Writer {
     }
 }
 
+/// What a closure answered, with the closure; or why it did not run, or its batch came to nothing.
+type Outcome<T, W> = Result<(Result<T, Error>, W), StoreError>;
+
 /// A queued closure, whatever its type.
 trait Job: Send {
     /// Runs it and keeps the outcome; whether what it wrote may stay.
@@ -158,7 +161,7 @@ enum Ran {
 struct Typed<T, W> {
     work: W,
     outcome: Option<Result<T, Error>>,
-    reply: oneshot::Sender<Result<(Result<T, Error>, W), StoreError>>,
+    reply: oneshot::Sender<Outcome<T, W>>,
 }
 
 impl<T, W> Job for Typed<T, W>
