@@ -38,6 +38,7 @@ pub(crate) fn join(socket: &Address, count: usize, listeners: usize) -> Result<V
             name: Some(format!("node-{number}").parse()?),
             credential_hash: secret(number).hash(),
             facts: facts(number),
+            labels: gk_model::labels::Labels::default(),
             replace: None,
         };
         Ok(request("POST", paths::INSTANCES, None, &serde_json::to_vec(&asked)?))

@@ -41,7 +41,7 @@ const TURN: usize = 1200;
 pub(crate) const TAKEN: u16 = 7000;
 
 pub(crate) fn admin() -> Result<Actor> {
-    Ok(Actor { subject: "bench".parse()?, authority: Authority::Role(Role::Admin) })
+    Ok(Actor::new("bench".parse()?, Authority::Role(Role::Admin)))
 }
 
 /// Joins so many instances in one transaction, each with one port taken.
@@ -56,6 +56,7 @@ pub(crate) async fn fill(store: &Store, count: usize) -> Result<Vec<InstanceId>>
                 name: format!("node-{number}").parse().ok(),
                 credential_hash: Secret::from_random(SecretKind::Instance, &seed).hash(),
                 facts: Facts::default(),
+                labels: gk_model::labels::Labels::default(),
                 replace: None,
             };
             let id = tx.join(&actor, &request, now)?.0.id;

@@ -96,6 +96,7 @@ fn join_this_machine(place: &Place) -> anyhow::Result<Identity> {
         name: None,
         credential_hash: credential.hash(),
         facts: gk_scan::facts(env!("CARGO_PKG_VERSION")),
+        labels: gk_model::labels::Labels::default(),
         replace: None,
     };
     let joined = match place.client(Some(credential.clone())).join(&request) {
@@ -116,7 +117,11 @@ fn join_anew(place: &Place, request: JoinRequest) -> Result<gk_model::instance::
     let known =
         admin.list_instances(&InstanceQuery { limit: Some(Limit::MAX), ..InstanceQuery::default() })?.items;
     let same = known.into_iter().find(|known| known.facts.same_network_stack(&request.facts));
-    let request = JoinRequest { replace: same.map(|same| same.id.into()), ..request };
+    let request = JoinRequest {
+        labels: gk_model::labels::Labels::default(),
+        replace: same.map(|same| same.id.into()),
+        ..request
+    };
     Ok(admin.join(&request)?.instance)
 }
 

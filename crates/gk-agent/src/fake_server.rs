@@ -125,6 +125,8 @@ fn join(known: &mut Known, body: &[u8]) -> String {
         id: InstanceId::generate(at(0)),
         name: "web-1".parse().unwrap(),
         presence: Presence::Online,
+        labels: gk_model::labels::Labels::default(),
+        forget_after_seconds: None,
         facts: request.facts.clone(),
         joined_at: at(0),
         left_at: None,

@@ -95,6 +95,7 @@ fn request(config: &AgentConfig, credential_hash: SecretHash, by: Option<&JoinBy
             sight: Some(Observed::new(&gk_scan::privileges().to_string())),
             ..gk_scan::facts(config.version.as_str())
         },
+        labels: gk_model::labels::Labels::default(),
         replace: None,
     }
 }

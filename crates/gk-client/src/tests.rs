@@ -362,6 +362,7 @@ fn a_join_tells_whether_it_was_the_first() {
         name: None,
         credential_hash: credential.hash(),
         facts: Facts::default(),
+        labels: gk_model::labels::Labels::default(),
         replace: None,
     };
     assert!(!client.join(&request).unwrap().refreshed);
@@ -385,8 +386,13 @@ fn a_join_that_used_up_its_token_before_the_answer_was_lost_is_finished() {
     let server = Canned::tcp(vec![vec![Vec::new()], vec![stranger, json(200, &instance)]]);
     let token = generate_secret(SecretKind::Join);
     let client = Client::new(server.address.clone(), Some(token.clone()));
-    let request =
-        |credential_hash| JoinRequest { name: None, credential_hash, facts: Facts::default(), replace: None };
+    let request = |credential_hash| JoinRequest {
+        name: None,
+        credential_hash,
+        facts: Facts::default(),
+        labels: gk_model::labels::Labels::default(),
+        replace: None,
+    };
     let (joined, credential) = begin_join(&client, dir.path(), request).unwrap();
     assert!(joined.refreshed, "by the second request it was known");
     let shown = [token.reveal(), token.reveal(), credential.reveal()];

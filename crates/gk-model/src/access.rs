@@ -1,9 +1,13 @@
 //! Who may do what: roles, and the permissions that routes demand.
 
-use crate::id::InstanceId;
+use std::sync::Arc;
+
+use crate::history::Origin;
+use crate::id::{InstanceId, TokenId};
 use crate::secret::SecretHash;
 use crate::text::Subject;
 use crate::text_form::words;
+use crate::token::Limits;
 
 words! {
     /// What a token lets its subject do. Each role may do everything the ones before it may.
@@ -28,6 +32,10 @@ pub enum Permission {
     Reserve,
     /// To change instances and other people's reservations.
     Operate,
+    /// To make, list and revoke tokens; of operators, join tokens only.
+    Tokens,
+    /// To ask who one is; everybody with a valid secret.
+    Whoami,
     /// To bring an instance in: a join token, an operator, or the instance itself coming back.
     Join,
     /// To speak for an instance: its own credential only.
@@ -40,7 +48,8 @@ impl Permission {
         match self {
             Permission::Read => Some(Role::Viewer),
             Permission::Reserve => Some(Role::User),
-            Permission::Operate | Permission::Join => Some(Role::Operator),
+            Permission::Whoami => Some(Role::Viewer),
+            Permission::Operate | Permission::Join | Permission::Tokens => Some(Role::Operator),
             Permission::Contact => None,
         }
     }
@@ -53,6 +62,12 @@ pub struct Actor {
     pub subject: Subject,
     /// What it may do.
     pub authority: Authority,
+    /// What it may not, within that. Shared, because most have none and every request has an actor.
+    pub limits: Option<Arc<Limits>>,
+    /// The token it came with.
+    pub token: Option<TokenId>,
+    /// Where the request came from; goes into history with what it changes.
+    pub origin: Option<Arc<Origin>>,
 }
 
 /// What an actor's secret, or its place at the Unix socket, lets it do.
@@ -63,18 +78,23 @@ pub enum Authority {
     /// An instance's own credential: a user limited to that instance. The hash says which credential it was, because it
     /// may be replaced while a request is under way.
     Instance(InstanceId, SecretHash),
-    /// A join token: lets one machine join, once, and nothing else.
+    /// A join token: lets machines join, one or several, and nothing else.
     Join(SecretHash),
 }
 
 impl Actor {
+    /// A subject with all that its authority gives, of unknown origin.
+    pub fn new(subject: Subject, authority: Authority) -> Actor {
+        Actor { subject, authority, limits: None, token: None, origin: None }
+    }
+
     /// Whether a route that demands `permission` lets it in at all.
     pub fn has(&self, permission: Permission) -> bool {
         match (self.authority, permission) {
             (Authority::Role(role), _) => permission.least_role().is_some_and(|least| role >= least),
-            (Authority::Instance(..), Permission::Operate) => false,
+            (Authority::Instance(..), Permission::Operate | Permission::Tokens) => false,
             (Authority::Instance(..), _) => true,
-            (Authority::Join(_), _) => permission == Permission::Join,
+            (Authority::Join(_), _) => matches!(permission, Permission::Join | Permission::Whoami),
         }
     }
 
@@ -92,20 +112,20 @@ mod tests {
 
     #[test]
     fn who_may_what() {
-        use Permission::{Contact, Join, Operate, Read, Reserve};
+        use Permission::{Contact, Join, Operate, Read, Reserve, Tokens, Whoami};
         let own = InstanceId::generate(Timestamp::from_micros(0));
         let hash = Secret::from_random(SecretKind::Join, &[0; 32]).hash();
         let table: [(Authority, &[Permission]); 6] = [
-            (Authority::Role(Role::Viewer), &[Read]),
-            (Authority::Role(Role::User), &[Read, Reserve]),
-            (Authority::Role(Role::Operator), &[Read, Reserve, Operate, Join]),
-            (Authority::Role(Role::Admin), &[Read, Reserve, Operate, Join]),
-            (Authority::Instance(own, hash), &[Read, Reserve, Join, Contact]),
-            (Authority::Join(hash), &[Join]),
+            (Authority::Role(Role::Viewer), &[Read, Whoami]),
+            (Authority::Role(Role::User), &[Read, Whoami, Reserve]),
+            (Authority::Role(Role::Operator), &[Read, Whoami, Reserve, Operate, Join, Tokens]),
+            (Authority::Role(Role::Admin), &[Read, Whoami, Reserve, Operate, Join, Tokens]),
+            (Authority::Instance(own, hash), &[Read, Whoami, Reserve, Join, Contact]),
+            (Authority::Join(hash), &[Join, Whoami]),
         ];
         for (authority, allowed) in table {
-            let actor = Actor { subject: "somebody".parse().unwrap(), authority };
-            for permission in [Read, Reserve, Operate, Join, Contact] {
+            let actor = Actor::new("somebody".parse().unwrap(), authority);
+            for permission in [Read, Reserve, Operate, Join, Contact, Tokens, Whoami] {
                 assert_eq!(
                     actor.has(permission),
                     allowed.contains(&permission),

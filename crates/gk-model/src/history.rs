@@ -1,9 +1,11 @@
 //! History: the event log, and the intervals made from it.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::id::ReservationId;
+use crate::id::{ReservationId, TokenId};
 use crate::instance::InstanceLink;
 use crate::listener::Listener;
 use crate::port::{Port, Protocol};
@@ -20,6 +22,8 @@ words! {
         Left = "left",
         /// An instance got another name.
         Renamed = "renamed",
+        /// An instance got other labels.
+        Labelled = "labelled",
         /// A port was reserved.
         Reserved = "reserved",
         /// A port somebody already listened on was reserved for that listener.
@@ -38,9 +42,27 @@ words! {
         Closed = "closed",
         /// A listener stayed, and its owners, unit or container changed.
         OwnerChanged = "owner_changed",
+        /// A token was made.
+        TokenCreated = "token_created",
+        /// A token was revoked.
+        TokenRevoked = "token_revoked",
         /// A listener came, went or changed hands so often that this is told by its number; the message has the counts.
         Churn = "churn",
     }
+}
+
+/// Where a request came from that changed something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Origin {
+    /// The token it came with, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenId>,
+    /// The address it came from, if it came over the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
+    /// Its `x-request-id`, as in the log and in the answer.
+    pub request: String,
 }
 
 // The listener is boxed: most lines have none, and a page is a thousand lines.
@@ -65,6 +87,9 @@ pub struct Event {
     pub last_port: Option<Port>,
     /// Who did it.
     pub actor: Subject,
+    /// How it was asked for; none for what the server or an agent's report did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<Origin>>,
     /// The reservation it is about.
     pub reservation: Option<ReservationId>,
     /// The listener it is about, as it was then.

@@ -74,6 +74,11 @@ id! {
     GroupId
 }
 
+id! {
+    /// Names one token, which is not secret: that is what it stands for in lists and in history.
+    TokenId
+}
+
 /// Stands where an instance's id would, for what is held for all of them. Never an id itself.
 pub const FLEET: &str = "fleet";
 

@@ -7,10 +7,12 @@ use utoipa::ToSchema;
 
 use crate::facts::Facts;
 use crate::id::{InstanceId, InstanceRef};
+use crate::labels::Labels;
 use crate::secret::SecretHash;
 use crate::text::InstanceName;
 use crate::text_form::words;
 use crate::time::Timestamp;
+use crate::token::ForgetAfter;
 
 /// How long without a contact until an instance counts as offline.
 pub const OFFLINE_AFTER: Duration = Duration::from_secs(90);
@@ -61,6 +63,9 @@ pub struct Instance {
     pub name: InstanceName,
     /// Whether it is there.
     pub presence: Presence,
+    /// What people say of it.
+    #[serde(default)]
+    pub labels: Labels,
     /// What it says of itself.
     pub facts: Facts,
     /// When it joined.
@@ -71,6 +76,9 @@ pub struct Instance {
     pub last_contact_at: Option<Timestamp>,
     /// When its listeners were last confirmed.
     pub observed_at: Option<Timestamp>,
+    /// How long it may be silent before it leaves by itself, provided that it holds no reservation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forget_after_seconds: Option<ForgetAfter>,
     /// Grows with every change of this row; the `ETag`.
     pub version: u64,
 }
@@ -84,6 +92,9 @@ pub struct JoinRequest {
     pub credential_hash: SecretHash,
     /// What it says of itself.
     pub facts: Facts,
+    /// What it is to be labelled with. For operators; with a join token, the token says.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Take over this instance's id, because its credential was lost. For operators.
     pub replace: Option<InstanceRef>,
 }
@@ -94,6 +105,8 @@ pub struct JoinRequest {
 pub struct InstancePatch {
     /// The new name.
     pub name: Option<InstanceName>,
+    /// All its labels from now on. For operators, because limits of tokens go by them.
+    pub labels: Option<Labels>,
 }
 
 #[cfg(test)]

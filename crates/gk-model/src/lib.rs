@@ -22,6 +22,7 @@ pub mod id;
 pub mod idempotency;
 pub mod identity;
 pub mod instance;
+pub mod labels;
 pub mod lease;
 pub mod listener;
 pub mod paths;
@@ -37,5 +38,6 @@ pub mod secret;
 pub mod text;
 mod text_form;
 pub mod time;
+pub mod token;
 
 pub use text_form::WordError;

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::id::{InstanceRef, ReservationId};
+use crate::id::{InstanceRef, ReservationId, TokenId};
 
 /// The address a server listens on, and a client tries, unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5000";
@@ -19,6 +19,10 @@ pub const RESERVATIONS: &str = "/v1/reservations";
 pub const HISTORY: &str = "/v1/history";
 /// Events.
 pub const EVENTS: &str = "/v1/events";
+/// Tokens: list and make.
+pub const TOKENS: &str = "/v1/tokens";
+/// Who one is.
+pub const WHOAMI: &str = "/v1/whoami";
 /// Readiness.
 pub const READY: &str = "/readyz";
 
@@ -45,6 +49,11 @@ pub fn reserved_ports(instance: &InstanceRef) -> String {
 /// One reservation.
 pub fn reservation(id: ReservationId) -> String {
     format!("{RESERVATIONS}/{id}")
+}
+
+/// One token.
+pub fn token(id: TokenId) -> String {
+    format!("{TOKENS}/{id}")
 }
 
 /// The server's Unix socket inside its data directory.

@@ -25,6 +25,16 @@ words! {
         NoSuchReservation = "no_such_reservation",
         /// No such pool.
         NoSuchPool = "no_such_pool",
+        /// No such token, or none that the caller may see.
+        NoSuchToken = "no_such_token",
+        /// The token has ended before.
+        TokenEnded = "token_ended",
+        /// The secret stands for something already.
+        SecretTaken = "secret_taken",
+        /// A secret is shown when it is made, and never again.
+        SecretShownOnce = "secret_shown_once",
+        /// The limits of the caller's token do not reach so far.
+        BeyondLimits = "beyond_limits",
         /// The route exists, the method does not.
         MethodNotAllowed = "method_not_allowed",
         /// The port is reserved by somebody.

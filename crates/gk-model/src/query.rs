@@ -14,6 +14,7 @@ use crate::port_state::State;
 use crate::text::{ServiceName, Subject};
 use crate::text_form::json_by_text;
 use crate::time::Timestamp;
+use crate::token::TokenKind;
 
 /// How many items a page may have: 1 to 1000, 100 unless told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +142,18 @@ query! {
 impl PortQuery {
     /// The widest range whose free ports are answered too.
     pub const WIDEST_WITH_FREE: u16 = 256;
+}
+
+query! {
+    /// Filters for tokens, newest first.
+    TokenQuery {
+        /// Only this kind.
+        kind: TokenKind,
+        /// Only those that stand for this subject.
+        subject: Subject,
+        /// Those that have ended too.
+        ended: bool,
+    }
 }
 
 query! {

@@ -144,6 +144,14 @@ name! {
 }
 
 name! {
+    /// What kind of thing a label tells, such as `env`.
+    LabelKey, "env", "a label's key", 63, "letters, digits and any of `.-_/`", |character| is_host_character(character) || character == '/', |_| Ok(())
+}
+name! {
+    /// What a label says, such as `prod`.
+    LabelValue, "prod", "a label's value", 63, "letters, digits and any of `.-_/:@+`", is_word_character, |_| Ok(())
+}
+name! {
     /// What a client calls a request, so that it can send it again and have it take effect once.
     IdempotencyKey, "0190163d-8694-739b-aea5-966c26f8ad91", "an idempotency key", 200, "visible ASCII characters", |character| character.is_ascii_graphic(), |_| Ok(())
 }

@@ -17,11 +17,13 @@ use axum::http::{Extensions, HeaderMap};
 use axum::middleware::Next;
 use axum::response::Response;
 use gk_model::access::{Actor, Authority, Permission, Role};
+use gk_model::history::Origin;
 use gk_model::secret::{Secret, SecretHash};
 
 use crate::app::App;
 use crate::error::ApiError;
 use crate::idempotency::Key;
+use crate::request::RequestId;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +85,8 @@ pub(crate) async fn guard(
         return Err(ApiError::NotPermitted { permission, authority: actor.authority });
     }
     let key = Key::read(request.method(), request.headers())?;
+    let origin = origin(&actor, request.extensions());
+    let actor = Actor { origin: Some(origin.into()), ..actor };
     tracing::Span::current().record("actor.subject", actor.subject.as_str());
     request.extensions_mut().insert(Caller(actor));
     request.extensions_mut().insert(key);
@@ -134,13 +138,23 @@ fn bearer(headers: &HeaderMap) -> Result<Option<SecretHash>, ApiError> {
     }
 }
 
+/// Where the request came from, for history.
+fn origin(actor: &Actor, extensions: &Extensions) -> Origin {
+    let address = match extensions.get::<ConnectInfo<Peer>>() {
+        Some(ConnectInfo(Peer::Tcp(address))) => Some(address.ip()),
+        Some(ConnectInfo(Peer::Unix { .. })) | None => None,
+    };
+    let request = extensions.get::<RequestId>().map(ToString::to_string).unwrap_or_default();
+    Origin { token: actor.token, address, request }
+}
+
 fn local_actor(app: &App, extensions: &Extensions) -> Option<Actor> {
     let ConnectInfo(peer) = extensions.get::<ConnectInfo<Peer>>()?;
     match peer {
         Peer::Tcp(_) => None,
         Peer::Unix { uid } => {
             let subject = app.local_subject(*uid)?.clone();
-            Some(Actor { subject, authority: Authority::Role(Role::Admin) })
+            Some(Actor::new(subject, Authority::Role(Role::Admin)))
         }
     }
 }

@@ -10,6 +10,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTI
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use gk_model::access::{Authority, Permission};
+use gk_model::id::TokenId;
 use gk_model::problem::{Code, Problem};
 use gk_store::{Refusal, StoreError};
 
@@ -35,6 +36,10 @@ pub(crate) enum ApiError {
     NeedsOperator,
     #[error("only an operator may take over an instance's id with `replace`")]
     NeedsOperatorToReplace,
+    #[error("only an admin deals with other than join tokens")]
+    NeedsAdmin,
+    #[error("the token {0} was made by this request before, and its secret is shown only once")]
+    SecretShownOnce(TokenId),
     #[error("this credential acts for its own instance only")]
     NotThisInstance,
     #[error("the request with this idempotency key is still under way")]
@@ -80,9 +85,11 @@ impl ApiError {
             ApiError::Impossible { .. } => Code::Impossible,
             ApiError::Unauthenticated(_) => Code::Unauthenticated,
             ApiError::NotPermitted { .. }
+            | ApiError::NeedsAdmin
             | ApiError::NeedsOperator
             | ApiError::NeedsOperatorToReplace
             | ApiError::NotThisInstance => Code::Forbidden,
+            ApiError::SecretShownOnce(_) => Code::SecretShownOnce,
             ApiError::InFlight => Code::IdempotencyInFlight,
             ApiError::NoSuchRoute => Code::NoSuchRoute,
             ApiError::MethodNotAllowed => Code::MethodNotAllowed,
@@ -108,8 +115,14 @@ impl ApiError {
             }
             // No role helps where only an instance's own credential does.
             ApiError::NotPermitted { permission, .. } if permission.least_role().is_none() => None,
-            ApiError::NotPermitted { .. } | ApiError::NeedsOperator | ApiError::NeedsOperatorToReplace => {
+            ApiError::NotPermitted { .. }
+            | ApiError::NeedsAdmin
+            | ApiError::NeedsOperator
+            | ApiError::NeedsOperatorToReplace => {
                 Some("use a token with that role, in GATEKEEPER_TOKEN".to_owned())
+            }
+            ApiError::SecretShownOnce(token) => {
+                Some(format!("if the secret was lost, end it and make another: gkctl token revoke {token}"))
             }
             ApiError::Refused(refusal) => hint::hint(refusal),
             ApiError::Failed(StoreError::Away(_)) => Some(
@@ -227,10 +240,12 @@ fn status(code: Code) -> StatusCode {
     match code {
         Code::Malformed => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
-        Code::Forbidden | Code::NotTheHolder => StatusCode::FORBIDDEN,
-        Code::NoSuchRoute | Code::NoSuchInstance | Code::NoSuchReservation | Code::NoSuchPool => {
-            StatusCode::NOT_FOUND
-        }
+        Code::Forbidden | Code::NotTheHolder | Code::BeyondLimits => StatusCode::FORBIDDEN,
+        Code::NoSuchRoute
+        | Code::NoSuchInstance
+        | Code::NoSuchReservation
+        | Code::NoSuchPool
+        | Code::NoSuchToken => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::PortReserved
         | Code::PortInUse
@@ -241,6 +256,9 @@ fn status(code: Code) -> StatusCode {
         | Code::AlreadyReleased
         | Code::NameTaken
         | Code::CredentialTaken
+        | Code::SecretTaken
+        | Code::SecretShownOnce
+        | Code::TokenEnded
         | Code::AlreadyJoined
         | Code::ReservationsLive
         | Code::IdempotencyInFlight

@@ -17,6 +17,10 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => Code::NoSuchInstance,
         Refusal::NoSuchReservation(_) => Code::NoSuchReservation,
         Refusal::NoSuchPool(_) => Code::NoSuchPool,
+        Refusal::NoSuchToken(_) => Code::NoSuchToken,
+        Refusal::TokenEnded(_) => Code::TokenEnded,
+        Refusal::SecretTaken => Code::SecretTaken,
+        Refusal::BeyondLimits(_) => Code::BeyondLimits,
         Refusal::PortReserved { .. } => Code::PortReserved,
         Refusal::PortInUse { .. } => Code::PortInUse,
         Refusal::SeveralOwners { .. } => Code::SeveralOwners,
@@ -34,7 +38,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         | Refusal::Contradiction(_)
         | Refusal::NotInReservation { .. }
         | Refusal::NoLease(_) => Code::Impossible,
-        Refusal::BeyondOwnInstance => Code::Forbidden,
+        Refusal::BeyondOwnInstance | Refusal::LabelsNotYours => Code::Forbidden,
         Refusal::EnsureDiffers { .. } => Code::EnsureDiffers,
         Refusal::VersionMismatch { .. } => Code::VersionMismatch,
         Refusal::IdempotencyKeyReused(_) => Code::IdempotencyKeyReused,
@@ -98,6 +102,12 @@ fn advice(refusal: &Refusal) -> Option<&'static str> {
         Refusal::NoSuchInstance(_) => "to see which there are: gkctl instance list",
         Refusal::InstanceLeft(_) => "to bring it back, run on that machine: gkctl instance join",
         Refusal::NoSuchReservation(_) => "to see which there are: gkctl port list --state reserved",
+        Refusal::NoSuchToken(_) | Refusal::TokenEnded(_) => "to see which there are: gkctl token list",
+        Refusal::SecretTaken => "leave out the hash to have the server make a secret",
+        Refusal::BeyondLimits(_) => "to see what this token may do: gkctl whoami",
+        Refusal::LabelsNotYours => {
+            "an operator labels it, or makes the join token with them: gkctl token create --join --label KEY=VALUE"
+        }
         Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default",
         Refusal::IdentitySuperseded { .. } => {
             "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
@@ -126,6 +136,8 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::PortReserved { .. } | Refusal::PortInUse { .. } => Some("port"),
         Refusal::SeveralOwners { .. } | Refusal::NothingToAdopt { .. } => Some("adopt"),
         Refusal::NameTaken(_) => Some("name"),
+        Refusal::LabelsNotYours => Some("labels"),
+        Refusal::SecretTaken => Some("hash"),
         Refusal::CredentialTaken => Some("credential_hash"),
         Refusal::IdentitySuperseded { .. } => Some("session"),
         Refusal::OpensWithoutReport(_) => Some("kind"),
@@ -133,6 +145,9 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::IdempotencyKeyReused(_) => Some("Idempotency-Key"),
         Refusal::BadCursor => Some("cursor"),
         Refusal::NoSuchReservation(_)
+        | Refusal::NoSuchToken(_)
+        | Refusal::TokenEnded(_)
+        | Refusal::BeyondLimits(_)
         | Refusal::AlreadyReleased(_)
         | Refusal::NotTheHolder(_)
         | Refusal::AlreadyJoined(_)

@@ -167,10 +167,7 @@ mod tests {
     #[test]
     fn a_key_is_under_way_until_its_request_ends() {
         let all = InFlight::default();
-        let actor = |subject: &str| Actor {
-            subject: subject.parse().unwrap(),
-            authority: Authority::Role(Role::User),
-        };
+        let actor = |subject: &str| Actor::new(subject.parse().unwrap(), Authority::Role(Role::User));
         let request = |key: &str| Key(key.parse().ok()).of("/v1/reservations", &json!({})).unwrap();
         let first = all.begin(&actor("ada"), &request("k")).unwrap();
         assert!(matches!(all.begin(&actor("ada"), &request("k")), Err(ApiError::InFlight)));

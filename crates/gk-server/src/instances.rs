@@ -63,7 +63,7 @@ pub(crate) async fn get_instance(
     Ok(app.store.read(move |reader| reader.get_instance(&instance, now)).await?.into())
 }
 
-/// Renames an instance. For operators and for the instance itself.
+/// Renames an instance, which it may itself, or gives it other labels, which only operators may.
 #[utoipa::path(patch, path = "/v1/instances/{instance}", params(("instance" = InstanceRef, Path), IfMatch),
     request_body = InstancePatch, responses((status = 200, body = Instance)))]
 pub(crate) async fn update_instance(
@@ -75,11 +75,13 @@ pub(crate) async fn update_instance(
     Json(patch): Json<InstancePatch>,
 ) -> Result<Tagged<Instance>, ApiError> {
     let instance = may_manage(&app, &actor, instance).await?;
-    let nothing = ApiError::Impossible { field: "name", what: "there is nothing to change: give `name`" };
-    let name = patch.name.ok_or(nothing)?;
+    if patch == InstancePatch::default() {
+        let what = "there is nothing to change: give `name` or `labels`";
+        return Err(ApiError::Impossible { field: "name", what });
+    }
     let now = app.now();
-    let rename = app.store.write(move |tx| tx.rename_instance(&actor, &instance, &name, version, now));
-    Ok(rename.await?.into())
+    let update = app.store.write(move |tx| tx.update_instance(&actor, &instance, &patch, version, now));
+    Ok(update.await?.into())
 }
 
 /// How to leave.

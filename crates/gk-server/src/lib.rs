@@ -31,6 +31,7 @@ mod request;
 mod reservations;
 mod routes;
 mod serve;
+mod tokens;
 
 #[cfg(test)]
 mod tests;

@@ -50,7 +50,7 @@ impl fmt::Display for RequestId {
 }
 
 /// The layer.
-pub(crate) async fn observe(request: Request, next: Next) -> Response {
+pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
     // Of the highest level, so that a log that shows only errors still shows which request they belong to. Without the
@@ -63,6 +63,7 @@ pub(crate) async fn observe(request: Request, next: Next) -> Response {
         http.peer = peer.map(|ConnectInfo(peer)| tracing::field::display(peer)),
         actor.subject = tracing::field::Empty, // known when `auth::guard` has let it in
     );
+    request.extensions_mut().insert(id.clone());
     answer(request, next, &id).instrument(span).await
 }
 

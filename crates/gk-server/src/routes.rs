@@ -28,7 +28,7 @@ use crate::drain::hear_out;
 use crate::error::ApiError;
 use crate::pages::Document;
 use crate::request::observe;
-use crate::{contacts, events, health, history, instances, metrics, pages, ports, reservations};
+use crate::{contacts, events, health, history, instances, metrics, pages, ports, reservations, tokens};
 
 /// The most a person's or program's request may hold.
 const BODY_BYTES: usize = 1 << 20;
@@ -54,7 +54,7 @@ pub(crate) fn guarded_against_faults(router: Router) -> Router {
 }
 
 fn all(routes: Routes) -> Routes {
-    use Permission::{Contact, Join, Read, Reserve};
+    use Permission::{Contact, Join, Read, Reserve, Tokens, Whoami};
     routes
         .guarded(Read, routes!(instances::list_instances))
         .guarded(Join, routes!(instances::join))
@@ -71,6 +71,9 @@ fn all(routes: Routes) -> Routes {
         .guarded(Reserve, routes!(reservations::release))
         .guarded(Read, routes!(history::list_history))
         .guarded(Read, routes!(events::list_events))
+        .guarded(Tokens, routes!(tokens::list_tokens, tokens::create_token))
+        .guarded(Tokens, routes!(tokens::revoke_token))
+        .guarded(Whoami, routes!(tokens::whoami))
         .guarded(Read, routes!(metrics::metrics))
         .open(routes!(health::health))
         .open(routes!(health::ready))

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use gk_model::contact::{Contact, ContactAnswer, ContactBody, Session};
-use gk_model::id::InstanceId;
+use gk_model::id::{InstanceId, TokenId};
 use gk_model::instance::HEARTBEAT_EVERY;
 use gk_model::listener::Digest;
 use gk_model::secret::SecretHash;
@@ -60,6 +60,8 @@ pub(crate) enum BeatChange {
     Applied(InstanceId, Applied, Timestamp),
     /// The identity of the instance ended or began anew.
     Ended(InstanceId),
+    /// A token ended.
+    Revoked(TokenId),
 }
 
 struct Beat {
@@ -107,6 +109,7 @@ impl Beats {
         match change {
             BeatChange::Applied(instance, applied, at) => self.note(instance, applied, at),
             BeatChange::Ended(instance) => self.forget(instance),
+            BeatChange::Revoked(_) => {}
         }
     }
 

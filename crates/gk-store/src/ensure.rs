@@ -100,7 +100,7 @@ impl Tx<'_> {
     pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: Reservation) -> Result<Reservation, Error> {
         match wanted.expires_at {
             Some(deadline) if kept.expires_at < Some(deadline) => {
-                self.set_deadline(EventKind::Renewed, wanted.holder, kept, deadline, wanted.now)
+                self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, deadline, wanted.now)
             }
             _ => Ok(kept),
         }

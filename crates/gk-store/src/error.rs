@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use gk_model::contact::Session;
-use gk_model::id::{InstanceRef, ReservationId};
+use gk_model::id::{InstanceRef, ReservationId, TokenId};
 use gk_model::instance::InstanceLink;
 use gk_model::listener::Listener;
 use gk_model::port::{Port, PortRange, Protocol};
@@ -169,6 +169,21 @@ pub enum Refusal {
     /// Another instance has a credential with that hash.
     #[error("that credential hash is another instance's")]
     CredentialTaken,
+    /// No token of that id, or none that the caller may see.
+    #[error("there is no token {0}")]
+    NoSuchToken(TokenId),
+    /// The token was revoked, used up or expired before.
+    #[error("the token {0} has ended before")]
+    TokenEnded(TokenId),
+    /// The secret of the token stands for something already.
+    #[error("a secret with that hash is known already: make another one")]
+    SecretTaken,
+    /// The caller's own limits do not reach so far.
+    #[error("this token does not reach so far: {0}")]
+    BeyondLimits(String),
+    /// Labels that a machine gave itself.
+    #[error("an instance may not say its own labels: limits of tokens go by them")]
+    LabelsNotYours,
     /// The join token was used by another machine.
     #[error("this join token was used before: each lets one machine join")]
     JoinTokenUsed,

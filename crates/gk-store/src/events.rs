@@ -28,7 +28,7 @@ impl Reader<'_> {
 }
 
 const SELECT: &str = "select e.seq, e.at, e.recorded_at, e.kind, e.instance, e.protocol, e.first_port, \
-                      e.last_port, e.actor, e.reservation, e.listener, e.message from event e";
+                      e.last_port, e.actor, e.reservation, e.listener, e.message, e.origin from event e";
 
 /// The place of the instance in it.
 const INSTANCE: usize = 4;
@@ -72,6 +72,7 @@ fn read_event(mut row: Row, names: &Names) -> Result<Event, StoreError> {
         reservation: row.take()?,
         listener: row.take::<Option<Json<_>>>()?.map(|Json(listener)| listener),
         message: row.take()?,
+        origin: row.take::<Option<Json<_>>>()?.map(|Json(origin)| origin),
     })
 }
 

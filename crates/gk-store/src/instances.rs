@@ -3,6 +3,7 @@
 use gk_model::facts::Facts;
 use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::instance::{Instance, InstanceLink, Presence};
+use gk_model::labels::Labels;
 use gk_model::query::{InstanceQuery, Page};
 use gk_model::text::InstanceName;
 use gk_model::time::Timestamp;
@@ -13,7 +14,8 @@ use crate::rows::Row;
 use crate::tx::Reader;
 use crate::value::{Json, values};
 
-const COLUMNS: &str = "id, name, facts, joined_at, left_at, last_contact_at, observed_at, version";
+const COLUMNS: &str =
+    "id, name, labels, facts, joined_at, left_at, last_contact_at, observed_at, forget_after, version";
 
 /// Names are unique without regard to case; this is what is compared.
 pub(crate) fn name_key(name: &InstanceName) -> String {
@@ -95,11 +97,12 @@ impl Reader<'_> {
     fn read_instance(&self, mut row: Row, now: Timestamp) -> Result<Instance, StoreError> {
         let id: InstanceId = row.take()?;
         let name = row.take()?;
+        let Json(labels): Json<Labels> = row.take()?;
         let Json(facts): Json<Facts> = row.take()?;
         let (joined_at, left_at): (Timestamp, Option<Timestamp>) = (row.take()?, row.take()?);
         let mut last_contact_at: Option<Timestamp> = row.take()?;
         let mut observed_at: Option<Timestamp> = row.take()?;
-        let version = row.take()?;
+        let (forget_after_seconds, version) = (row.take()?, row.take()?);
         if let Some(times) = self.shared.beats.times(id).filter(|_| left_at.is_none()) {
             last_contact_at = last_contact_at.max(Some(times.last_contact_at));
             observed_at = observed_at.max(times.observed_at);
@@ -108,7 +111,19 @@ impl Reader<'_> {
             Some(_) => Presence::Left,
             None => Presence::of(last_contact_at, self.shared.started_at, now),
         };
-        Ok(Instance { id, name, presence, facts, joined_at, left_at, last_contact_at, observed_at, version })
+        Ok(Instance {
+            id,
+            name,
+            presence,
+            labels,
+            facts,
+            joined_at,
+            left_at,
+            last_contact_at,
+            observed_at,
+            forget_after_seconds,
+            version,
+        })
     }
 }
 

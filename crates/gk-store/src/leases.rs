@@ -16,7 +16,7 @@ use gk_model::time::Timestamp;
 use crate::Store;
 use crate::error::{Error, Refusal, StoreError};
 use crate::space::Space;
-use crate::tx::{NewEvent, Reader, Tx};
+use crate::tx::{By, NewEvent, Reader, Tx};
 use crate::value::values;
 
 /// How many leases one transaction ends: others wait for it.
@@ -117,14 +117,14 @@ impl Tx<'_> {
             return Err(Refusal::NoLease(Box::new(held)).into());
         }
         let deadline = ttl.deadline(self.lease_begins(now)?);
-        self.set_deadline(EventKind::Renewed, &actor.subject, held, deadline, now)
+        self.set_deadline(EventKind::Renewed, actor.into(), held, deadline, now)
     }
 
     /// Writes a new end of a lease down, and answers the reservation with it.
     pub(crate) fn set_deadline(
         &mut self,
         kind: EventKind,
-        actor: &Subject,
+        by: By<'_>,
         held: Reservation,
         deadline: Timestamp,
         now: Timestamp,
@@ -134,12 +134,12 @@ impl Tx<'_> {
             at: now,
             recorded_at: now,
             kind,
-            instance: Space::held_for(held.instance.as_ref()),
+            instance: Some(Space::held_for(held.instance.as_ref())),
             ports: Some((protocol, ports)),
-            actor,
+            by,
             reservation: Some(held.id),
             listener: None,
-            message: format!("{ports}/{protocol} {kind} by {actor}, until {deadline}"),
+            message: format!("{ports}/{protocol} {kind} by {}, until {deadline}", by.subject),
         })?;
         self.later(
             "update reservation set expires_at = $2, version = version + 1 where id = $1",
@@ -175,7 +175,7 @@ impl Tx<'_> {
         let due = self.list_due(now, most)?;
         let expired = u32::try_from(due.len()).unwrap_or(u32::MAX);
         for held in due {
-            self.end_reservation(EventKind::Expired, &server(), &held, now)?;
+            self.end_reservation(EventKind::Expired, (&server()).into(), &held, now)?;
         }
         Ok(ExpiryReport { expired, shifted_micros: None, more: expired == most })
     }

@@ -27,6 +27,7 @@ mod history;
 mod idempotency;
 mod instances;
 mod leases;
+mod limits;
 mod listeners;
 mod log;
 mod members;
@@ -82,6 +83,7 @@ use crate::metrics::Statements;
 pub use crate::metrics::{Distribution, StatementCounters, StoreMetrics};
 pub use crate::prune::Pruned;
 pub use crate::restore::restore;
+pub use crate::tokens::may_see;
 pub use crate::tx::{Reader, Tx};
 pub use crate::verify::{Checked, Verdict, verify};
 use crate::writer::Writer;
@@ -166,8 +168,10 @@ impl Shared {
 impl Shared {
     /// What a batch changed about instances, once it is committed and before anybody is answered.
     pub(crate) fn take_over(&self, change: BeatChange) {
-        if let BeatChange::Ended(instance) = change {
-            self.door.forget(instance);
+        match change {
+            BeatChange::Ended(instance) => self.door.forget(instance),
+            BeatChange::Revoked(token) => self.door.forget_token(token),
+            BeatChange::Applied(..) => {}
         }
         self.beats.apply(change);
     }
@@ -234,25 +238,28 @@ impl Store {
         self.read_in_turn(&self.0.reading, work).await
     }
 
-    /// Who comes with the secret of this hash; see [`Reader::find_actor`]. An instance that called before is remembered,
-    /// as long as its credential lasts.
+    /// Who comes with the secret of this hash: an instance that has not left, or a token that is neither revoked nor
+    /// expired at `now`. Who came before is remembered for as long as that is sure to be true, or, where other servers
+    /// write to the same database, for a second.
     ///
     /// # Errors
     /// [`Error::Failed`] when the database cannot be read.
     pub async fn find_actor(&self, hash: SecretHash, now: Timestamp) -> Result<Option<Actor>, Error> {
-        let look_up = || self.read_in_turn(&self.0.at_the_door, move |reader| reader.find_actor(hash, now));
-        if self.0.location.is_shared() {
-            return look_up().await;
-        }
         let door = &self.0.shared.door;
-        match door.find(hash) {
-            Ok(known) => Ok(Some(known)),
+        let found = match door.find(hash, self.0.location.is_shared(), now) {
+            Ok(known) => known,
             Err(endings) => {
-                let found = look_up().await?;
-                found.iter().for_each(|actor| door.remember(hash, actor, endings));
-                Ok(found)
+                let look_up = move |reader: &mut Reader<'_>| Ok(reader.find_known(hash, now)?);
+                let known = self.read_in_turn(&self.0.at_the_door, look_up).await?;
+                let actor = known.as_ref().map(|known| known.actor.clone());
+                known.into_iter().for_each(|known| door.remember(hash, known, endings));
+                actor
             }
+        };
+        if let Some(token) = found.as_ref().and_then(|actor| actor.token) {
+            door.note_use(token, now);
         }
+        Ok(found)
     }
 
     async fn read_in_turn<T, W>(&self, turns: &Arc<Semaphore>, work: W) -> Result<T, Error>
@@ -320,19 +327,24 @@ impl Store {
         self.write(move |tx| tx.apply_contact(instance, credential, &contact, received_at)).await
     }
 
-    /// Writes down the contacts that so far are only in memory.
+    /// Writes down the contacts, and the uses of tokens, that so far are only in memory.
     ///
     /// # Errors
     /// [`Error::Failed`]; the contacts stay in memory for the next time.
     pub async fn flush_contacts(&self) -> Result<(), Error> {
-        let unwritten = self.0.shared.beats.list_unwritten();
+        let (beats, uses) = (self.0.shared.beats.list_unwritten(), self.0.shared.door.list_unwritten());
         // Where other servers write too, even an empty batch brings news of them.
-        if unwritten.is_empty() && !self.0.location.is_shared() {
+        if beats.is_empty() && uses.is_empty() && !self.0.location.is_shared() {
             return Ok(());
         }
-        let written = unwritten.clone();
-        self.write(move |tx| tx.update_contact_times(&unwritten)).await?;
-        self.0.shared.beats.mark_written(&written);
+        let written = (beats.clone(), uses.clone());
+        let flush = move |tx: &mut Tx<'_>| {
+            tx.update_contact_times(&beats)?;
+            tx.update_last_uses(&uses)
+        };
+        self.write(flush).await?;
+        self.0.shared.beats.mark_written(&written.0);
+        self.0.shared.door.mark_written(&written.1);
         Ok(())
     }
 

@@ -4,16 +4,18 @@ use gk_model::access::{Actor, Authority};
 use gk_model::facts::Facts;
 use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, InstanceRef};
-use gk_model::instance::{Instance, InstanceLink, JoinRequest};
+use gk_model::instance::{Instance, InstanceLink, InstancePatch, JoinRequest};
+use gk_model::labels::Labels;
 use gk_model::listener::Digest;
 use gk_model::secret::SecretHash;
 use gk_model::text::{InstanceName, Subject};
 use gk_model::time::Timestamp;
+use gk_model::token::JoinTerms;
 
 use crate::beats::BeatChange;
 use crate::error::{Error, Refusal, StoreError};
 use crate::instances::{link, name_key};
-use crate::tx::{NewEvent, Reader, Tx};
+use crate::tx::{By, NewEvent, Reader, Tx};
 use crate::value::{Json, values};
 
 /// What a request to join is.
@@ -115,6 +117,9 @@ impl Tx<'_> {
         request: &JoinRequest,
         now: Timestamp,
     ) -> Result<(Instance, bool), Error> {
+        if !request.labels.is_empty() && !actor.is_operator() {
+            return Err(Refusal::LabelsNotYours.into());
+        }
         let joining = self.find_joining(actor, request, now)?;
         let known = match joining {
             Joining::New => None,
@@ -140,7 +145,10 @@ impl Tx<'_> {
             Authority::Join(token) => Some(token),
             Authority::Role(_) | Authority::Instance(..) => None,
         };
-        token.map_or(Ok(()), |token| self.check_join_token(token))?;
+        let terms = match token {
+            Some(token) => self.get_join_terms(token)?,
+            None => JoinTerms { labels: request.labels.clone(), ..JoinTerms::default() },
+        };
         let from_host = || InstanceName::from_host_name(request.facts.host_name.as_str());
         let name = request.name.clone().unwrap_or_else(from_host);
         self.check_name_is_free(&name, None)?;
@@ -148,8 +156,8 @@ impl Tx<'_> {
         let subject = self.choose_subject(&name, id)?;
         self.later(
             "insert into instance (id, name, name_key, subject, credential, facts, boot_id, netns_inode, joined_at, \
-             version, session, sequence, digest, complete, occupied) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, 0, 0, $10, 0, '[]')",
+             version, session, sequence, digest, complete, occupied, labels, forget_after) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, 0, 0, $10, 0, '[]', $11, $12)",
             values![
                 id,
                 &name,
@@ -161,10 +169,12 @@ impl Tx<'_> {
                 request.facts.netns_inode,
                 now,
                 Digest::default(),
+                Json(&terms.labels),
+                terms.forget_after_seconds,
             ],
         )?;
         token.map_or(Ok(()), |token| self.use_join_token(token, now))?;
-        self.record_instance(EventKind::Joined, id, actor, format!("{name} joined"), now)?;
+        self.record_instance(EventKind::Joined, id, actor.into(), format!("{name} joined"), now)?;
         self.get_instance(&id.into(), now)
     }
 
@@ -177,6 +187,9 @@ impl Tx<'_> {
     ) -> Result<Instance, Error> {
         if let Some(name) = &request.name {
             self.rename_instance(actor, &known.into(), name, None, now)?;
+        }
+        if !request.labels.is_empty() {
+            self.label_instance(actor, &known.into(), &request.labels, None, now)?;
         }
         self.later(
             "update instance set credential = $2, facts = $3, boot_id = $4, netns_inode = $5, version = version + 1 \
@@ -209,7 +222,7 @@ impl Tx<'_> {
         )?;
         self.beats.push(BeatChange::Ended(known));
         let message = "joined again in place of the lost identity".to_owned();
-        self.record_instance(EventKind::Joined, known, actor, message, now)?;
+        self.record_instance(EventKind::Joined, known, actor.into(), message, now)?;
         Ok(taken_over)
     }
 
@@ -225,9 +238,7 @@ impl Tx<'_> {
         if_version: Option<u64>,
         now: Timestamp,
     ) -> Result<Instance, Error> {
-        self.check_credential(actor)?;
-        let before = self.get_joined(instance, now)?;
-        check_version(if_version, before.version)?;
+        let before = self.get_manageable(actor, instance, if_version, now)?;
         if before.name == *name {
             return Ok(before);
         }
@@ -238,8 +249,82 @@ impl Tx<'_> {
         )?;
         self.maps.members.forget(before.id);
         let message = format!("{} renamed to {name}", before.name);
-        self.record_instance(EventKind::Renamed, before.id, actor, message, now)?;
+        self.record_instance(EventKind::Renamed, before.id, actor.into(), message, now)?;
         self.get_instance(&before.id.into(), now)
+    }
+
+    /// Gives an instance these labels, and no others; the same again change nothing.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchInstance`], [`Refusal::VersionMismatch`], [`Refusal::LabelsNotYours`].
+    pub fn label_instance(
+        &mut self,
+        actor: &Actor,
+        instance: &InstanceRef,
+        labels: &Labels,
+        if_version: Option<u64>,
+        now: Timestamp,
+    ) -> Result<Instance, Error> {
+        if !actor.is_operator() {
+            return Err(Refusal::LabelsNotYours.into());
+        }
+        let before = self.get_manageable(actor, instance, if_version, now)?;
+        if before.labels == *labels {
+            return Ok(before);
+        }
+        self.later(
+            "update instance set labels = $2, version = version + 1 where id = $1",
+            values![before.id, Json(labels)],
+        )?;
+        let message = match labels.is_empty() {
+            true => format!("{} has no labels any more", before.name),
+            false => format!("{} labelled {labels}", before.name),
+        };
+        self.record_instance(EventKind::Labelled, before.id, actor.into(), message, now)?;
+        self.get_instance(&before.id.into(), now)
+    }
+
+    /// Changes an instance as a patch says: all of it, or nothing.
+    ///
+    /// # Errors
+    /// Those of [`Tx::rename_instance`] and [`Tx::label_instance`].
+    pub fn update_instance(
+        &mut self,
+        actor: &Actor,
+        instance: &InstanceRef,
+        patch: &InstancePatch,
+        if_version: Option<u64>,
+        now: Timestamp,
+    ) -> Result<Instance, Error> {
+        let before = self.get_manageable(actor, instance, if_version, now)?;
+        // Checked before anything is written.
+        if patch.labels.is_some() && !actor.is_operator() {
+            return Err(Refusal::LabelsNotYours.into());
+        }
+        let id = InstanceRef::Id(before.id);
+        let renamed = match &patch.name {
+            Some(name) => self.rename_instance(actor, &id, name, None, now)?,
+            None => before,
+        };
+        match &patch.labels {
+            Some(labels) => self.label_instance(actor, &id, labels, None, now),
+            None => Ok(renamed),
+        }
+    }
+
+    /// A joined instance, of this version, that this actor reaches.
+    fn get_manageable(
+        &mut self,
+        actor: &Actor,
+        instance: &InstanceRef,
+        if_version: Option<u64>,
+        now: Timestamp,
+    ) -> Result<Instance, Error> {
+        self.check_credential(actor)?;
+        let found = self.get_joined(instance, now)?;
+        self.check_reach(actor, Some(found.id))?;
+        check_version(if_version, found.version)?;
+        Ok(found)
     }
 
     /// Lets an instance leave. Its history stays; what was open closes at its last contact.
@@ -254,16 +339,14 @@ impl Tx<'_> {
         if_version: Option<u64>,
         now: Timestamp,
     ) -> Result<(), Error> {
-        self.check_credential(actor)?;
-        let leaving = self.get_joined(instance, now)?;
-        check_version(if_version, leaving.version)?;
+        let leaving = self.get_manageable(actor, instance, if_version, now)?;
         let live = self.list_live_of(leaving.id)?;
         if !live.is_empty() && !release {
             let count = live.len() as u64;
             return Err(Refusal::ReservationsLive { instance: link(&leaving), count }.into());
         }
         for reservation in &live {
-            self.end_reservation(EventKind::Released, &actor.subject, reservation, now)?;
+            self.end_reservation(EventKind::Released, actor.into(), reservation, now)?;
         }
         let last_seen_at = leaving.last_contact_at.unwrap_or(now);
         self.end_intervals(
@@ -280,7 +363,13 @@ impl Tx<'_> {
         self.maps.forget(leaving.id);
         self.beats.push(BeatChange::Ended(leaving.id));
         self.note_change(leaving.id)?;
-        self.record_instance(EventKind::Left, leaving.id, actor, format!("{} left", leaving.name), now)?;
+        self.record_instance(
+            EventKind::Left,
+            leaving.id,
+            actor.into(),
+            format!("{} left", leaving.name),
+            now,
+        )?;
         Ok(())
     }
 
@@ -288,7 +377,7 @@ impl Tx<'_> {
         &mut self,
         kind: EventKind,
         instance: InstanceId,
-        actor: &Actor,
+        actor: By<'_>,
         message: String,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
@@ -296,9 +385,9 @@ impl Tx<'_> {
             at: now,
             recorded_at: now,
             kind,
-            instance: instance.into(),
+            instance: Some(instance.into()),
             ports: None,
-            actor: &actor.subject,
+            by: actor,
             reservation: None,
             listener: None,
             message,

@@ -17,6 +17,7 @@ pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0004_log.sql"),
     include_str!("../migrations/0005_cluster.sql"),
     include_str!("../migrations/0006_previous.sql"),
+    include_str!("../migrations/0007_tokens.sql"),
 ];
 
 /// Where a database remembers the steps it has taken.

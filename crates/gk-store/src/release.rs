@@ -9,7 +9,6 @@ use gk_model::id::ReservationId;
 use gk_model::pool::Pool;
 use gk_model::port::PortRange;
 use gk_model::reservation::Reservation;
-use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
@@ -17,7 +16,7 @@ use crate::history::NewInterval;
 use crate::membership::check_version;
 use crate::reserve::find_pool;
 use crate::space::Space;
-use crate::tx::{NewEvent, Tx};
+use crate::tx::{By, NewEvent, Tx};
 use crate::value::values;
 
 impl Tx<'_> {
@@ -42,7 +41,7 @@ impl Tx<'_> {
             return Err(Refusal::NotInReservation { part, held: Box::new(held) }.into());
         }
         match held.ports().without(part).as_slice() {
-            [] => self.end_reservation(EventKind::Released, &actor.subject, &held, now),
+            [] => self.end_reservation(EventKind::Released, actor.into(), &held, now),
             [lowest, others @ ..] => self.split(actor, &held, part, *lowest, others, now),
         }
     }
@@ -63,6 +62,9 @@ impl Tx<'_> {
         if reservation.holder != actor.subject && !(force && actor.is_operator()) {
             return Err(Refusal::NotTheHolder(Box::new(reservation)).into());
         }
+        if reservation.holder != actor.subject {
+            self.check_reach(actor, reservation.instance.as_ref().map(|instance| instance.id))?;
+        }
         check_version(if_version, reservation.version)?;
         Ok(reservation)
     }
@@ -71,22 +73,22 @@ impl Tx<'_> {
     pub(crate) fn end_reservation(
         &mut self,
         kind: EventKind,
-        actor: &Subject,
+        by: By<'_>,
         held: &Reservation,
         now: Timestamp,
     ) -> Result<Reservation, Error> {
-        self.record_end(kind, actor, held, held.ports(), now)?;
+        self.record_end(kind, by, held, held.ports(), now)?;
         // Nothing ends before it began, even if the clock stepped back in between.
         let released_at = now.max(held.created_at);
         self.end_held(held.id, released_at)?;
         self.later(
             "update reservation set released_at = $2, released_by = $3, version = version + 1 where id = $1",
-            values![held.id, released_at, actor],
+            values![held.id, released_at, by.subject],
         )?;
         self.unclaim(held, held.ports(), now.plus(quarantine_of(held)))?;
         Ok(Reservation {
             released_at: Some(released_at),
-            released_by: Some(actor.clone()),
+            released_by: Some(by.subject.clone()),
             version: held.version + 1,
             ..held.clone()
         })
@@ -101,7 +103,7 @@ impl Tx<'_> {
         others: &[PortRange],
         now: Timestamp,
     ) -> Result<Reservation, Error> {
-        self.record_end(EventKind::Released, &actor.subject, held, part, now)?;
+        self.record_end(EventKind::Released, actor.into(), held, part, now)?;
         self.end_held(held.id, now)?;
         self.unclaim(held, part, now.plus(quarantine_of(held)))?;
         let kept = Reservation {
@@ -145,9 +147,9 @@ impl Tx<'_> {
             at: now,
             recorded_at: now,
             kind: EventKind::Split,
-            instance: Space::held_for(part.instance.as_ref()),
+            instance: Some(Space::held_for(part.instance.as_ref())),
             ports: Some((protocol, ports)),
-            actor: &actor.subject,
+            by: actor.into(),
             reservation: Some(part.id),
             listener: None,
             message: format!("{ports}/{protocol} goes on after {} was split", whole.ports()),
@@ -168,23 +170,25 @@ impl Tx<'_> {
     fn record_end(
         &mut self,
         kind: EventKind,
-        actor: &Subject,
+        by: By<'_>,
         held: &Reservation,
         ports: PortRange,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        let whose = if *actor == held.holder { String::new() } else { format!(", held by {}", held.holder) };
+        let By { subject, .. } = by;
+        let whose =
+            if *subject == held.holder { String::new() } else { format!(", held by {}", held.holder) };
         let message = match kind {
             EventKind::Expired => format!("{ports}/{} expired{whose}", held.protocol),
-            _ => format!("{ports}/{} released by {actor}{whose}", held.protocol),
+            _ => format!("{ports}/{} released by {subject}{whose}", held.protocol),
         };
         self.record(NewEvent {
             at: now,
             recorded_at: now,
             kind,
-            instance: Space::held_for(held.instance.as_ref()),
+            instance: Some(Space::held_for(held.instance.as_ref())),
             ports: Some((held.protocol, ports)),
-            actor,
+            by,
             reservation: Some(held.id),
             listener: None,
             message,

@@ -19,6 +19,7 @@ use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::history::NewInterval;
+use crate::limits::{check_numbers, choose_pool};
 use crate::space::Space;
 use crate::tx::{NewEvent, Tx};
 use crate::value::values;
@@ -26,6 +27,7 @@ use crate::value::values;
 /// A request, with everything found that it names.
 pub(crate) struct Wanted<'a> {
     pub(crate) request: &'a ReserveRequest,
+    pub(crate) actor: &'a Actor,
     pub(crate) holder: &'a Subject,
     pub(crate) pool: Pool,
     /// That of the request, or the wider one of its pool.
@@ -133,13 +135,14 @@ impl Tx<'_> {
         request: &'a ReserveRequest,
         now: Timestamp,
     ) -> Result<Wanted<'a>, Error> {
-        let pool = find_pool(request.pool.as_ref())?;
+        let pool = choose_pool(actor, request)?;
         let pool_scope = if request.port.is_none() { pool.scope } else { Scope::Instance };
         let is_fleet =
             request.group.everywhere || request.scope == Scope::Fleet || pool_scope == Scope::Fleet;
         let scope = if is_fleet { Scope::Fleet } else { Scope::Instance };
         let places = self.find_places(request, now)?;
         check_authority(actor, scope, &places)?;
+        self.check_limits(actor, request, scope, &places)?;
         let protocols = match request.group.both_protocols {
             true => Protocol::ALL.to_vec(),
             false => vec![request.protocol],
@@ -155,7 +158,26 @@ impl Tx<'_> {
             Some(ttl) => Some(ttl.deadline(self.lease_begins(now)?)),
             None => None,
         };
-        Ok(Wanted { request, holder: &actor.subject, pool, scope, cells, now, expires_at })
+        Ok(Wanted { request, actor, holder: &actor.subject, pool, scope, cells, now, expires_at })
+    }
+
+    fn check_limits(
+        &mut self,
+        actor: &Actor,
+        request: &ReserveRequest,
+        scope: Scope,
+        places: &[Option<InstanceLink>],
+    ) -> Result<(), Error> {
+        if actor.limits.is_none() {
+            return Ok(());
+        }
+        let numbers =
+            request.port.and_then(|first| PortRange::from_count(first, u16::try_from(request.total()).ok()?));
+        numbers.map_or(Ok(()), |numbers| check_numbers(actor, numbers))?;
+        if scope == Scope::Fleet {
+            self.check_reach(actor, None)?;
+        }
+        places.iter().try_for_each(|place| self.check_reach(actor, place.as_ref().map(|place| place.id)))
     }
 
     /// The instances that a request names, each once; none stands for all.
@@ -220,7 +242,7 @@ impl Tx<'_> {
                     Some(kept) => self.keep(wanted, kept)?,
                     None => {
                         let new = reservation(wanted, cell, slot.name, ports, slot.pool.clone(), group);
-                        self.create_reservation(kind, &new)?;
+                        self.create_reservation(kind, wanted.actor, &new)?;
                         new
                     }
                 });
@@ -229,14 +251,19 @@ impl Tx<'_> {
         Ok(made)
     }
 
-    fn create_reservation(&mut self, kind: EventKind, made: &Reservation) -> Result<(), Error> {
+    fn create_reservation(
+        &mut self,
+        kind: EventKind,
+        actor: &Actor,
+        made: &Reservation,
+    ) -> Result<(), Error> {
         let seq = self.record(NewEvent {
             at: made.created_at,
             recorded_at: made.created_at,
             kind,
-            instance: Space::held_for(made.instance.as_ref()),
+            instance: Some(Space::held_for(made.instance.as_ref())),
             ports: Some((made.protocol, made.ports())),
-            actor: &made.holder,
+            by: actor.into(),
             reservation: Some(made.id),
             listener: None,
             message: describe(kind, made),

@@ -22,7 +22,7 @@ pub(crate) fn at(seconds: i64) -> Timestamp {
 }
 
 pub(crate) fn ada() -> Actor {
-    Actor { subject: "ada".parse().unwrap(), authority: Authority::Role(Role::Admin) }
+    Actor::new("ada".parse().unwrap(), Authority::Role(Role::Admin))
 }
 
 fn listener(port: u16) -> Listener {
@@ -73,7 +73,13 @@ fn report(listeners: &[Listener]) -> Contact {
 pub(crate) async fn join(store: &Store, name: &str, seed: u8) -> InstanceId {
     let credential_hash = Secret::from_random(SecretKind::Instance, &[seed; 32]).hash();
     let name = Some(name.parse().unwrap());
-    let request = JoinRequest { name, credential_hash, facts: Facts::default(), replace: None };
+    let request = JoinRequest {
+        name,
+        credential_hash,
+        facts: Facts::default(),
+        labels: gk_model::labels::Labels::default(),
+        replace: None,
+    };
     let joined = store.write(move |tx| tx.join(&ada(), &request, at(0))).await.unwrap();
     let id = joined.0.id;
     store.contact(id, credential_hash, report(&[listener(22), listener(80)]), at(5)).await.unwrap();

@@ -3,7 +3,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use gk_model::history::EventKind;
+use gk_model::access::Actor;
+use gk_model::history::{EventKind, Origin};
 use gk_model::id::{InstanceId, ReservationId};
 use gk_model::listener::Listener;
 use gk_model::port::{PortRange, Protocol};
@@ -82,14 +83,34 @@ pub struct Tx<'a> {
     pub(crate) alone: bool,
 }
 
+/// Who did something, and how it was asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct By<'a> {
+    pub(crate) subject: &'a Subject,
+    origin: Option<&'a Origin>,
+}
+
+impl<'a> From<&'a Actor> for By<'a> {
+    fn from(actor: &'a Actor) -> By<'a> {
+        By { subject: &actor.subject, origin: actor.origin.as_deref() }
+    }
+}
+
+/// What nobody asked for: the server's own jobs, and the reports of agents.
+impl<'a> From<&'a Subject> for By<'a> {
+    fn from(subject: &'a Subject) -> By<'a> {
+        By { subject, origin: None }
+    }
+}
+
 /// Something that happened, before it has a number.
 pub(crate) struct NewEvent<'a> {
     pub(crate) at: Timestamp,
     pub(crate) recorded_at: Timestamp,
     pub(crate) kind: EventKind,
-    pub(crate) instance: Space,
+    pub(crate) instance: Option<Space>,
     pub(crate) ports: Option<(Protocol, PortRange)>,
-    pub(crate) actor: &'a Subject,
+    pub(crate) by: By<'a>,
     pub(crate) reservation: Option<ReservationId>,
     pub(crate) listener: Option<&'a Listener>,
     pub(crate) message: String,
@@ -122,7 +143,8 @@ impl<'a> Tx<'a> {
         let (protocol, range) = event.ports.unzip();
         self.later(
             "insert into event (seq, at, recorded_at, kind, instance, protocol, first_port, last_port, actor, \
-             reservation, listener, message) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+             reservation, listener, message, origin) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
             values![
                 seq,
                 event.at.min(event.recorded_at),
@@ -132,10 +154,11 @@ impl<'a> Tx<'a> {
                 protocol,
                 range.map(PortRange::first),
                 range.map(PortRange::last),
-                event.actor,
+                event.by.subject,
                 event.reservation,
                 event.listener.map(Json),
                 event.message,
+                event.by.origin.map(Json),
             ],
         )?;
         Ok(seq)

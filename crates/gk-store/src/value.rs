@@ -2,15 +2,17 @@
 
 use std::borrow::Cow;
 
+use gk_model::access::Role;
 use gk_model::contact::Session;
 use gk_model::history::{EventKind, IntervalKind};
-use gk_model::id::{FLEET, GroupId, InstanceId, LogId, ReservationId};
+use gk_model::id::{FLEET, GroupId, InstanceId, LogId, ReservationId, TokenId};
 use gk_model::listener::{Digest, Netns};
 use gk_model::port::{Port, Protocol};
 use gk_model::reservation::Scope;
 use gk_model::secret::SecretHash;
 use gk_model::text::{InstanceName, Note, PoolName, PortName, ServiceName, Subject};
 use gk_model::time::Timestamp;
+use gk_model::token::{ForgetAfter, TokenKind};
 
 use crate::error::StoreError;
 use crate::rows::Cell;
@@ -120,6 +122,18 @@ impl Column for u64 {
     }
 }
 
+impl From<ForgetAfter> for Value {
+    fn from(time: ForgetAfter) -> Value {
+        Value::from(time.duration().as_secs())
+    }
+}
+
+impl Column for ForgetAfter {
+    fn from_cell(cell: Cell<'_>) -> Result<ForgetAfter, StoreError> {
+        i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<ForgetAfter>(cell))
+    }
+}
+
 impl From<Session> for Value {
     fn from(session: Session) -> Value {
         Value::from(session.0)
@@ -218,8 +232,8 @@ macro_rules! names {
     ($($type:ty),+ $(,)?) => { by_text!($(|name: &$type| Value::from(name.as_str())),+); };
 }
 
-words!(EventKind, IntervalKind, Protocol, Scope);
-ids!(GroupId, InstanceId, LogId, ReservationId);
+words!(EventKind, IntervalKind, Protocol, Role, Scope, TokenKind);
+ids!(GroupId, InstanceId, LogId, ReservationId, TokenId);
 names!(InstanceName, Note, PoolName, PortName, ServiceName, Subject);
 by_text!(|digest: Digest| digest.to_string().into(), |hash: SecretHash| hash.to_string().into());
 
@@ -250,11 +264,14 @@ parsed!(
     PortName,
     Protocol,
     ReservationId,
+    Role,
     Scope,
     SecretHash,
     ServiceName,
     Space,
     Subject,
+    TokenId,
+    TokenKind,
     uuid::Uuid,
 );
 

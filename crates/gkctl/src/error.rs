@@ -115,16 +115,21 @@ fn exit_of_code(code: Code) -> Exit {
         | Code::EnsureDiffers
         | Code::NameTaken
         | Code::CredentialTaken
+        | Code::SecretTaken
+        | Code::SecretShownOnce
         | Code::AlreadyJoined
         | Code::ReservationsLive
         | Code::IdentitySuperseded
         | Code::IdempotencyKeyReused
         | Code::IdempotencyInFlight
         | Code::VersionMismatch => Exit::Conflict,
-        Code::NoSuchInstance | Code::NoSuchReservation | Code::NoSuchPool | Code::AlreadyReleased => {
-            Exit::NotFound
-        }
-        Code::Unauthenticated | Code::Forbidden | Code::NotTheHolder => Exit::NotAllowed,
+        Code::NoSuchInstance
+        | Code::NoSuchReservation
+        | Code::NoSuchPool
+        | Code::NoSuchToken
+        | Code::TokenEnded
+        | Code::AlreadyReleased => Exit::NotFound,
+        Code::Unauthenticated | Code::Forbidden | Code::NotTheHolder | Code::BeyondLimits => Exit::NotAllowed,
         // The server is there, but what it needs is not; for a script that is the same as being away.
         Code::Unavailable => Exit::Unreachable,
         Code::Malformed

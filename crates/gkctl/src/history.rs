@@ -155,6 +155,8 @@ mod tests {
             id: InstanceId::generate(joined_at),
             name: "web-1".parse().unwrap(),
             presence,
+            labels: gk_model::labels::Labels::default(),
+            forget_after_seconds: None,
             facts: crate::machine::facts(),
             joined_at,
             left_at: None,

@@ -123,7 +123,7 @@ pub(crate) fn rename(context: &Context, wanted: &Rename) -> Result<()> {
         .into());
     };
     let which = context.instance(which)?;
-    let patch = InstancePatch { name: Some(new_name.clone()) };
+    let patch = InstancePatch { name: Some(new_name.clone()), labels: None };
     let instance = context.client()?.update_instance(&which, &patch)?;
     let here = context.machine.is(&which);
     if here {

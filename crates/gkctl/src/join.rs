@@ -159,6 +159,7 @@ fn request(wanted: &Join, credential_hash: SecretHash) -> JoinRequest {
         name: wanted.name.clone(),
         credential_hash,
         facts: machine::facts(),
+        labels: gk_model::labels::Labels::default(),
         replace: wanted.replace.clone(),
     }
 }

@@ -3,9 +3,11 @@
 mod answers;
 mod document;
 mod idempotency;
+mod matrix;
 mod metrics;
 mod permissions;
 mod serving;
+mod tokens;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,9 +17,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use gk_model::access::Role;
+use gk_model::access::{Actor, Authority, Role};
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::time::Timestamp;
+use gk_model::token::TokenRequest;
 use gk_store::{Store, StoreConfig};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -109,7 +112,12 @@ impl Api {
         let secret = secret(kind);
         let (hash, subject) = (secret.hash(), subject.parse().unwrap());
         let now = Timestamp::from_clock();
-        let make = self.store.write(move |tx| tx.create_token(hash, kind, &subject, role, None, now));
+        let wanted = match kind {
+            SecretKind::Join => TokenRequest::to_join(),
+            _ => TokenRequest::for_subject(subject, role),
+        };
+        let admin = Actor::new("root".parse().unwrap(), Authority::Role(Role::Admin));
+        let make = self.store.write(move |tx| tx.create_token(&admin, hash, &wanted, now));
         make.await.unwrap();
         secret
     }

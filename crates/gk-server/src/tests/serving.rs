@@ -104,11 +104,12 @@ fn contact(session: u64, body: ContactBody) -> Contact {
 /// A joined instance with an open session: its id and its credential.
 async fn joined(store: &Store, now: Timestamp) -> (InstanceId, Secret) {
     let credential = secret(SecretKind::Instance);
-    let actor = Actor { subject: "somebody".parse().unwrap(), authority: Authority::Role(Role::Admin) };
+    let actor = Actor::new("somebody".parse().unwrap(), Authority::Role(Role::Admin));
     let request = JoinRequest {
         name: Some("web-1".parse().unwrap()),
         credential_hash: credential.hash(),
         facts: Facts::default(),
+        labels: gk_model::labels::Labels::default(),
         replace: None,
     };
     let (instance, _) = store.write(move |tx| tx.join(&actor, &request, now)).await.unwrap();
@@ -177,7 +178,7 @@ async fn old_history_is_taken_away_while_the_server_runs() {
     let store = Store::open(StoreConfig::embedded(directory.path()), joined_at).await.unwrap();
     let (id, _) = joined(&store, joined_at).await;
     // More than two batches.
-    let ada = Actor { subject: "ada".parse().unwrap(), authority: Authority::Role(Role::User) };
+    let ada = Actor::new("ada".parse().unwrap(), Authority::Role(Role::User));
     let request = ReserveRequest::next_free(id);
     let reserve = move |tx: &mut gk_store::Tx<'_>| {
         (0..1200).try_for_each(|_| tx.reserve(&ada, &request, joined_at).map(drop))

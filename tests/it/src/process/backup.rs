@@ -29,6 +29,7 @@ fn start(data: &Path) -> (Server, ReserveRequest) {
         name: Some("web-1".parse().unwrap()),
         credential_hash: Secret::from_random(SecretKind::Instance, &[1; 32]).hash(),
         facts: Facts::default(),
+        labels: gk_model::labels::Labels::default(),
         replace: None,
     };
     let id = server.admin().join(&request).unwrap().instance.id;

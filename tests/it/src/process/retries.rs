@@ -32,6 +32,7 @@ fn join(client: &Client, name: &str, seed: u8) -> InstanceId {
         name: Some(name.parse().unwrap()),
         credential_hash: Secret::from_random(SecretKind::Instance, &[seed; 32]).hash(),
         facts: Facts::default(),
+        labels: gk_model::labels::Labels::default(),
         replace: None,
     };
     client.join(&request).unwrap().instance.id

@@ -26,6 +26,7 @@ fn sixteen_callers_get_eight_hundred_different_ports() {
         name: Some("web-1".parse().unwrap()),
         credential_hash: Secret::from_random(SecretKind::Instance, &[1; 32]).hash(),
         facts: Facts::default(),
+        labels: gk_model::labels::Labels::default(),
         replace: None,
     };
     let instance = server.admin().join(&request).unwrap().instance.id;

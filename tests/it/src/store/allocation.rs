@@ -7,7 +7,7 @@ use gk_model::access::Role;
 use gk_model::port::Protocol;
 use gk_model::port_set::PortSet;
 use gk_model::reservation::ReserveRequest;
-use gk_model::secret::SecretKind;
+use gk_model::token::TokenRequest;
 use gk_store::{Error, Refusal, StoreError};
 
 use crate::store::world::{actor, at, credential, listener, port, refused};
@@ -52,8 +52,8 @@ async fn a_statement_that_fails_is_its_own_callers_alone() {
     let id = world.join("web-1", 1).await;
     let user = actor("ada", Role::User);
     let token = move |tx: &mut gk_store::Tx<'_>| {
-        let ada = "ada".parse().unwrap();
-        tx.create_token(credential(200), SecretKind::Subject, &ada, Role::User, None, at(0))
+        let wanted = TokenRequest::for_subject("ada".parse().unwrap(), Role::User);
+        tx.create_token(&actor("root", Role::Admin), credential(200), &wanted, at(0)).map(drop)
     };
     world.store.write(token).await.unwrap();
     let mut answers = Vec::new();

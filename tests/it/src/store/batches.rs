@@ -2,9 +2,11 @@
 
 use gk_model::access::{Actor, Authority, Role};
 use gk_model::id::InstanceRef;
+use gk_model::idempotency::Fingerprint;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretHash, SecretKind};
-use gk_store::{Error, StoreError, Tx};
+use gk_model::token::TokenRequest;
+use gk_store::{Error, Keyed, StoreError, Tx};
 
 use super::new_world;
 use crate::store::world::{World, actor, at, credential, port, refused};
@@ -53,10 +55,7 @@ async fn a_next_free_reserve_asks_the_database_nothing_that_it_has_told() {
     let world = new_world().await;
     let id = world.join("web-1", 1).await;
     let ada = actor("ada", Role::User);
-    let own = Actor {
-        subject: "instance:web-1".parse().unwrap(),
-        authority: Authority::Instance(id, credential(1)),
-    };
+    let own = Actor::new("instance:web-1".parse().unwrap(), Authority::Instance(id, credential(1)));
     let by_name = InstanceRef::Name("web-1".parse().unwrap());
     // The first one looks the instance and its ports up.
     let (asked, _) = cost(&world, &ada, id.into()).await;
@@ -104,10 +103,10 @@ async fn rows_that_travel_together_arrive_as_each_was_said() {
 
 /// A secret that is there already is refused by the database alone.
 fn create_tokens(tx: &mut Tx<'_>, hashes: &[SecretHash]) -> Result<(), Error> {
-    let ada = "ada".parse().unwrap();
+    let wanted = TokenRequest::for_subject("ada".parse().unwrap(), Role::User);
     hashes
         .iter()
-        .try_for_each(|hash| tx.create_token(*hash, SecretKind::Subject, &ada, Role::User, None, at(0)))
+        .try_for_each(|hash| tx.create_token(&actor("root", Role::Admin), *hash, &wanted, at(0)).map(drop))
 }
 
 #[tokio::test]
@@ -156,11 +155,18 @@ async fn a_row_that_is_there_already_undoes_nothing_but_the_change_that_said_it(
 async fn a_change_of_as_many_rows_as_travel_together_is_committed() {
     let world = new_world().await;
     let mut next = 0_u32;
-    for rows in 4094..=4097 {
-        let hashes: Vec<_> = (next..next + rows).map(hash).collect();
-        next += rows;
+    // A token is two rows, and a request with a key one more.
+    for rows in 4090..=4097 {
+        let hashes: Vec<_> = (next..next + rows / 2).map(hash).collect();
+        next += rows / 2;
         let last = hashes[hashes.len() - 1];
-        world.store.write(move |tx| create_tokens(tx, &hashes)).await.unwrap();
+        let key = format!("{rows}").parse().unwrap();
+        let keyed = Keyed { key, fingerprint: Fingerprint::of("POST", "/v1/tokens", &rows) };
+        let keyed = (rows % 2 == 1).then_some(keyed);
+        let ada = actor("ada", Role::Admin);
+        let create =
+            move |tx: &mut Tx<'_>| tx.once(&ada, keyed.as_ref(), at(0), |tx| create_tokens(tx, &hashes));
+        world.store.write(create).await.unwrap();
         assert!(world.store.find_actor(last, at(0)).await.unwrap().is_some(), "{rows}");
     }
 }

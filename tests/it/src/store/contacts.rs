@@ -195,8 +195,11 @@ async fn a_credential_that_was_replaced_meanwhile_is_refused() {
     let stranger = FakeAgent { credential: crate::store::world::credential(9), ..old };
     let refusal = refused(world.contact(&stranger, old.heartbeat(&[], at(1)), at(1)).await);
     assert!(matches!(refusal, Refusal::CredentialReplaced), "memory knows whose it is");
-    let replace =
-        JoinRequest { replace: Some(old.id.into()), ..crate::store::world::join_request("web-1", 2) };
+    let replace = JoinRequest {
+        labels: gk_model::labels::Labels::default(),
+        replace: Some(old.id.into()),
+        ..crate::store::world::join_request("web-1", 2)
+    };
     let admin = actor("root", Role::Admin);
     world.store.write(move |tx| tx.join(&admin, &replace, at(1))).await.unwrap();
     // Both were let in at the door before the credential was replaced.
@@ -204,7 +207,7 @@ async fn a_credential_that_was_replaced_meanwhile_is_refused() {
         let refusal = refused(world.contact(&old, contact, at(2)).await);
         assert!(matches!(refusal, Refusal::CredentialReplaced), "{refusal}");
     }
-    let own = Actor { subject: "x".parse().unwrap(), authority: Authority::Instance(old.id, old.credential) };
+    let own = Actor::new("x".parse().unwrap(), Authority::Instance(old.id, old.credential));
     let request = crate::store::world::join_request("web-1", 1);
     let late = own.clone();
     let late = world.store.write(move |tx| tx.join(&late, &request, at(2))).await;

@@ -167,10 +167,7 @@ async fn callers_who_come_at_once_share_one_effect() {
 async fn a_replaced_credential_replays_nothing() {
     let world = super::new_world().await;
     let id = world.join("web-1", 1).await;
-    let own = Actor {
-        subject: "instance:web-1".parse().unwrap(),
-        authority: Authority::Instance(id, credential(1)),
-    };
+    let own = Actor::new("instance:web-1".parse().unwrap(), Authority::Instance(id, credential(1)));
     reserve(&world, &own, "k", id, at(1)).await.unwrap();
     let (rotate, by) = (join_request("web-1", 2), own.clone());
     world.store.write(move |tx| tx.join(&by, &rotate, at(2))).await.unwrap();

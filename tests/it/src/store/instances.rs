@@ -7,7 +7,7 @@ use gk_model::instance::{Instance, JoinRequest, Presence};
 use gk_model::port::Protocol;
 use gk_model::query::{HistoryQuery, InstanceQuery, Limit};
 use gk_model::secret::{Secret, SecretKind};
-use gk_model::text::Subject;
+use gk_model::token::TokenRequest;
 use gk_store::{Error, Refusal};
 use uuid::Uuid;
 
@@ -46,7 +46,8 @@ async fn one_network_stack_joins_once() {
     join(&world, on_stack(join_request("container", 3), 5, 8))
         .await
         .expect("another namespace is another instance");
-    let replace = JoinRequest { replace: Some(first.id.into()), ..again };
+    let replace =
+        JoinRequest { labels: gk_model::labels::Labels::default(), replace: Some(first.id.into()), ..again };
     let (replaced, anew) = join(&world, replace).await.unwrap();
     assert_eq!((replaced.id, replaced.name.as_str(), anew), (first.id, "web-2", false), "the id is kept");
 }
@@ -58,7 +59,7 @@ async fn the_old_credential_refreshes_and_the_lost_one_is_replaced() {
     let hash = |seed| Secret::from_random(SecretKind::Instance, &[seed; 32]).hash();
     let who = |seed| {
         let store = world.store.clone();
-        async move { store.read(move |reader| reader.find_actor(hash(seed), at(1))).await.unwrap() }
+        async move { store.find_actor(hash(seed), at(1)).await.unwrap() }
     };
     let own = who(1).await.unwrap();
     assert_eq!((own.subject.as_str(), own.authority), ("instance:web-1", Authority::Instance(id, hash(1))));
@@ -70,7 +71,11 @@ async fn the_old_credential_refreshes_and_the_lost_one_is_replaced() {
     let (refreshed, anew) = world.store.write(move |tx| tx.join(&own_actor, &asked, at(1))).await.unwrap();
     assert_eq!((refreshed.id, refreshed.facts, anew), (id, request.facts, false));
 
-    let replace = JoinRequest { replace: Some(id.into()), ..join_request("web-1", 2) };
+    let replace = JoinRequest {
+        labels: gk_model::labels::Labels::default(),
+        replace: Some(id.into()),
+        ..join_request("web-1", 2)
+    };
     assert_eq!(join(&world, replace).await.unwrap().0.id, id);
     assert_eq!(who(1).await, None, "the lost credential is worthless");
     let again = Actor { authority: Authority::Instance(id, hash(2)), ..own };
@@ -93,14 +98,13 @@ async fn a_join_whose_answer_was_lost_is_repeated() {
 async fn a_join_token_lets_one_machine_join() {
     let world = super::new_world().await;
     let token = Secret::from_random(SecretKind::Join, &[9; 32]).hash();
-    let subject: Subject = "installer".parse().unwrap();
     let create = move |tx: &mut gk_store::Tx<'_>| {
-        tx.create_token(token, SecretKind::Join, &subject, Role::Viewer, Some(at(3600)), at(0))
+        tx.create_token(&actor("installer", Role::Operator), token, &TokenRequest::to_join(), at(0)).map(drop)
     };
     world.store.write(create).await.unwrap();
     let who = |seconds| {
         let store = world.store.clone();
-        async move { store.read(move |reader| reader.find_actor(token, at(seconds))).await.unwrap() }
+        async move { store.find_actor(token, at(seconds)).await.unwrap() }
     };
     assert_eq!(who(3600).await, None, "it expires");
     // Both come with a token that was good when they knocked.
@@ -134,8 +138,7 @@ async fn renaming_keeps_the_id_and_is_history() {
     // The freed name may be used again, and its subject is not the renamed one's.
     let other = world.join("web-1", 3).await;
     let hash = Secret::from_random(SecretKind::Instance, &[3; 32]).hash();
-    let subject =
-        world.store.read(move |reader| reader.find_actor(hash, at(6))).await.unwrap().unwrap().subject;
+    let subject = world.store.find_actor(hash, at(6)).await.unwrap().unwrap().subject;
     assert_eq!(subject.as_str(), format!("instance:web-1+{other}"));
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn at(seconds: u64) -> Timestamp {
 }
 
 pub(crate) fn actor(subject: &str, role: Role) -> Actor {
-    Actor { subject: subject.parse().unwrap(), authority: Authority::Role(role) }
+    Actor::new(subject.parse().unwrap(), Authority::Role(role))
 }
 
 pub(crate) fn port(number: u16) -> Port {
@@ -48,6 +48,7 @@ pub(crate) fn join_request(name: &str, seed: u8) -> JoinRequest {
         name: Some(name.parse().unwrap()),
         credential_hash: credential(seed),
         facts: Facts { host_name: name.into(), ..Facts::default() },
+        labels: gk_model::labels::Labels::default(),
         replace: None,
     }
 }

@@ -216,9 +216,7 @@ impl Play {
             JoinRequest { facts, credential_hash: hash, ..join_request(NAMES[name], self.joined) };
         request.name = request.name.filter(|_| known.is_none());
         let who = match known {
-            Some(id) => {
-                Actor { subject: "itself".parse().unwrap(), authority: Authority::Instance(id, hash) }
-            }
+            Some(id) => Actor::new("itself".parse().unwrap(), Authority::Instance(id, hash)),
             None => actor("root", Role::Admin),
         };
         let answer = self.world(server).store.write(move |tx| tx.join(&who, &request, now)).await;
