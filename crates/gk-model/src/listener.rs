@@ -117,7 +117,7 @@ pub struct Owner {
     pub account: Observed,
 }
 
-/// A container, as the cgroup of a socket names it.
+/// A container, as the cgroup of a socket names it, or the engine that publishes a port of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Container {
     /// The engine's id.
@@ -139,12 +139,13 @@ pub struct Listener {
     pub key: ListenerKey,
     /// The account that opened the socket; known without any privilege.
     pub account: Option<Observed>,
-    /// Every process that holds it, lowest pid first; empty when the agent may not see them.
+    /// Every process that holds it, lowest pid first; empty when the agent may not see them, and for a port that a
+    /// container engine publishes without a socket.
     #[serde(default)]
     pub owners: Vec<Owner>,
     /// The systemd unit of its cgroup.
     pub unit: Option<Observed>,
-    /// The container of its cgroup.
+    /// The container of its cgroup, or the one that a published port leads into.
     pub container: Option<Container>,
     /// When it was first seen, by the clock of whoever sends this.
     pub first_seen_at: Timestamp,
@@ -160,6 +161,19 @@ impl Listener {
             && self.owners == other.owners
             && self.unit == other.unit
             && self.container == other.container
+    }
+
+    /// Whether the same processes still hold it, or the same container, whatever else became known of it: equal but for
+    /// times and for what a container engine tells, which it does a moment after a socket was seen.
+    pub fn has_same_holder(&self, other: &Listener) -> bool {
+        let same_container = match (&self.container, &other.container) {
+            (Some(one), Some(other)) => (&one.id, &one.engine) == (&other.id, &other.engine),
+            (None, None) => true,
+            // Without owners nobody can tell whether this is the same socket with a container or another one.
+            _ => !self.owners.is_empty(),
+        };
+        let same_owners = self.owners == other.owners && self.unit == other.unit;
+        self.key == other.key && self.account == other.account && same_owners && same_container
     }
 
     /// About how many bytes it takes on the wire. Right within a factor of four, which is what bounds need.
@@ -339,6 +353,30 @@ pub(crate) mod tests {
             listener(Protocol::Tcp, "0.0.0.0", 80, 2),
         ] {
             assert_ne!(Digest::of([&a]), Digest::of([&different]));
+        }
+    }
+
+    #[test]
+    fn who_holds_a_listener_stays_when_more_becomes_known_of_the_same_processes() {
+        let contained = |id: &str, name: Option<&str>, owners: bool| {
+            let mut listener = listener(Protocol::Tcp, "0.0.0.0", 80, 1);
+            listener.owners.truncate(usize::from(owners));
+            let (name, engine) = (name.map(Into::into), "docker".into());
+            let container = Container { id: id.into(), name, engine, pod: None };
+            listener.container = (!id.is_empty()).then_some(container);
+            listener
+        };
+        let table = [
+            (contained("", None, true), contained("a", None, true), true),
+            (contained("a", None, true), contained("a", Some("web"), true), true),
+            (contained("a", None, false), contained("a", Some("web"), false), true),
+            (contained("a", None, true), contained("b", None, true), false),
+            (contained("", None, false), contained("a", None, false), false),
+            (contained("a", None, false), contained("a", None, true), false),
+        ];
+        for (one, other, expected) in table {
+            assert_eq!(one.has_same_holder(&other), expected, "{one:?} {other:?}");
+            assert_eq!(other.has_same_holder(&one), expected, "{other:?} {one:?}");
         }
     }
 

@@ -68,6 +68,8 @@ pub const PENDING_CREDENTIAL_FILE: &str = "credential.pending";
 pub const SESSION_FILE: &str = "session.json";
 /// What the agent put into the kernel's list of reserved ports, inside its state directory; mode 0600.
 pub const PROTECTION_FILE: &str = "protection.json";
+/// What container engines told the agent last, inside its state directory; mode 0600.
+pub const ENGINES_FILE: &str = "engines.json";
 /// What an agent has not told yet while the server is away.
 pub const SPOOL_FILE: &str = "spool";
 
