@@ -8,17 +8,21 @@
 //! ([`Client::with_patience`]).
 //!
 //! Next to it live the files that `gkctl` and the agent share: the [`identity`] of this machine, the agent's
-//! [`session`], what it put into the kernel's list of reserved ports ([`protection`]), and the [`lock`] that tells whether an agent runs.
+//! [`session`], what it put into the kernel's list of reserved ports ([`protection`]), what container [`engines`] told it,
+//! and the [`lock`] that tells whether an agent runs. And [`get_local`], the one request to somebody else's server: a read
+//! over a Unix socket of this machine, which no token goes to.
 //!
 //! This is the only crate that names an HTTP client; its errors speak of servers and sockets instead.
 
 mod address;
 mod client;
+pub mod engines;
 mod error;
 mod exchange;
 mod files;
 pub mod identity;
 pub mod join;
+mod local;
 pub mod lock;
 mod pages;
 pub mod protection;
@@ -35,5 +39,6 @@ mod tests;
 pub use address::{AddressError, Authority, ServerAddress};
 pub use client::Client;
 pub use error::{ClientError, ProtocolFault};
+pub use local::{LocalAnswer, get_local};
 pub use pages::all_pages;
 pub use routes::Joined;
