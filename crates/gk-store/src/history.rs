@@ -53,6 +53,15 @@ impl Tx<'_> {
         )
     }
 
+    /// Tells more of who listens in an interval, without beginning another one.
+    pub(crate) fn update_interval_listener(
+        &mut self,
+        seq: u64,
+        listener: &Listener,
+    ) -> Result<(), StoreError> {
+        self.later("update interval set listener = $2 where seq = $1", values![seq, Json(listener)])
+    }
+
     /// Ends an interval.
     pub(crate) fn end_interval(&mut self, seq: u64, ended_at: Timestamp) -> Result<(), StoreError> {
         self.end_intervals("seq = $2", seq, ended_at)

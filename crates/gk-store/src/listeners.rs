@@ -236,6 +236,11 @@ impl Tx<'_> {
         let first_seen_at = observation.correct(seen.first_seen_at);
         match stored {
             Some(stored) if stored.listener.same_but_times(seen) => Ok(()),
+            Some(stored) if stored.listener.has_same_holder(seen) => {
+                let Stored { listener: Listener { first_seen_at, .. }, began_seq } = *stored;
+                let now = Listener { first_seen_at, last_seen_at: received_at, ..seen.clone() };
+                Ok(self.learn(observation.instance, &now, began_seq)?)
+            }
             Some(stored) => {
                 let changed_at = observation.correct(seen.last_seen_at).max(stored.listener.first_seen_at);
                 let first_seen_at = stored.listener.first_seen_at;
@@ -255,6 +260,13 @@ impl Tx<'_> {
                 self.begin_listened(observation, EventKind::Opened, &now, first_seen_at, message)
             }
         }
+    }
+
+    /// What became known of a listener that nobody took over, as the name of its container: it was so all the time, so
+    /// nothing has happened and what is stored is put right.
+    fn learn(&mut self, instance: InstanceId, listener: &Listener, began_seq: u64) -> Result<(), StoreError> {
+        self.save_listener(instance, listener, began_seq)?;
+        self.update_interval_listener(began_seq, listener)
     }
 
     fn begin_listened(

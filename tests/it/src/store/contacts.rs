@@ -4,7 +4,7 @@ use gk_model::access::{Actor, Authority, Role};
 use gk_model::contact::{Contact, ContactBody, Family, Session};
 use gk_model::history::EventKind;
 use gk_model::instance::JoinRequest;
-use gk_model::listener::{Listener, ListenerKey, Netns};
+use gk_model::listener::{Container, Listener, ListenerKey, Netns};
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
 use gk_model::query::{HistoryQuery, Limit, PortQuery};
@@ -351,4 +351,55 @@ async fn states_join_intent_and_fact() {
         ],
         "a port that was asked for is answered even when it is free"
     );
+}
+
+#[tokio::test]
+async fn the_name_of_a_container_is_learnt_without_a_change_of_hands() {
+    let world = super::new_world().await;
+    let proxy = tcp(8080, 7);
+    let mut agent = world.join_with_agent("web-1", 1, std::slice::from_ref(&proxy)).await;
+    let contained = |id: &str, name: Option<&str>| {
+        let (id, name) = (id.into(), name.map(Into::into));
+        let container = Some(Container { id, name, engine: "docker".into(), pod: None });
+        Listener { container, ..proxy.clone() }
+    };
+    // The engine tells of it, its name, another name.
+    for (second, container) in
+        [(1, contained("c1", None)), (2, contained("c1", Some("web"))), (3, contained("c1", Some("front")))]
+    {
+        let told = std::slice::from_ref(&container);
+        let contact = agent.delta(told, &[], told, at(second));
+        let answer = world.contact(&agent, contact, at(second)).await.unwrap();
+        assert!(!answer.want_report, "both mean the same set after {second}");
+    }
+    assert_eq!(kinds(&world).await, [EventKind::Joined, EventKind::Opened]);
+    let history = world.store.read(|reader| reader.list_history(&HistoryQuery::default())).await.unwrap();
+    let listened = history.items[0].listener.as_ref().unwrap();
+    assert_eq!(listened.container.as_ref().unwrap().name.as_ref().unwrap().as_str(), "front");
+    assert_eq!((history.items.len(), history.items[0].began_at), (1, at(0)));
+    // Another container behind the same process, and another process, are changes of hands.
+    let other = contained("c2", Some("front"));
+    let mut moved = other.clone();
+    moved.owners[0].pid = 8;
+    for (second, listener) in [(4, other), (5, moved)] {
+        let told = std::slice::from_ref(&listener);
+        let contact = agent.delta(told, &[], told, at(second));
+        assert!(!world.contact(&agent, contact, at(second)).await.unwrap().want_report);
+    }
+    let changed = kinds(&world).await.iter().filter(|kind| **kind == EventKind::OwnerChanged).count();
+    assert_eq!(changed, 2);
+}
+
+#[tokio::test]
+async fn a_published_port_without_a_socket_is_in_use_and_never_picked() {
+    let world = super::new_world().await;
+    let container = Container { id: "c1".into(), name: None, engine: "docker".into(), pod: None };
+    let published = Listener { owners: Vec::new(), container: Some(container), ..tcp(8000, 1) };
+    let agent = world.join_with_agent("web-1", 1, &[published]).await;
+    let id = agent.id;
+    let query = PortQuery::default();
+    let list = move |reader: &mut gk_store::Reader<'_>| reader.list_ports(Some(&id.into()), &query, at(0));
+    let page = world.store.read(list).await.unwrap();
+    assert_eq!((page.items[0].port.get(), page.items[0].state), (8000, State::Unreserved));
+    assert_eq!(world.next_free(id).await, 8001);
 }
