@@ -58,5 +58,6 @@ pub use error::ScanError;
 pub use facts::facts;
 pub use ports::{busy_ports, test_bind};
 pub use privileges::{Privileges, privileges};
+pub use process::is_running;
 pub use reserved::{ReservedList, reserved_ports};
 pub use scanner::{Scan, Scanner};

@@ -16,6 +16,15 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Pid(pub(crate) u32);
 
+/// Whether a process of this command name runs, of any account; `None` where processes of others are hidden (`hidepid`),
+/// so that nobody can tell.
+pub fn is_running(name: &str) -> Option<bool> {
+    let name_of = |pid: Pid| fs::read_to_string(format!("/proc/{}/comm", pid.0)).ok();
+    let found = Pid::list().into_iter().filter_map(name_of).any(|comm| comm.trim_end() == name);
+    // The first process is root's, and never ends.
+    (found || name_of(Pid(1)).is_some()).then_some(found)
+}
+
 /// What a process says of itself besides its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Description {
@@ -121,6 +130,13 @@ fn effective_uid(status: &str) -> Option<Uid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_runs_is_found_by_its_name() {
+        let own = fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(is_running(own.trim_end()), Some(true));
+        assert_ne!(is_running("no such process"), Some(true));
+    }
 
     #[test]
     fn a_name_may_hold_anything() {
