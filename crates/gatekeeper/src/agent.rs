@@ -15,7 +15,7 @@ use crate::service::{self, Pulse};
 /// Runs the agent until SIGINT or SIGTERM; with `--once` until its report is delivered.
 pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if args.explain {
-        println!("{}", gk_agent::explain(Timestamp::from_clock()));
+        println!("{}", gk_agent::explain(&args.engines.sockets(), Timestamp::from_clock()));
         return Ok(());
     }
     let config = config(args)?;
@@ -59,6 +59,7 @@ fn config(args: &AgentArgs) -> anyhow::Result<AgentConfig> {
         report_interval: args.report_interval,
         insecure_http: args.insecure_http,
         protect: args.protect,
+        engine_sockets: args.engines.sockets(),
         ..AgentConfig::new(state_dir(args.state_dir.as_ref()), env!("CARGO_PKG_VERSION").into())
     })
 }

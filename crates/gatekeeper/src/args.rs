@@ -164,6 +164,8 @@ pub(crate) struct AgentArgs {
     /// port, by net.ipv4.ip_local_reserved_ports. Needs root or CAP_NET_ADMIN.
     #[arg(long, env = "GATEKEEPER_PROTECT", hide_env_values = true, value_parser = switch)]
     pub(crate) protect: bool,
+    #[command(flatten)]
+    pub(crate) engines: EngineArgs,
     /// Deliver one full report and end, as for cron.
     #[arg(long)]
     pub(crate) once: bool,
@@ -172,8 +174,42 @@ pub(crate) struct AgentArgs {
     pub(crate) explain: bool,
 }
 
+/// Where container engines are asked.
+#[derive(ClapArgs)]
+pub(crate) struct EngineArgs {
+    /// Where to ask a container engine for names of containers and the ports they publish; several times for several, or
+    /// `none`. Default: where Docker and Podman listen, in /run and for the account itself.
+    #[arg(
+        long = "engine-socket",
+        env = "GATEKEEPER_ENGINE_SOCKET",
+        hide_env_values = true,
+        value_name = "PATH",
+        value_delimiter = ','
+    )]
+    sockets: Vec<String>,
+}
+
+impl EngineArgs {
+    /// As for `dev`, which has no such option: from the environment alone.
+    pub(crate) fn of_environment() -> EngineArgs {
+        let listed = std::env::var("GATEKEEPER_ENGINE_SOCKET").unwrap_or_default();
+        EngineArgs { sockets: listed.split(',').map(str::to_owned).collect() }
+    }
+
+    /// The sockets to ask.
+    pub(crate) fn sockets(&self) -> Vec<PathBuf> {
+        let mut set = self.sockets.iter().filter(|path| !path.is_empty()).peekable();
+        match set.peek() {
+            None => gk_agent::well_known_sockets(env("XDG_RUNTIME_DIR").as_deref()),
+            Some(_) => set.filter(|path| *path != "none").map(PathBuf::from).collect(),
+        }
+    }
+}
+
 #[derive(ClapArgs)]
 pub(crate) struct ScanArgs {
+    #[command(flatten)]
+    pub(crate) engines: EngineArgs,
     /// Also print ports that are taken without a listener: UDP clients, and sockets that are bound only.
     #[arg(long)]
     pub(crate) all: bool,
@@ -292,6 +328,18 @@ mod tests {
             assert_eq!(super::switch(text), read, "{text:?}");
         }
         assert!(super::switch("nope").is_err());
+    }
+
+    #[test]
+    fn engines_are_asked_where_told_or_where_they_usually_are_or_nowhere() {
+        let sockets = |told: &[&str]| {
+            let sockets = told.iter().map(ToString::to_string).collect();
+            super::EngineArgs { sockets }.sockets()
+        };
+        assert!(sockets(&[]).contains(&"/run/docker.sock".into()));
+        assert_eq!(sockets(&[""]), sockets(&[]), "empty is as good as unset");
+        assert_eq!(sockets(&["/a", "/b"]), ["/a", "/b"].map(std::path::PathBuf::from));
+        assert!(sockets(&["none"]).is_empty());
     }
 
     #[test]

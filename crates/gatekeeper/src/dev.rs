@@ -15,7 +15,7 @@ use gk_model::query::{InstanceQuery, Limit};
 use gk_model::secret::{Secret, SecretKind};
 
 use crate::agent::state_dir;
-use crate::args::{ServerArgs, env};
+use crate::args::{EngineArgs, ServerArgs, env};
 use crate::server::{Server, runtime, stop_requested};
 
 /// Runs both until SIGINT or SIGTERM; the agent ends first, so that its last words are heard.
@@ -34,7 +34,10 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
             let _ended = server_ends.await;
         }));
         let (stopper, signal) = gk_agent::stop_channel();
-        let config = AgentConfig::new(place.state_dir.clone(), env!("CARGO_PKG_VERSION").into());
+        let config = AgentConfig {
+            engine_sockets: EngineArgs::of_environment().sockets(),
+            ..AgentConfig::new(place.state_dir.clone(), env!("CARGO_PKG_VERSION").into())
+        };
         let mut agent = tokio::task::spawn_blocking(move || {
             greet(&join_this_machine(&place)?, &place);
             Ok::<(), anyhow::Error>(gk_agent::run(&config, &signal, &|| {})?)

@@ -15,7 +15,9 @@ pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
     let mut scanner = Scanner::of_all_namespaces().context("cannot ask the kernel")?;
     let now = Timestamp::from_clock();
     let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan(now) };
-    let scan = scan.context("cannot scan")?;
+    let mut scan = scan.context("cannot scan")?;
+    gk_agent::ask_engines(&args.engines.sockets()).apply(&mut scan.listeners, now);
+    scan.listeners.sort_unstable_by(|one, other| one.key.cmp(&other.key));
     let text = match args.output {
         Output::Table => table(&scan, args.all),
         Output::Json => json(&scan)?,
@@ -72,11 +74,14 @@ fn is_elsewhere(listener: &Listener) -> bool {
     listener.key.netns != Netns::Home
 }
 
-/// As engines write it: the first twelve digits of the id, or a name of any length.
+/// As engines write it: its name, else the first twelve digits of the id, or an id that is a name of any length.
 fn container(container: &Container) -> String {
+    let pod = container.pod.as_ref().map(|pod| format!(" in pod {pod}")).unwrap_or_default();
+    if let Some(name) = &container.name {
+        return format!("{} {name}{pod}", container.engine);
+    }
     let id = container.id.as_str();
     let is_number = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let pod = container.pod.as_ref().map(|pod| format!(" in pod {pod}")).unwrap_or_default();
     format!("{} {}{pod}", container.engine, if is_number { &id[..12] } else { id })
 }
 

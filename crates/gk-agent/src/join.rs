@@ -68,10 +68,16 @@ impl Home {
         Ok(client.allow_insecure_http(config.insecure_http).with_patience(Duration::ZERO))
     }
 
-    /// What tells the server the newest facts.
-    pub(crate) fn facts_request(&self, config: &AgentConfig, protection: Option<Protection>) -> JoinRequest {
+    /// What tells the server the newest facts, with what is known of protection and of container engines.
+    pub(crate) fn facts_request(
+        &self,
+        config: &AgentConfig,
+        protection: Option<Protection>,
+        engines: &str,
+    ) -> JoinRequest {
         let mut request = request(config, self.credential.hash(), None);
         request.facts.protection = protection;
+        request.facts.sight = Some(Observed::new(&format!("{}; {engines}", gk_scan::privileges())));
         request
     }
 

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! **Owns** when to scan, what to tell and when, and the talk of contacts as [`gk_model::contact`] states it. Only
-//! `run`, `send`, `join`, `spool_file` and `protector` do I/O; what to do next is decided by a pure function (`plan`) of a
+//! `run`, `send`, `join`, `spool_file`, `protector` and `engine` do I/O; what to do next is decided by a pure function (`plan`) of a
 //! pure state (`state`, whose module states the rule that keeps both sides equal). Keeping the kernel off reserved ports is
-//! a matter apart, decided in `protect` and done by `protector`.
+//! a matter apart, decided in `protect` and done by `protector`. Names of containers and the ports they publish come from
+//! container engines, which `engine` asks.
 //!
 //! **Promises** that observation goes on whatever the server does: contacts travel on a thread of their own, and what
 //! happens meanwhile is delivered later, in order, with the times at which it happened, also by the next run if this one is
@@ -20,7 +21,10 @@
 
 mod backoff;
 mod clock;
+mod engine;
 mod failure;
+#[cfg(test)]
+mod fake_engine;
 #[cfg(test)]
 mod fake_server;
 mod flaps;
@@ -62,6 +66,7 @@ use gk_model::text::{InstanceName, Observed};
 use gk_model::time::Timestamp;
 use gk_scan::{Scan, ScanError, Scanner};
 
+pub use engine::{ask_engines, well_known_sockets};
 pub use failure::Ending;
 pub use run::{once, run};
 pub use stop::{StopSignal, Stopper, stop_channel};
@@ -82,6 +87,8 @@ pub struct AgentConfig {
     pub insecure_http: bool,
     /// Keeps the kernel off the instance's reserved ports.
     pub protect: bool,
+    /// Where container engines are asked for names and published ports, if anywhere; see [`well_known_sockets`].
+    pub engine_sockets: Vec<PathBuf>,
     /// The version of the program, as it tells the server.
     pub version: Observed,
 }
@@ -101,7 +108,7 @@ impl AgentConfig {
     pub const REPORT_INTERVALS: std::ops::RangeInclusive<Duration> =
         Duration::from_secs(5)..=Duration::from_secs(300);
 
-    /// An agent of this state directory that does everything as usual.
+    /// An agent of this state directory that does everything as usual, and asks no container engine.
     pub fn new(state_dir: PathBuf, version: Observed) -> AgentConfig {
         AgentConfig {
             state_dir,
@@ -110,6 +117,7 @@ impl AgentConfig {
             report_interval: *AgentConfig::REPORT_INTERVALS.end(),
             insecure_http: false,
             protect: false,
+            engine_sockets: Vec::new(),
             version,
         }
     }
@@ -148,7 +156,8 @@ pub enum AgentError {
 }
 
 /// What the agent may see on this machine and what not, in a few lines for people; `now` dates the scan that it makes.
-pub fn explain(now: Timestamp) -> String {
+/// The container engines at these sockets are asked.
+pub fn explain(engine_sockets: &[PathBuf], now: Timestamp) -> String {
     let privileges = gk_scan::privileges();
     let mut lines = vec![format!("Seen: {}.", privileges.seen().join("; "))];
     let unseen = privileges.unseen();
@@ -160,6 +169,7 @@ pub fn explain(now: Timestamp) -> String {
         Ok(scan) => count(&scan),
         Err(error) => format!("Right now nothing is seen: {error}."),
     });
+    lines.extend(engine::explain(engine_sockets));
     lines.push(explain_protection());
     lines.join("\n")
 }

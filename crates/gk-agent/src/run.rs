@@ -7,7 +7,6 @@ use gk_client::session::{SavedSession, begin_opening, load_session, save_session
 use gk_client::{Client, ClientError, Joined};
 use gk_model::contact::{ContactAnswer, ContactBody};
 use gk_model::facts::Facts;
-use gk_model::id::InstanceId;
 use gk_model::instance::{HEARTBEAT_EVERY, JoinRequest};
 use gk_model::protection::Protection;
 use gk_model::time::Timestamp;
@@ -15,12 +14,12 @@ use gk_scan::Scanner;
 
 use crate::backoff::Backoff;
 use crate::clock::{Clock, read_mark, read_since_boot};
+use crate::engine::{Engines, News};
 use crate::failure::{Ending, Failure, Verdict};
 use crate::join::Home;
 use crate::plan::{Action, plan};
 use crate::protector::Protector;
 use crate::send::{Job, Mailer, Outcome};
-use crate::spool::Spooled;
 use crate::spool_file::SpoolFile;
 use crate::state::{Flight, Habits, SyncState};
 use crate::stop::{Event, StopSignal};
@@ -48,7 +47,8 @@ const MOST_CONTACTS_ONCE: usize = 3;
 pub fn run(config: &AgentConfig, stop: &StopSignal, looked: &dyn Fn()) -> Result<(), AgentError> {
     let mut home = Home::enter(config)?;
     loop {
-        let mut agent = Agent::start(config.clone(), home)?;
+        let engines = Engines::start(config, stop.sender.clone())?;
+        let mut agent = Agent::start(config.clone(), home, engines)?;
         let mailer = Mailer::start(agent.client.clone(), agent.home.identity.id, stop.sender.clone())?;
         let (client, instance) = (agent.client.clone(), agent.home.identity.id);
         let protector = Protector::start(config, client, instance, stop.sender.clone())?;
@@ -91,7 +91,7 @@ enum Course {
 /// When it cannot start, or the report is not delivered.
 pub fn once(config: &AgentConfig) -> Result<(), AgentError> {
     let home = Home::enter(config)?;
-    let mut agent = Agent::start(config.clone(), home)?;
+    let mut agent = Agent::start(config.clone(), home, Engines::once(config))?;
     let snapshot = agent.look(true)?;
     agent.take_in(snapshot);
     agent.state.make_haste(agent.elapsed());
@@ -106,7 +106,8 @@ pub fn once(config: &AgentConfig) -> Result<(), AgentError> {
         }
     }
     let protection = Protector::once(config, &agent.client, agent.home.identity.id);
-    let request = agent.home.facts_request(&agent.config, protection);
+    agent.protection = protection;
+    let request = agent.facts_request();
     let told = agent.client.join(&request);
     agent.facts_told(request, told);
     Ok(())
@@ -134,13 +135,14 @@ struct Agent {
     facts: Option<Facts>,
     facts_at: Duration,
     protection: Option<Protection>,
+    engines: Engines,
     /// What the log last said of the talk with the server, so that it says everything once.
     trouble: Option<Failure>,
     is_blind: bool,
 }
 
 impl Agent {
-    fn start(config: AgentConfig, home: Home) -> Result<Agent, AgentError> {
+    fn start(config: AgentConfig, home: Home, engines: Engines) -> Result<Agent, AgentError> {
         let client = home.client(&config)?;
         let scanner = Scanner::of_all_namespaces()?;
         let repeats = load_session(&config.state_dir)?.opening.is_some();
@@ -153,8 +155,8 @@ impl Agent {
         let habits = Habits { report_every, version: config.version.clone(), instance };
         let mut state = SyncState::new(saved, repeats, habits);
         let spool = SpoolFile::of(&config.state_dir);
-        let spooled = load_spool(&spool, instance);
-        let boot_id = home.facts_request(&config, None).facts.boot_id;
+        let spooled = spool.load(instance);
+        let boot_id = home.facts_request(&config, None, "").facts.boot_id;
         let (clock, earlier) = Clock::start(read_mark(boot_id), spooled.as_ref().map(|spooled| spooled.mark));
         if let Some(spooled) = spooled {
             tracing::info!(
@@ -177,6 +179,7 @@ impl Agent {
             facts: None,
             facts_at: Duration::ZERO,
             protection: None,
+            engines,
             trouble: None,
             is_blind: false,
         };
@@ -226,6 +229,7 @@ impl Agent {
             if scan_at <= self.elapsed() {
                 mailer.assert_alive();
                 protector.assert_alive();
+                self.engines.assert_alive();
                 self.observe();
                 looked();
                 scan_at = self.elapsed() + SCAN_EVERY;
@@ -234,6 +238,11 @@ impl Agent {
             match inbox.recv_timeout(until.saturating_sub(self.elapsed())) {
                 Ok(Event::Sent(outcome)) => self.take_back(outcome)?,
                 Ok(Event::Protected(protection)) => self.protected(protection),
+                Ok(Event::Contained(news)) => {
+                    self.contained(news);
+                    // A scan takes it in.
+                    scan_at = Duration::ZERO;
+                }
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(Course::Stopped),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -270,7 +279,7 @@ impl Agent {
                         return;
                     }
                 }
-                Ok(Event::Protected(_) | Event::Stop) => {}
+                Ok(Event::Protected(_) | Event::Contained(_) | Event::Stop) => {}
                 Err(_) => return,
             }
         }
@@ -305,12 +314,10 @@ impl Agent {
         }
         let occupied = for_occupied.then_some(scan.occupied);
         let namespaces = Namespaces { known: scan.namespaces, are_all: scan.knows_all_namespaces };
-        Ok(Snapshot {
-            covered: scan.covered,
-            listeners: scan.listeners,
-            occupied,
-            namespaces: Some(namespaces),
-        })
+        let (covered, listeners) = (scan.covered, scan.listeners);
+        let mut snapshot = Snapshot { covered, listeners, occupied, namespaces: Some(namespaces) };
+        self.engines.complete(&mut snapshot, now);
+        Ok(snapshot)
     }
 
     /// Sends what is due, and tells until when nothing else is.
@@ -357,7 +364,7 @@ impl Agent {
             return;
         }
         self.facts_at = self.elapsed() + FACTS_EVERY;
-        let request = self.home.facts_request(&self.config, self.protection.clone());
+        let request = self.facts_request();
         if self.facts.as_ref() != Some(&request.facts) {
             mailer.send(Job::Facts(Box::new(request)));
         }
@@ -367,6 +374,17 @@ impl Agent {
     fn protected(&mut self, protection: Protection) {
         self.protection = Some(protection);
         self.facts_at = self.elapsed();
+    }
+
+    /// As for protection, the facts follow at the next chance.
+    fn contained(&mut self, news: News) {
+        if self.engines.learn(news) {
+            self.facts_at = self.elapsed();
+        }
+    }
+
+    fn facts_request(&self) -> JoinRequest {
+        self.home.facts_request(&self.config, self.protection.clone(), self.engines.summary())
     }
 
     fn facts_told(&mut self, request: JoinRequest, result: Result<Joined, ClientError>) {
@@ -457,26 +475,6 @@ impl Agent {
     }
 }
 
-/// What an earlier run of this instance spooled. What cannot be read is told by its result.
-fn load_spool(file: &SpoolFile, instance: InstanceId) -> Option<Spooled> {
-    let bytes = match file.read() {
-        Ok(bytes) => bytes?,
-        Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the spool is not read");
-            return None;
-        }
-    };
-    let spooled = Spooled::read(&bytes).filter(|spooled| spooled.instance == instance);
-    let whole = spooled.as_ref().map_or(0, |spooled| bytes.len() - spooled.torn_bytes);
-    if whole < bytes.len() {
-        tracing::warn!(
-            bytes.count = bytes.len() - whole,
-            "the spool ends in what is no record of this instance"
-        );
-    }
-    spooled
-}
-
 fn consequence(failure: Failure) -> &'static str {
     match failure {
         Failure::Unknown => {
@@ -507,8 +505,10 @@ mod tests {
     use gk_model::secret::SecretKind;
 
     use super::*;
+    use crate::fake_engine::{FakeEngine, published};
     use crate::fake_server::{FakeServer, Known};
     use crate::namespace::{As, in_new_namespace};
+    use crate::spool::Spooled;
     use crate::{JoinBy, Stopper, stop_channel};
 
     fn config(server: &FakeServer, state_dir: &Path) -> AgentConfig {
@@ -649,6 +649,53 @@ mod tests {
         let agent = Running::start(config(server, state_dir));
         server.wait(|known| (known.contacts == 2).then_some(()));
         agent
+    }
+
+    #[test]
+    fn a_published_port_is_told_stays_while_the_engine_is_silent_and_goes_when_it_says_so() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        let engine = FakeEngine::start(&dir.path().join("docker.sock"));
+        engine.answer(200, &published(&[61, 62]));
+        let asks = || AgentConfig {
+            engine_sockets: vec![engine.socket.clone()],
+            ..config(&server, &dir.path().join("state"))
+        };
+        once(&asks()).unwrap();
+        server.wait(|known| (knows(known, 61) && knows(known, 62)).then_some(()));
+        engine.answer(500, "");
+        let mut agent = Running::start(asks());
+        let (_listener, port) = here();
+        server.wait(|known| knows(known, port).then_some(()));
+        engine.wait_asked();
+        assert!(server.wait(|known| Some(knows(known, 61) && knows(known, 62))));
+        agent.stopper.stop();
+        agent.end().unwrap();
+        engine.answer(200, &published(&[62]));
+        agent = Running::start(asks());
+        server.wait(|known| (!knows(known, 61)).then_some(()));
+        assert!(server.wait(|known| Some(knows(known, 62))));
+        let wanted = |known: &mut Known| known.joins.iter().rev().find_map(|join| join.facts.sight.clone());
+        let said = "container engines: docker at";
+        server.wait(|known| wanted(known).filter(|sight| sight.as_str().contains(said)));
+        agent.stopper.stop();
+        agent.end().unwrap();
+    }
+
+    #[test]
+    fn an_engine_that_hangs_delays_neither_scans_nor_contacts() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        // Asked one after the other, in ten seconds.
+        let sockets: Vec<_> = (0..5).map(|number| dir.path().join(format!("{number}.sock"))).collect();
+        let bind = |socket| std::os::unix::net::UnixListener::bind(socket).unwrap();
+        let _hang: Vec<_> = sockets.iter().map(bind).collect();
+        let state = dir.path().join("state");
+        let agent = Running::start(AgentConfig { engine_sockets: sockets, ..config(&server, &state) });
+        let begun = Instant::now();
+        let (_listener, port) = here();
+        server.wait(|known| knows(known, port).then_some(()));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        agent.stopper.stop();
+        agent.end().unwrap();
     }
 
     #[test]

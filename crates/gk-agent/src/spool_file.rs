@@ -6,9 +6,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use gk_model::id::InstanceId;
 use gk_model::paths::SPOOL_FILE;
 
-use crate::spool::Write;
+use crate::spool::{Spooled, Write};
 
 /// How long what was appended may be without a sync: what a crash of the machine, not of the agent, may take away.
 const SYNC_EVERY: Duration = Duration::from_secs(5);
@@ -37,6 +38,26 @@ impl SpoolFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             read => read.map(Some).map_err(|error| named(&self.path, &error)),
         }
+    }
+
+    /// What an earlier run of this instance spooled. What cannot be read is told by its result.
+    pub(crate) fn load(&self, instance: InstanceId) -> Option<Spooled> {
+        let bytes = match self.read() {
+            Ok(bytes) => bytes?,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the spool is not read");
+                return None;
+            }
+        };
+        let spooled = Spooled::read(&bytes).filter(|spooled| spooled.instance == instance);
+        let whole = spooled.as_ref().map_or(0, |spooled| bytes.len() - spooled.torn_bytes);
+        if whole < bytes.len() {
+            tracing::warn!(
+                bytes.count = bytes.len() - whole,
+                "the spool ends in what is no record of this instance"
+            );
+        }
+        spooled
     }
 
     /// Does what is to be done. After a failure nothing is appended until the whole is written anew.

@@ -4,6 +4,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use gk_model::protection::Protection;
 
+use crate::engine::News;
 use crate::send::Outcome;
 
 /// What the loop of an agent waits for.
@@ -13,6 +14,8 @@ pub(crate) enum Event {
     Sent(Outcome),
     /// How far the kernel keeps off reserved ports has changed.
     Protected(Protection),
+    /// Container engines were asked.
+    Contained(News),
     /// It is to end.
     Stop,
 }
