@@ -210,7 +210,7 @@ fn identity(instance: &Instance, client: &Client) -> Identity {
 /// Reports in the agent's place unless one runs; answers whether one does.
 fn report(context: &Context, client: &Client, id: InstanceId, state_dir: &Path) -> Result<bool> {
     let Some(_lock) = AgentLock::acquire(state_dir)? else { return Ok(true) };
-    let report = machine::full_report(context.now)?;
+    let report = machine::full_report(state_dir, context.now)?;
     let told = format!("reported {}", count(&report));
     open_session(client, id, state_dir, report, machine::VERSION.into(), context.now)
         .context("joined, but the first report failed")?;

@@ -3,8 +3,10 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use gk_client::engines::load_engines;
 use gk_client::session::FullReport;
 use gk_model::facts::Facts;
 use gk_model::listener::Listener;
@@ -54,9 +56,13 @@ pub(crate) fn find_listener(protocol: Protocol, port: Port, now: Timestamp) -> O
     scan.listeners.into_iter().find(on_it)
 }
 
-/// Everything this account may see, as an agent would report it.
-pub(crate) fn full_report(now: Timestamp) -> Result<FullReport> {
+/// Everything this account may see, as an agent would report it: with what container engines told the last agent, since
+/// otherwise the report would close the ports that they publish.
+pub(crate) fn full_report(state_dir: &Path, now: Timestamp) -> Result<FullReport> {
     let scan = gk_scan::Scanner::new().and_then(|mut scanner| scanner.scan_occupied(now));
-    let scan = scan.context("cannot list the sockets of this machine")?;
+    let mut scan = scan.context("cannot list the sockets of this machine")?;
+    // Without it the report is less, and right again with the next agent's: no reason not to report.
+    let told = load_engines(state_dir, &facts()).unwrap_or_default();
+    told.containers().apply(&mut scan.listeners, now);
     Ok(FullReport { covered: scan.covered, listeners: scan.listeners, occupied: scan.occupied })
 }
