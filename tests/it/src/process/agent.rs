@@ -1,11 +1,15 @@
 //! The agent as a process: whatever happens to the server, both mean the same set in the end.
 
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 use gk_client::Client;
 use gk_model::history::EventKind;
+use gk_model::listener::Netns;
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
 use gk_model::query::{EventQuery, PortQuery};
@@ -107,6 +111,86 @@ fn what_listens_in_another_namespace_is_shown_never_counted_and_closed_when_that
     let _next = here.agent();
     here.wait_shown(Protocol::Tcp, PORT, false);
     assert_eq!(here.kinds(PORT), [EventKind::Opened, EventKind::Closed]);
+}
+
+#[test]
+fn a_published_port_is_the_machines_until_its_engine_says_otherwise() {
+    let here = Joined::new();
+    // Numbers that nobody else has; no socket stands for them.
+    let [kept, dropped] = [listen(), listen()].map(|(_, port)| port);
+    let engine = FakeEngine::start(&here.place.join("docker.sock"));
+    let start = || {
+        let mut command = program("gatekeeper");
+        command.arg("agent").arg("--engine-socket").arg(&engine.socket);
+        Process::start(command.env("GATEKEEPER_STATE", &here.state), here.place.join("agent.log"))
+    };
+    engine.answer(200, &[kept, dropped]);
+    let mut agent = start();
+    here.wait_shown(Protocol::Tcp, kept, true);
+    here.wait_shown(Protocol::Tcp, dropped, true);
+    let query = PortQuery { port: Some(kept.to_string().parse().unwrap()), ..Default::default() };
+    let state = here.server.admin().list_ports(&query).unwrap().items.remove(0);
+    assert_eq!((state.state, state.listeners.len()), (State::Unreserved, 1));
+    let listener = &state.listeners[0];
+    let container = listener.container.as_ref().unwrap();
+    assert_eq!((listener.key.netns, listener.owners.len()), (Netns::Home, 0));
+    assert_eq!((container.name.as_ref().unwrap().as_str(), container.engine.as_str()), ("web", "docker"));
+    let listed = stdout(&gkctl(&here.server, &here.state, &["port", "list"]));
+    assert!(listed.contains("docker container web"), "{listed}");
+
+    engine.answer(200, &[kept]);
+    here.wait_shown(Protocol::Tcp, dropped, false);
+    assert_eq!(here.kinds(dropped), [EventKind::Opened, EventKind::Closed]);
+
+    // An engine that does not answer, agents that come and go, and a report in an agent's place: nothing has closed.
+    agent.kill();
+    stdout(&gkctl(&here.server, &here.state, &["instance", "join"]));
+    engine.answer(500, &[]);
+    agent = start();
+    wait_for("the agent to be refused by the engine", || agent.log().contains("status 500").then_some(()));
+    let (_listener, port) = listen();
+    here.wait_shown(Protocol::Tcp, port, true);
+    assert!(is_shown(&here.server.admin(), Protocol::Tcp, kept));
+    assert_eq!(here.kinds(kept), [EventKind::Opened]);
+
+    agent.kill();
+    engine.answer(200, &[]);
+    let _last = start();
+    here.wait_shown(Protocol::Tcp, kept, false);
+    assert_eq!(here.kinds(kept), [EventKind::Opened, EventKind::Closed]);
+    here.server.verify();
+}
+
+/// A container engine that runs `web`, on a socket that answers whatever it is asked with the ports that it publishes.
+struct FakeEngine {
+    socket: PathBuf,
+    answer: Arc<Mutex<String>>,
+}
+
+impl FakeEngine {
+    fn start(socket: &Path) -> FakeEngine {
+        let listener = UnixListener::bind(socket).unwrap();
+        let answer = Arc::new(Mutex::new(String::new()));
+        let said = Arc::clone(&answer);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map(Result::unwrap) {
+                // One read: the whole request is one short write.
+                let _asked = stream.read(&mut [0; 4096]);
+                let _heard = stream.write_all(said.lock().unwrap().as_bytes());
+            }
+        });
+        FakeEngine { socket: socket.to_owned(), answer }
+    }
+
+    fn answer(&self, status: u16, ports: &[u16]) {
+        let told = |port: &u16| serde_json::json!({"IP": "0.0.0.0", "PublicPort": port, "Type": "tcp"});
+        let ports: Vec<_> = ports.iter().map(told).collect();
+        let id = "3f2a91c05b7e4d6f".repeat(4);
+        let body = serde_json::json!([{"Id": id, "Names": ["/web"], "Ports": ports}]).to_string();
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\n");
+        *self.answer.lock().unwrap() = format!("{head}\r\n{body}");
+    }
 }
 
 #[test]

@@ -52,8 +52,8 @@ pub(crate) fn program(name: &str) -> Command {
     for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("GATEKEEPER_")) {
         command.env_remove(variable);
     }
-    // Whoever runs the tests may have one of another program.
-    command.env_remove("DATABASE_URL");
+    // Whoever runs the tests may have one of another program, and containers.
+    command.env_remove("DATABASE_URL").env("GATEKEEPER_ENGINE_SOCKET", "none");
     command
 }
 
