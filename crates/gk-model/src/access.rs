@@ -46,9 +46,8 @@ impl Permission {
     /// The least role that has it; `None` when no role does, only an instance's own credential.
     pub fn least_role(self) -> Option<Role> {
         match self {
-            Permission::Read => Some(Role::Viewer),
+            Permission::Read | Permission::Whoami => Some(Role::Viewer),
             Permission::Reserve => Some(Role::User),
-            Permission::Whoami => Some(Role::Viewer),
             Permission::Operate | Permission::Join | Permission::Tokens => Some(Role::Operator),
             Permission::Contact => None,
         }

@@ -1,7 +1,5 @@
 //! Tokens: who a secret stands for. Only hashes are here.
 
-use std::time::Duration;
-
 use gk_model::access::{Actor, Authority, Role};
 use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, TokenId};
@@ -10,7 +8,7 @@ use gk_model::query::{Page, TokenQuery};
 use gk_model::secret::SecretHash;
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
-use gk_model::token::{JoinTerms, Limits, Token, TokenKind, TokenRequest};
+use gk_model::token::{JoinTerms, Limits, Token, TokenKind, TokenLife, TokenRequest};
 
 use crate::beats::BeatChange;
 use crate::error::{Error, Refusal, StoreError};
@@ -263,7 +261,7 @@ pub fn may_see(actor: &Actor, kind: TokenKind) -> bool {
 
 fn new_token(actor: &Actor, request: &TokenRequest, now: Timestamp) -> Token {
     let default_life = (request.kind == TokenKind::Join).then_some(TokenRequest::JOIN_LASTS);
-    let life = request.ttl_seconds.map(|life| life.duration()).or(default_life);
+    let life = request.ttl_seconds.map(TokenLife::duration).or(default_life);
     Token {
         id: TokenId::generate(now),
         kind: request.kind,
@@ -274,7 +272,7 @@ fn new_token(actor: &Actor, request: &TokenRequest, now: Timestamp) -> Token {
         note: request.note.clone(),
         created_at: now,
         created_by: actor.subject.clone(),
-        expires_at: life.map(|life: Duration| now.plus(life)),
+        expires_at: life.map(|life| now.plus(life)),
         last_used_at: None,
         revoked_at: None,
     }
