@@ -14,6 +14,7 @@ use gk_model::instance::{Instance, JoinRequest, Presence};
 use gk_model::port_set::PortSet;
 use gk_model::problem::Code;
 use gk_model::protection::ReservedPorts;
+use gk_model::secret::{Secret, SecretHash};
 use gk_model::time::Timestamp;
 
 use crate::failure::Failure;
@@ -35,6 +36,12 @@ pub(crate) struct Known {
     pub(crate) connections: usize,
     /// Takes contacts and never answers.
     pub(crate) hangs: bool,
+    /// Of instances, lets in only whoever comes with the credential of one of these joins.
+    pub(crate) lets_in: Option<Vec<SecretHash>>,
+    /// Finds the credential of the first join too old.
+    pub(crate) wants_another: bool,
+    /// Takes the next join and loses the answer.
+    pub(crate) loses_an_answer: bool,
 }
 
 pub(crate) struct FakeServer {
@@ -79,13 +86,18 @@ impl FakeServer {
 fn serve(stream: &TcpStream, known: &(Mutex<Known>, Condvar)) {
     known.0.lock().unwrap().connections += 1;
     let mut reader = BufReader::new(stream);
-    while let Some((path, body)) = read_request(&mut reader) {
+    while let Some((path, token, body)) = read_request(&mut reader) {
         let mut guard = known.0.lock().unwrap();
+        let is_stranger = guard.lets_in.as_ref().is_some_and(|valid| !valid.contains(&token));
         let answer = match path {
-            path if path.ends_with("/contact") => contact(&mut guard, &body),
+            _ if is_stranger => refusal(401, Code::Unauthenticated),
+            path if path.ends_with("/contact") => contact(&mut guard, token, &body),
             path if path.ends_with("/reserved") => reserved(&guard),
             _ => join(&mut guard, &body),
         };
+        if answer.is_empty() && !guard.hangs {
+            return;
+        }
         known.1.notify_all();
         let hangs = guard.hangs;
         drop(guard);
@@ -96,7 +108,7 @@ fn serve(stream: &TcpStream, known: &(Mutex<Known>, Condvar)) {
     }
 }
 
-fn contact(known: &mut Known, body: &[u8]) -> String {
+fn contact(known: &mut Known, token: SecretHash, body: &[u8]) -> String {
     let contact: Contact = serde_json::from_slice(body).unwrap();
     known.contacts += 1;
     if known.hangs {
@@ -106,7 +118,10 @@ fn contact(known: &mut Known, body: &[u8]) -> String {
         return refusal(404, Code::NoSuchInstance);
     }
     match known.model.contact(&contact, Timestamp::from_clock()) {
-        Ok(answer) => response("200 OK", &serde_json::to_string(&answer).unwrap()),
+        Ok(mut answer) => {
+            answer.renew_credential = known.wants_another && known.joins[0].credential_hash == token;
+            response("200 OK", &serde_json::to_string(&answer).unwrap())
+        }
         Err(Failure::Ended(_)) => refusal(409, Code::IdentitySuperseded),
         Err(_) => refusal(503, Code::Unavailable),
     }
@@ -134,7 +149,11 @@ fn join(known: &mut Known, body: &[u8]) -> String {
         observed_at: None,
         version: 1,
     };
+    known.lets_in.iter_mut().for_each(|valid| valid.push(request.credential_hash));
     known.joins.push(request);
+    if std::mem::take(&mut known.loses_an_answer) {
+        return String::new();
+    }
     response("201 Created", &serde_json::to_string(&instance).unwrap())
 }
 
@@ -148,9 +167,9 @@ fn response(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
 }
 
-/// Path and body of the next request.
-fn read_request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
-    let (mut path, mut length, mut is_gzip) = (None, 0, false);
+/// Path, token and body of the next request.
+fn read_request(reader: &mut impl BufRead) -> Option<(String, SecretHash, Vec<u8>)> {
+    let (mut path, mut token, mut length, mut is_gzip) = (None, None, 0, false);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line).ok()? == 0 {
@@ -162,6 +181,7 @@ fn read_request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
         }
         match line.split_once(": ") {
             Some(("content-length", digits)) => length = digits.parse().unwrap(),
+            Some(("authorization", bearer)) => token = bearer.strip_prefix("bearer ").map(str::to_owned),
             Some(("content-encoding", encoding)) => is_gzip = encoding == "gzip",
             Some(_) => {}
             None => path = line.split(' ').nth(1).map(str::to_owned),
@@ -174,5 +194,6 @@ fn read_request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
         GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
         body = plain;
     }
-    Some((path?, body))
+    let token: Secret = token?.parse().unwrap();
+    Some((path?, token.hash(), body))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gk_client::identity::{load_credential, load_identity, prepare_state_dir, save_identity};
-use gk_client::join::{JoinError, begin_join, finish_join};
+use gk_client::join::{JoinError, begin_join, finish_join, is_pending};
 use gk_client::lock::AgentLock;
 use gk_client::{Client, ServerAddress};
 use gk_model::facts::Facts;
@@ -30,8 +30,10 @@ impl Home {
         let lock = AgentLock::acquire(dir)?.ok_or_else(|| AgentError::AlreadyRuns(dir.clone()))?;
         let (identity, credential) = match (load_identity(dir)?, load_credential(dir)?, &config.join) {
             (Some(identity), Some(credential), _) => {
-                // A join that was interrupted at its very end is over all the same.
-                finish_join(dir)?;
+                // One that was interrupted at its very end is over all the same.
+                if is_pending(dir, &credential)? == Some(false) {
+                    finish_join(dir)?;
+                }
                 (identity, credential)
             }
             (_, _, Some(by)) => join(config, by)?,
@@ -44,6 +46,18 @@ impl Home {
     pub(crate) fn is_outdated(&self, config: &AgentConfig) -> bool {
         let on_disk = load_credential(&config.state_dir);
         on_disk.is_ok_and(|on_disk| on_disk.is_some_and(|credential| credential != self.credential))
+    }
+
+    /// Whether a new credential was made that the server may know by now: then only showing it tells.
+    pub(crate) fn has_pending(&self, config: &AgentConfig) -> bool {
+        is_pending(&config.state_dir, &self.credential).is_ok_and(|pending| pending == Some(true))
+    }
+
+    /// Keeps a new credential that the server knows.
+    pub(crate) fn keep_credential(&mut self, config: &AgentConfig, new: Secret) -> std::io::Result<()> {
+        save_identity(&config.state_dir, &self.identity, &new)?;
+        self.credential = new;
+        finish_join(&config.state_dir)
     }
 
     /// The same place with the identity that is in it now.

@@ -41,6 +41,7 @@ mod pace;
 mod plan;
 mod protect;
 mod protector;
+mod renew;
 mod run;
 #[cfg(test)]
 mod samples;

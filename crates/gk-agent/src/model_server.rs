@@ -60,6 +60,7 @@ impl Server {
             want_report: gap || self.digest() != contact.digest,
             heartbeat_seconds: 30,
             previous: self.previous.filter(|_| contact.opening.is_some()),
+            renew_credential: false,
         })
     }
 

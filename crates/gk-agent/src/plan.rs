@@ -119,7 +119,14 @@ mod tests {
 
     fn taken(contact: &Contact, want_report: bool) -> ContactAnswer {
         let (session, acknowledged) = (Session(5), contact.sequence);
-        ContactAnswer { session, acknowledged, want_report, heartbeat_seconds: 30, previous: None }
+        ContactAnswer {
+            session,
+            acknowledged,
+            want_report,
+            heartbeat_seconds: 30,
+            previous: None,
+            renew_credential: false,
+        }
     }
 
     /// Does what is planned at `elapsed`, and lets the server take it.

@@ -3,12 +3,14 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use gk_client::join::JoinError;
 use gk_client::session::{SavedSession, begin_opening, load_session, save_session};
 use gk_client::{Client, ClientError, Joined};
 use gk_model::contact::{ContactAnswer, ContactBody};
 use gk_model::facts::Facts;
 use gk_model::instance::{HEARTBEAT_EVERY, JoinRequest};
 use gk_model::protection::Protection;
+use gk_model::secret::Secret;
 use gk_model::time::Timestamp;
 use gk_scan::Scanner;
 
@@ -19,6 +21,7 @@ use crate::failure::{Ending, Failure, Verdict};
 use crate::join::Home;
 use crate::plan::{Action, plan};
 use crate::protector::Protector;
+use crate::renew::{Renewal, is_stranger, renew};
 use crate::send::{Job, Mailer, Outcome};
 use crate::spool_file::SpoolFile;
 use crate::state::{Flight, Habits, SyncState};
@@ -73,6 +76,10 @@ pub fn run(config: &AgentConfig, stop: &StopSignal, looked: &dyn Fn()) -> Result
                 tracing::info!("this machine has joined anew; starting over");
                 home = agent.home.reload(config)?;
             }
+            Course::Renewed => {
+                tracing::info!("this machine has a new credential; starting over with it");
+                home = agent.home;
+            }
         }
     }
 }
@@ -83,6 +90,8 @@ enum Course {
     Stopped,
     /// Somebody joined this machine anew under the running agent.
     Rejoined,
+    /// It has another credential, which all its threads have to take up.
+    Renewed,
 }
 
 /// Scans once, delivers one full report, and returns.
@@ -103,6 +112,12 @@ pub fn once(config: &AgentConfig) -> Result<(), AgentError> {
         match agent.client.contact(agent.home.identity.id, &flight.contact) {
             Ok(answer) => agent.answered(flight, &answer),
             Err(error) => return Err(undelivered(error)),
+        }
+    }
+    if agent.renewal.take_turn(agent.elapsed()) {
+        let renewed = renew(&agent.client, &config.state_dir, &agent.facts_request());
+        if agent.renewed(renewed) {
+            agent.client = agent.home.client(config)?;
         }
     }
     let protection = Protector::once(config, &agent.client, agent.home.identity.id);
@@ -139,11 +154,13 @@ struct Agent {
     /// What the log last said of the talk with the server, so that it says everything once.
     trouble: Option<Failure>,
     is_blind: bool,
+    renewal: Renewal,
 }
 
 impl Agent {
     fn start(config: AgentConfig, home: Home, engines: Engines) -> Result<Agent, AgentError> {
         let client = home.client(&config)?;
+        let renewal = Renewal::new(home.has_pending(&config));
         let scanner = Scanner::of_all_namespaces()?;
         let repeats = load_session(&config.state_dir)?.opening.is_some();
         let (session, nonce) = begin_opening(&config.state_dir)?;
@@ -182,6 +199,7 @@ impl Agent {
             engines,
             trouble: None,
             is_blind: false,
+            renewal,
         };
         agent.write_spool(false);
         Ok(agent)
@@ -234,8 +252,14 @@ impl Agent {
                 looked();
                 scan_at = self.elapsed() + SCAN_EVERY;
             }
+            self.send_renewal(mailer);
             let until = self.send_next(mailer).min(scan_at);
             match inbox.recv_timeout(until.saturating_sub(self.elapsed())) {
+                Ok(Event::Sent(Outcome::Renewed(result))) => {
+                    if self.renewed(result) {
+                        return Ok(Course::Renewed);
+                    }
+                }
                 Ok(Event::Sent(outcome)) => self.take_back(outcome)?,
                 Ok(Event::Protected(protection)) => self.protected(protection),
                 Ok(Event::Contained(news)) => {
@@ -357,6 +381,26 @@ impl Agent {
         Some(flight)
     }
 
+    /// Also while nothing else gets through: that the server knows only the new credential may be why.
+    fn send_renewal(&mut self, mailer: &Mailer) {
+        if !self.state.is_sending && self.renewal.take_turn(self.elapsed()) {
+            mailer.send(Job::Renew(Box::new(self.facts_request()), self.config.state_dir.clone()));
+        }
+    }
+
+    /// Whether there is a new credential by now.
+    fn renewed(&mut self, result: Result<Secret, JoinError>) -> bool {
+        let kept = match result {
+            Ok(new) => self.home.keep_credential(&self.config, new).map_err(JoinError::State),
+            Err(error) if is_stranger(&error) => return false,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &kept {
+            tracing::warn!(error = error as &dyn std::error::Error, "cannot take up a new credential yet");
+        }
+        kept.is_ok()
+    }
+
     /// Facts go when there is nothing else to tell and the server is known to answer.
     fn send_facts(&mut self, mailer: &Mailer) {
         let is_quiet = !self.state.is_sending && !self.state.is_opening() && self.trouble.is_none();
@@ -412,12 +456,18 @@ impl Agent {
             Outcome::Facts(request, result) => self.facts_told(*request, *result),
             Outcome::Contact(flight, Ok(answer)) => self.answered(*flight, &answer),
             Outcome::Contact(flight, Err(error)) => self.failed(*flight, error)?,
+            Outcome::Renewed(result) => {
+                self.renewed(result);
+            }
         }
         Ok(())
     }
 
     fn answered(&mut self, flight: Flight, answer: &ContactAnswer) {
         self.state.answered(flight, answer, self.elapsed());
+        if answer.renew_credential {
+            self.renewal.want();
+        }
         if self.trouble.take().is_some() {
             tracing::info!("the server answers again");
         }
@@ -463,6 +513,9 @@ impl Agent {
             return Err(AgentError::Deliver(error));
         }
         let failure = Failure::of(&error);
+        if failure == Failure::Unknown {
+            self.renewal.hurry();
+        }
         let verdict = self.state.failed(flight, failure, self.elapsed());
         self.write_spool(false);
         if let Verdict::End(ending) = verdict {
@@ -497,9 +550,11 @@ mod tests {
     use std::thread;
     use std::time::Instant;
 
-    use gk_client::identity::{generate_secret, load_identity};
+    use gk_client::identity::{generate_secret, load_credential, load_identity};
+    use gk_client::join::is_pending;
     use gk_model::contact::Session;
     use gk_model::listener::ListenerKey;
+    use gk_model::paths;
     use gk_model::port_set::PortSet;
     use gk_model::protection::ProtectionState;
     use gk_model::secret::SecretKind;
@@ -618,6 +673,56 @@ mod tests {
             assert!(matches!(ended, AgentError::Ended(Ending::Left)), "{ended:?}");
             assert!(gk_scan::reserved_ports().unwrap().is_empty());
         });
+    }
+
+    /// What there is in the state directory of the machine's credentials.
+    fn credentials(state_dir: &Path) -> (Secret, bool) {
+        let credential = load_credential(state_dir).unwrap().unwrap();
+        (credential.clone(), is_pending(state_dir, &credential).unwrap().is_some())
+    }
+
+    #[test]
+    fn an_old_credential_is_replaced_even_if_the_answer_is_lost() {
+        for loses_an_answer in [false, true] {
+            let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+            once(&config(&server, dir.path())).unwrap();
+            let (old, _) = credentials(dir.path());
+            server.change(|known| {
+                known.lets_in = Some(vec![old.hash()]);
+                (known.wants_another, known.loses_an_answer) = (true, loses_an_answer);
+            });
+            let agent = Running::start(config(&server, dir.path()));
+            // Only the new one counts from the moment that the server knows it.
+            server.wait(|known| {
+                let valid = known.lets_in.as_mut().unwrap();
+                let knows_another = valid.iter().any(|hash| *hash != old.hash());
+                valid.retain(|hash| !knows_another || *hash != old.hash());
+                knows_another.then_some(())
+            });
+            let (_listener, port) = here();
+            server.wait(|known| knows(known, port).then_some(()));
+            let (new, is_pending) = credentials(dir.path());
+            assert!(new != old && !is_pending, "loses an answer: {loses_an_answer}");
+            agent.stopper.stop();
+            agent.end().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_new_credential_that_was_not_kept_any_more_is_found_again() {
+        let (server, dir) = (FakeServer::start(), tempfile::tempdir().unwrap());
+        once(&config(&server, dir.path())).unwrap();
+        // Killed after the server took it: it is pending, and the old one may have ended meanwhile.
+        let new = generate_secret(SecretKind::Instance);
+        let pending = format!("{}\n{}\n", new.reveal(), server.address);
+        std::fs::write(dir.path().join(paths::PENDING_CREDENTIAL_FILE), pending).unwrap();
+        server.change(|known| known.lets_in = Some(vec![new.hash()]));
+        let agent = Running::start(config(&server, dir.path()));
+        let (_listener, port) = here();
+        server.wait(|known| knows(known, port).then_some(()));
+        assert_eq!(credentials(dir.path()), (new, false));
+        agent.stopper.stop();
+        agent.end().unwrap();
     }
 
     #[test]

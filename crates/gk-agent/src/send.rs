@@ -4,14 +4,18 @@
 //! waited for: it may hang in a request for half a minute.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
+use gk_client::join::JoinError;
 use gk_client::{Client, ClientError, Joined};
 use gk_model::contact::ContactAnswer;
 use gk_model::id::InstanceId;
 use gk_model::instance::JoinRequest;
+use gk_model::secret::Secret;
 
+use crate::renew::renew;
 use crate::state::Flight;
 use crate::stop::Event;
 
@@ -22,6 +26,8 @@ pub(crate) enum Job {
     Contact(Box<Flight>),
     /// What the machine says of itself.
     Facts(Box<JoinRequest>),
+    /// The same with another credential, which is made here and pending in this state directory.
+    Renew(Box<JoinRequest>, PathBuf),
 }
 
 /// What came of it.
@@ -31,6 +37,8 @@ pub(crate) enum Outcome {
     Contact(Box<Flight>, Result<ContactAnswer, ClientError>),
     /// The facts, and the instance as the server knows it now.
     Facts(Box<JoinRequest>, Box<Result<Joined, ClientError>>),
+    /// The new credential. It is good by now, and still to be kept.
+    Renewed(Result<Secret, JoinError>),
 }
 
 /// The way to the thread.
@@ -74,6 +82,7 @@ fn serve(client: &Client, instance: InstanceId, jobs: &Receiver<Job>, events: &S
                 let result = client.join(&request);
                 Outcome::Facts(request, Box::new(result))
             }
+            Job::Renew(request, state_dir) => Outcome::Renewed(renew(client, &state_dir, &request)),
         };
         if events.send(Event::Sent(outcome)).is_err() {
             return;

@@ -81,6 +81,15 @@ pub fn finish_join(state_dir: &Path) -> io::Result<()> {
     files::remove(state_dir, PENDING_CREDENTIAL_FILE)
 }
 
+/// Whether the credential that [`begin_join`] keeps pending is another one than this; none when nothing is pending.
+///
+/// # Errors
+/// When the file is there and cannot be read.
+pub fn is_pending(state_dir: &Path, credential: &Secret) -> io::Result<Option<bool>> {
+    let text = files::read(state_dir, PENDING_CREDENTIAL_FILE)?;
+    Ok(text.map(|text| text.lines().next() != Some(credential.reveal())))
+}
+
 /// A take-over is an operator's, who may repeat it, and is there to change the credential. And where nobody is known to
 /// be trusted with a token, none is shown.
 fn is_worth_showing(client: &Client, request: &JoinRequest) -> bool {

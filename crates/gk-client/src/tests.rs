@@ -335,6 +335,7 @@ fn a_repeated_opening_whose_report_is_old_is_followed_by_a_new_one() {
             want_report,
             heartbeat_seconds: 30,
             previous: None,
+            renew_credential: false,
         };
         json(200, &serde_json::to_string(&answer).unwrap())
     };

@@ -251,4 +251,7 @@ pub struct ContactAnswer {
     /// agent still has is told twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<u64>,
+    /// Whether the credential is old by now, and the agent should make another one and join with it again.
+    #[serde(default)]
+    pub renew_credential: bool,
 }

@@ -20,6 +20,12 @@ pub const OFFLINE_AFTER: Duration = Duration::from_secs(90);
 /// How long an agent waits between two heartbeats.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
 
+/// How old an instance's credential becomes before its agent makes another one.
+pub const RENEW_CREDENTIAL_AFTER: Duration = Duration::from_hours(30 * 24);
+
+/// How long the credential before goes on when an instance makes itself another one.
+pub const OVERLAP: Duration = Duration::from_mins(10);
+
 words! {
     /// Whether an instance is there. Computed from its last contact, never stored.
     Presence, "a presence" {

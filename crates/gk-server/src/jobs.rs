@@ -3,9 +3,12 @@
 //! A job ticks until the server stops and then returns. It reports when it begins to fail and when it works again,
 //! not at every tick in between.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use gk_model::id::InstanceId;
 use gk_model::lease::Tick;
+use gk_model::time::Timestamp;
 use gk_store::{Error, ExpiryReport, Pruned, Store};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -72,6 +75,13 @@ impl Job {
     }
 }
 
+/// How often silent instances are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// For how long an instance must have been found silent without a break before it is forgotten: by a clock that never
+/// steps, and long enough for every agent to come back after a start of the server.
+const FORGET_GRACE: Duration = Duration::from_mins(10);
+
 /// Writes the heartbeats that are kept in memory to the database. The last flush, at shutdown, is
 /// [`run`](crate::run)'s, after the last connection has ended.
 pub(crate) async fn flush_contacts(store: Store, stop: watch::Receiver<bool>) {
@@ -108,6 +118,40 @@ async fn prune_all(store: &Store, clock: &Clock, retention: Duration) -> Result<
         if !pruned.is_partial {
             return Ok(events);
         }
+    }
+}
+
+/// Lets instances leave that their join token said to forget.
+pub(crate) async fn forget_silent(store: Store, clock: Clock, stop: watch::Receiver<bool>) {
+    let mut job = Job::new(FORGET_EVERY, "silent instances are not forgotten", stop);
+    let mut silence = Silence::default();
+    while job.is_due().await {
+        let forgotten = forget_due(&store, clock(), &mut silence).await;
+        if let Some(count @ 1..) = job.report(forgotten) {
+            tracing::info!(instances.count = count, "silent instances were forgotten");
+        }
+    }
+}
+
+async fn forget_due(store: &Store, now: Timestamp, silence: &mut Silence) -> Result<u64, Error> {
+    let silent = store.read(move |reader| reader.list_silent(now)).await?;
+    let due = silence.look(&silent, Instant::now());
+    if due.is_empty() { Ok(0) } else { store.forget_silent(due, now).await }
+}
+
+/// Since when instances have been found silent, look after look.
+#[derive(Default)]
+struct Silence(HashMap<InstanceId, Instant>);
+
+impl Silence {
+    /// One look; answers whom to forget.
+    fn look(&mut self, silent: &[InstanceId], here: Instant) -> Vec<InstanceId> {
+        self.0.retain(|instance, _| silent.contains(instance));
+        for instance in silent {
+            self.0.entry(*instance).or_insert(here);
+        }
+        let is_due = |since: &Instant| here.duration_since(*since) >= FORGET_GRACE;
+        self.0.iter().filter(|(_, since)| is_due(since)).map(|(instance, _)| *instance).collect()
     }
 }
 
@@ -151,5 +195,27 @@ async fn expire_all(store: &Store, clock: &Clock, time: &mut LeaseClock) -> Resu
         if !more {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_stays_silent_is_forgotten() {
+        let [one, other] = [1, 2].map(|micros| InstanceId::generate(Timestamp::from_micros(micros)));
+        let (mut silence, start) = (Silence::default(), Instant::now());
+        let mut look = |minutes: u64, silent: &[InstanceId]| {
+            let mut due = silence.look(silent, start + Duration::from_mins(minutes));
+            due.sort_unstable();
+            due
+        };
+        assert_eq!(look(0, &[one, other]), []);
+        assert_eq!(look(9, &[one, other]), [], "as after a step of the clock, or a start");
+        assert_eq!(look(10, &[one, other]), [one, other]);
+        assert_eq!(look(11, &[one]), [one]);
+        assert_eq!(look(12, &[one, other]), [one], "the other one was heard of in between");
+        assert_eq!(look(22, &[one, other]), [one, other]);
     }
 }

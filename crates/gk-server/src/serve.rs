@@ -97,6 +97,7 @@ fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>)
     let (clock, retention) = (config.clock.clone(), config.retention);
     tasks.spawn(jobs::expire_leases(config.store.clone(), clock.clone(), stopping.clone()));
     tasks.spawn(jobs::prune(config.store.clone(), clock, retention, stopping.clone()));
+    tasks.spawn(jobs::forget_silent(config.store.clone(), config.clock.clone(), stopping.clone()));
     let (router, _) = router(config);
     let Listeners { tcp, unix } = listeners;
     if let Some(tcp) = tcp {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use gk_model::contact::{Contact, ContactAnswer, ContactBody, Session};
 use gk_model::id::{InstanceId, TokenId};
-use gk_model::instance::HEARTBEAT_EVERY;
+use gk_model::instance::{HEARTBEAT_EVERY, RENEW_CREDENTIAL_AFTER};
 use gk_model::listener::Digest;
 use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
@@ -19,6 +19,8 @@ use gk_model::time::Timestamp;
 pub(crate) struct Applied {
     /// Whose contact it was: another credential has to show itself to the database.
     pub(crate) credential: SecretHash,
+    /// Since when it is the instance's.
+    pub(crate) credential_at: Timestamp,
     pub(crate) session: Session,
     pub(crate) sequence: u64,
     pub(crate) digest: Digest,
@@ -35,13 +37,14 @@ impl Applied {
     }
 
     /// What the agent is told.
-    pub(crate) fn answer(&self) -> ContactAnswer {
+    pub(crate) fn answer(&self, now: Timestamp) -> ContactAnswer {
         ContactAnswer {
             session: self.session,
             acknowledged: self.sequence,
             want_report: !self.confirmed,
             heartbeat_seconds: u32::try_from(HEARTBEAT_EVERY.as_secs()).unwrap_or(u32::MAX),
             previous: None,
+            renew_credential: now.since(self.credential_at) >= RENEW_CREDENTIAL_AFTER,
         }
     }
 }
@@ -100,7 +103,7 @@ impl Beats {
             beat.times.observed_at = beat.times.observed_at.max(Some(now));
         }
         beat.unwritten = true;
-        Some(beat.applied.answer())
+        Some(beat.applied.answer(now))
     }
 
     /// What a batch has changed, once it is committed. Only the writer's thread calls this, in the order of commits, so

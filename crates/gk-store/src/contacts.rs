@@ -40,6 +40,8 @@ impl SyncState {
 /// Everything about an instance that a contact may build on.
 struct Known {
     state: SyncState,
+    /// Since when it has its credential.
+    credential_at: Timestamp,
     subject: Subject,
     /// The ports it occupies without a listener, as they are stored.
     occupied: String,
@@ -48,13 +50,16 @@ struct Known {
 impl Reader<'_> {
     /// The credential is looked at once more, because it may have been replaced since the door let the caller in.
     fn get_known(&mut self, instance: InstanceId, credential: SecretHash) -> Result<Known, Error> {
-        let sql = "select credential, session, opening, sequence, digest, complete, previous_sequence, subject, occupied \
+        let sql = "select credential, previous_credential, coalesce(credential_at, joined_at), session, opening, \
+                   sequence, digest, complete, previous_sequence, subject, occupied \
                    from instance where id = $1 and left_at is null";
         let row = self.query_one(sql, values![instance])?;
         let mut row = row.ok_or(Refusal::NoSuchInstance(InstanceRef::Id(instance)))?;
-        if row.take::<Option<SecretHash>>()? != Some(credential) {
+        let valid: [Option<SecretHash>; 2] = [row.take()?, row.take()?];
+        if !valid.contains(&Some(credential)) {
             return Err(Refusal::CredentialReplaced.into());
         }
+        let credential_at = row.take()?;
         let state = SyncState {
             session: row.take()?,
             opening: row.take()?,
@@ -63,7 +68,7 @@ impl Reader<'_> {
             complete: row.take()?,
             previous: row.take()?,
         };
-        Ok(Known { state, subject: row.take()?, occupied: row.take()? })
+        Ok(Known { state, credential_at, subject: row.take()?, occupied: row.take()? })
     }
 }
 
@@ -80,13 +85,15 @@ impl Tx<'_> {
         contact: &Contact,
         received_at: Timestamp,
     ) -> Result<ContactAnswer, Error> {
-        let Known { state, subject, occupied: occupied_before } = self.get_known(instance, credential)?;
+        let known = self.get_known(instance, credential)?;
+        let Known { state, credential_at, subject, occupied: occupied_before } = known;
         let session_before = state.session;
         let before = admit(state, contact)?;
         let observation = Observation { instance, subject, received_at, sent_at: contact.sent_at };
         let (after, occupied) = self.apply_body(&observation, before, contact)?;
         let applied = Applied {
             credential,
+            credential_at,
             session: after.session,
             sequence: after.sequence,
             digest: after.digest,
@@ -123,7 +130,7 @@ impl Tx<'_> {
         self.beats.push(BeatChange::Applied(instance, applied, received_at));
         Ok(ContactAnswer {
             previous: after.previous.filter(|_| contact.opening.is_some()),
-            ..applied.answer()
+            ..applied.answer(received_at)
         })
     }
 

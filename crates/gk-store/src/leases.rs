@@ -34,7 +34,7 @@ pub struct ExpiryReport {
 }
 
 /// What the server's own doings are recorded as done by.
-fn server() -> Subject {
+pub(crate) fn server() -> Subject {
     "server".parse().expect("a word is a subject")
 }
 

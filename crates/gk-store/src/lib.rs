@@ -47,6 +47,7 @@ mod rows;
 #[cfg(test)]
 mod samples;
 mod schema;
+mod silent;
 mod space;
 mod tokens;
 mod tx;

@@ -4,7 +4,7 @@ use gk_model::access::{Actor, Authority};
 use gk_model::facts::Facts;
 use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, InstanceRef};
-use gk_model::instance::{Instance, InstanceLink, InstancePatch, JoinRequest};
+use gk_model::instance::{Instance, InstanceLink, InstancePatch, JoinRequest, OVERLAP};
 use gk_model::labels::Labels;
 use gk_model::listener::Digest;
 use gk_model::secret::SecretHash;
@@ -69,7 +69,9 @@ impl Reader<'_> {
         &mut self,
         credential: SecretHash,
     ) -> Result<Option<InstanceId>, StoreError> {
-        let sql = "select id from instance where credential = $1 and left_at is null";
+        // How long the one before goes on, the door has looked at.
+        let sql =
+            "select id from instance where (credential = $1 or previous_credential = $1) and left_at is null";
         self.query_one(sql, values![credential])?.map(|mut row| row.take()).transpose()
     }
 }
@@ -156,8 +158,8 @@ impl Tx<'_> {
         let subject = self.choose_subject(&name, id)?;
         self.later(
             "insert into instance (id, name, name_key, subject, credential, facts, boot_id, netns_inode, joined_at, \
-             version, session, sequence, digest, complete, occupied, labels, forget_after) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, 0, 0, $10, 0, '[]', $11, $12)",
+             version, session, sequence, digest, complete, occupied, labels, forget_after, credential_at) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, 0, 0, $10, 0, '[]', $11, $12, $9)",
             values![
                 id,
                 &name,
@@ -191,12 +193,11 @@ impl Tx<'_> {
         if !request.labels.is_empty() {
             self.label_instance(actor, &known.into(), &request.labels, None, now)?;
         }
+        self.replace_credential(actor, known, request.credential_hash, now)?;
         self.later(
-            "update instance set credential = $2, facts = $3, boot_id = $4, netns_inode = $5, version = version + 1 \
-             where id = $1",
+            "update instance set facts = $2, boot_id = $3, netns_inode = $4, version = version + 1 where id = $1",
             values![
                 known,
-                request.credential_hash,
                 Json(&request.facts),
                 request.facts.boot_id,
                 request.facts.netns_inode,
@@ -205,6 +206,33 @@ impl Tx<'_> {
         self.maps.forget(known);
         self.note_change(known)?;
         self.get_instance(&known.into(), now)
+    }
+
+    /// Another credential from now on. The one before goes on for [`OVERLAP`] if the instance itself asks, because other
+    /// programs of that machine may just be using it; from whoever takes an instance over it is taken at once.
+    fn replace_credential(
+        &mut self,
+        actor: &Actor,
+        instance: InstanceId,
+        new: SecretHash,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let sql = "select credential, previous_credential from instance where id = $1";
+        let row = self.query_one(sql, values![instance])?;
+        let mut row = row.ok_or(Refusal::NoSuchInstance(instance.into()))?;
+        let (current, previous): (Option<SecretHash>, Option<SecretHash>) = (row.take()?, row.take()?);
+        let is_own = matches!(actor.authority, Authority::Instance(..));
+        if current == Some(new) || is_own && previous == Some(new) {
+            return Ok(());
+        }
+        let kept = current.filter(|_| is_own);
+        self.later(
+            "update instance set credential = $2, credential_at = $3, previous_credential = $4, \
+             previous_until = $5 where id = $1",
+            values![instance, new, now, kept, kept.map(|_| now.plus(OVERLAP))],
+        )?;
+        self.beats.push(BeatChange::Ended(instance));
+        Ok(())
     }
 
     fn take_over(
@@ -356,7 +384,7 @@ impl Tx<'_> {
         )?;
         self.later("delete from listener where instance = $1", values![leaving.id])?;
         self.later(
-            "update instance set left_at = $2, credential = null, last_contact_at = $3, version = version + 1 \
+            "update instance set left_at = $2, credential = null, previous_credential = null, last_contact_at = $3, version = version + 1 \
              where id = $1",
             values![leaving.id, now, leaving.last_contact_at],
         )?;

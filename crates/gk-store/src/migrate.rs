@@ -18,6 +18,7 @@ pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0005_cluster.sql"),
     include_str!("../migrations/0006_previous.sql"),
     include_str!("../migrations/0007_tokens.sql"),
+    include_str!("../migrations/0008_rotation.sql"),
 ];
 
 /// Where a database remembers the steps it has taken.

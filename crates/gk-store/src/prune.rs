@@ -66,6 +66,8 @@ const AGED: &[Aged] = &[
         by: "released_at",
         keep: Keep::Retention,
     },
+    Aged { table: "token", key: "hash", past: "expires_at < $1", by: "expires_at", keep: Keep::Retention },
+    Aged { table: "token", key: "hash", past: "revoked_at < $1", by: "revoked_at", keep: Keep::Retention },
     Aged {
         table: "quarantine",
         key: "space, protocol, port",

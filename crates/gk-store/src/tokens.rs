@@ -34,11 +34,17 @@ impl Reader<'_> {
         hash: SecretHash,
         now: Timestamp,
     ) -> Result<Option<Known>, StoreError> {
-        let instance = "select id, subject from instance where credential = $1 and left_at is null";
-        if let Some(mut row) = self.query_one(instance, values![hash])? {
+        let instance = "select id, subject, null from instance where credential = $1 and left_at is null";
+        let previous = "select id, subject, previous_until from instance \
+                        where previous_credential = $1 and previous_until > $2 and left_at is null";
+        let found = match self.query_one(instance, values![hash])? {
+            Some(row) => Some(row),
+            None => self.query_one(previous, values![hash, now])?,
+        };
+        if let Some(mut row) = found {
             let own: InstanceId = row.take()?;
             let actor = Actor::new(row.take()?, Authority::Instance(own, hash));
-            return Ok(Some(Known { actor, expires_at: None }));
+            return Ok(Some(Known { actor, expires_at: row.take()? }));
         }
         let token = "select id, kind, subject, role, limits, expires_at from token \
                      where hash = $1 and revoked_at is null and (expires_at is null or expires_at > $2)";

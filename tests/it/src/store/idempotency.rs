@@ -3,6 +3,7 @@
 use gk_model::access::{Actor, Authority, Role};
 use gk_model::id::InstanceId;
 use gk_model::idempotency::{Fingerprint, KEPT_FOR};
+use gk_model::instance::JoinRequest;
 use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::time::Timestamp;
 use gk_store::{Error, Keyed, Once, Refusal, StoreError};
@@ -169,8 +170,9 @@ async fn a_replaced_credential_replays_nothing() {
     let id = world.join("web-1", 1).await;
     let own = Actor::new("instance:web-1".parse().unwrap(), Authority::Instance(id, credential(1)));
     reserve(&world, &own, "k", id, at(1)).await.unwrap();
-    let (rotate, by) = (join_request("web-1", 2), own.clone());
-    world.store.write(move |tx| tx.join(&by, &rotate, at(2))).await.unwrap();
+    let replace = JoinRequest { replace: Some(id.into()), ..join_request("web-1", 2) };
+    let operator = actor("root", Role::Operator);
+    world.store.write(move |tx| tx.join(&operator, &replace, at(2))).await.unwrap();
     let refusal = refused(reserve(&world, &own, "k", id, at(3)).await);
     assert!(matches!(refusal, Refusal::CredentialReplaced), "{refusal:?}");
     let rotated = Actor { authority: Authority::Instance(id, credential(2)), ..own };

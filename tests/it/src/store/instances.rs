@@ -1,17 +1,21 @@
 //! Joining, renaming, leaving, coming back.
 
+use std::time::Duration;
+
 use gk_model::access::{Actor, Authority, Role};
+use gk_model::contact::{Contact, Session};
 use gk_model::facts::Facts;
 use gk_model::history::EventKind;
 use gk_model::instance::{Instance, JoinRequest, Presence};
 use gk_model::port::Protocol;
 use gk_model::query::{HistoryQuery, InstanceQuery, Limit};
+use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::token::TokenRequest;
 use gk_store::{Error, Refusal};
 use uuid::Uuid;
 
-use crate::store::world::{World, actor, at, join_request, listener, refused};
+use crate::store::world::{FakeAgent, World, actor, at, join_request, listener, refused};
 
 async fn join(world: &World, request: JoinRequest) -> Result<(Instance, bool), Error> {
     let admin = actor("root", Role::Admin);
@@ -92,6 +96,43 @@ async fn a_join_whose_answer_was_lost_is_repeated() {
     // The same hash from elsewhere is no repetition.
     let elsewhere = on_stack(JoinRequest { name: Some("web-2".parse().unwrap()), ..request }, 5, 8);
     assert!(matches!(refused(join(&world, elsewhere).await), Refusal::CredentialTaken));
+}
+
+#[tokio::test]
+async fn a_credential_is_replaced_with_an_overlap() {
+    let world = super::new_world().await;
+    let id = world.join("web-1", 1).await;
+    let days = |days: u64| at(days * 86_400);
+    let hash = |seed| Secret::from_random(SecretKind::Instance, &[seed; 32]).hash();
+    let who = |seed, now| {
+        let store = world.store.clone();
+        async move { store.find_actor(hash(seed), now).await.unwrap() }
+    };
+    let mut agent = FakeAgent { id, credential: hash(1), session: Session(0), sequence: 0 };
+    let opening = Contact { opening: Some(Uuid::from_u128(1)), ..agent.report(&[], days(29)) };
+    let opened = world.store.contact(id, hash(1), opening, days(29)).await.unwrap();
+    agent.session = opened.session;
+    let contact = |seed, now| world.store.contact(id, hash(seed), agent.heartbeat(&[], now), now);
+    assert!(!opened.renew_credential);
+    assert!(contact(1, days(30)).await.unwrap().renew_credential);
+    let renew = |by: Option<Actor>, seed, now| {
+        let (store, request) = (world.store.clone(), join_request("web-1", seed));
+        async move { store.write(move |tx| tx.join(by.as_ref().unwrap(), &request, now)).await }
+    };
+    renew(who(1, days(30)).await, 2, days(30)).await.unwrap();
+    assert!(!contact(2, days(30)).await.unwrap().renew_credential, "it is new");
+    let end = days(30).plus(Duration::from_mins(10));
+    assert!(who(1, end.minus(Duration::from_secs(1))).await.is_some(), "for whoever still has it");
+    assert!(contact(1, days(30)).await.is_ok());
+    assert_eq!(who(1, end).await, None);
+    assert!(who(2, end).await.is_some());
+    // Whoever refreshes facts with the one before does not bring it back.
+    renew(who(1, days(30)).await, 1, days(30)).await.unwrap();
+    assert_eq!(who(1, end).await, None);
+    let replace = JoinRequest { replace: Some(id.into()), ..join_request("web-1", 3) };
+    join(&world, replace).await.unwrap();
+    let left = [who(1, days(30)).await, who(2, days(30)).await];
+    assert_eq!(left, [None, None], "from whoever lost it, it is taken at once");
 }
 
 #[tokio::test]
@@ -198,4 +239,32 @@ async fn instances_are_listed_in_pages_by_name() {
         }
     }
     assert_eq!(found, ledger);
+}
+
+#[tokio::test]
+async fn a_silent_instance_is_forgotten_unless_it_holds_something() {
+    let world = super::new_world().await;
+    let hash = Secret::from_random(SecretKind::Join, &[9; 32]).hash();
+    let terms = serde_json::json!({"reusable": true, "forget_after_seconds": 600});
+    let wanted = TokenRequest { join: serde_json::from_value(terms).unwrap(), ..TokenRequest::to_join() };
+    let create = move |tx: &mut gk_store::Tx<'_>| {
+        tx.create_token(&actor("op", Role::Operator), hash, &wanted, at(0)).map(drop)
+    };
+    world.store.write(create).await.unwrap();
+    let mut ids = Vec::new();
+    for (name, seed) in [("web-1", 1), ("web-2", 2)] {
+        let joiner = world.store.find_actor(hash, at(0)).await.unwrap().unwrap();
+        let request = join_request(name, seed);
+        ids.push(world.store.write(move |tx| tx.join(&joiner, &request, at(0))).await.unwrap().0.id);
+    }
+    world.join("stays", 3).await;
+    world.reserve(&actor("ada", Role::User), &ReserveRequest::next_free(ids[1]), at(1)).await.unwrap();
+    let silent = |seconds| world.store.read(move |reader| reader.list_silent(at(seconds)));
+    assert_eq!(silent(599).await.unwrap(), []);
+    assert_eq!(silent(600).await.unwrap(), [ids[0]]);
+    assert_eq!(world.store.forget_silent(ids.clone(), at(600)).await.unwrap(), 1);
+    let names =
+        world.store.read(|reader| reader.list_instances(&InstanceQuery::default(), at(601))).await.unwrap();
+    let names: Vec<_> = names.items.iter().map(|instance| instance.name.as_str()).collect();
+    assert_eq!(names, ["stays", "web-2"]);
 }
