@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn only_who_stays_silent_is_forgotten() {
-        let [one, other] = [1, 2].map(|micros| InstanceId::generate(Timestamp::from_micros(micros)));
+        let [one, other] = [1000, 2000].map(|micros| InstanceId::generate(Timestamp::from_micros(micros)));
         let (mut silence, start) = (Silence::default(), Instant::now());
         let mut look = |minutes: u64, silent: &[InstanceId]| {
             let mut due = silence.look(silent, start + Duration::from_mins(minutes));
