@@ -74,7 +74,13 @@ impl Place {
 
     fn identity(&self, joined: gk_model::instance::Instance) -> Identity {
         let server = format!("http://{}", self.address);
-        Identity { id: joined.id, name: joined.name, server, socket: Some(self.socket.clone()) }
+        Identity {
+            id: joined.id,
+            name: joined.name,
+            server,
+            socket: Some(self.socket.clone()),
+            pins: Vec::new(),
+        }
     }
 }
 

@@ -131,7 +131,7 @@ fn join(config: &AgentConfig, by: &JoinBy) -> Result<(Identity, Secret), AgentEr
         JoinError::Server(error) => AgentError::Join(error),
     })?;
     let Instance { id, name, .. } = joined.instance;
-    let identity = Identity { id, name, server: server.to_string(), socket: None };
+    let identity = Identity { id, name, server: server.to_string(), socket: None, pins: Vec::new() };
     save_identity(&config.state_dir, &identity, &credential)?;
     finish_join(&config.state_dir)?;
     tracing::info!(instance.id = %id, instance.name = %identity.name, "joined");

@@ -95,6 +95,7 @@ mod tests {
             name: "web-1".parse().unwrap(),
             server: "http://127.0.0.1:5000".to_owned(),
             socket: None,
+            pins: Vec::new(),
         }
     }
 

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::pin::Pin;
+
 /// That a server is there, and ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
@@ -17,4 +19,20 @@ pub struct Health {
     /// Where programs on the server's own machine reach it by HTTP. Whoever came by the Unix socket learns it here.
     #[schema(value_type = Option<String>, example = "127.0.0.1:5000")]
     pub address: Option<SocketAddr>,
+    /// Where other machines reach it, as far as the server can tell: what to give to `--server` there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "https://gatekeeper.example:5000")]
+    pub url: Option<String>,
+    /// The keys that vouch for it by TLS: the current one, which `--ca-pin` takes, and the one announced to follow it.
+    /// Empty: it speaks plain HTTP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
+}
+
+impl Health {
+    /// Its URL for programs on its own machine.
+    pub fn local_url(&self) -> Option<String> {
+        let scheme = if self.pins.is_empty() { "http" } else { "https" };
+        self.address.map(|address| format!("{scheme}://{address}"))
+    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::id::InstanceId;
+use crate::pin::Pin;
 use crate::text::InstanceName;
 
 /// The contents of `instance.json`. World-readable, so it holds no secret.
@@ -18,4 +19,7 @@ pub struct Identity {
     pub server: String,
     /// The server's Unix socket, when the server runs on this machine.
     pub socket: Option<PathBuf>,
+    /// Who vouches for the server: one of these keys has to be behind its certificate. Empty: the system's authorities.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
 }

@@ -27,6 +27,7 @@ pub mod labels;
 pub mod lease;
 pub mod listener;
 pub mod paths;
+pub mod pin;
 pub mod pool;
 pub mod port;
 pub mod port_set;

@@ -23,6 +23,8 @@ pub const EVENTS: &str = "/v1/events";
 pub const TOKENS: &str = "/v1/tokens";
 /// Who one is.
 pub const WHOAMI: &str = "/v1/whoami";
+/// Liveness, and what the server says of itself.
+pub const HEALTH: &str = "/healthz";
 /// Readiness.
 pub const READY: &str = "/readyz";
 

@@ -10,7 +10,8 @@ use crate::error::ApiError;
 use crate::extract::Json;
 
 fn health_of(app: &App) -> Health {
-    Health { status: "ok".to_owned(), version: app.version.to_owned(), address: app.address }
+    let (status, version) = ("ok".to_owned(), app.version.to_owned());
+    Health { status, version, address: app.address, url: None, pins: Vec::new() }
 }
 
 /// Whether the process answers at all. Touches nothing.

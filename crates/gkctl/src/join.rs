@@ -204,7 +204,7 @@ fn identity(instance: &Instance, client: &Client) -> Identity {
         }
         elsewhere => (None, elsewhere.to_string()),
     };
-    Identity { id: instance.id, name: instance.name.clone(), server, socket }
+    Identity { id: instance.id, name: instance.name.clone(), server, socket, pins: Vec::new() }
 }
 
 /// Reports in the agent's place unless one runs; answers whether one does.

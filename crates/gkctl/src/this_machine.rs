@@ -81,7 +81,8 @@ mod tests {
         let (own, chosen) = (dir.path().join("gatekeeper/agent"), dir.path().join("chosen"));
         let id = InstanceId::generate(Timestamp::from_micros(0));
         let name = "web-1".parse().unwrap();
-        let identity = Identity { id, name, server: "http://127.0.0.1:5000".to_owned(), socket: None };
+        let identity =
+            Identity { id, name, server: "http://127.0.0.1:5000".to_owned(), socket: None, pins: Vec::new() };
         save_identity(&own, &identity, &generate_secret(SecretKind::Instance)).unwrap();
         let env = |name: &str| (name == "XDG_STATE_HOME").then(|| dir.path().to_owned());
 
