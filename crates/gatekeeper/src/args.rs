@@ -13,6 +13,7 @@ use gk_model::text::InstanceName;
 use gk_store::{DatabaseUrl, StoreConfig};
 
 use crate::server::is_root;
+use crate::tls::TlsArgs;
 
 /// Which port may a service use on a machine, and who is using it?
 #[derive(Parser)]
@@ -112,7 +113,7 @@ pub(crate) struct VerifyArgs {
 
 #[derive(ClapArgs)]
 pub(crate) struct ServerArgs {
-    /// Where to listen for HTTP.
+    /// Where to listen, for HTTP or HTTPS.
     #[arg(long, env = "GATEKEEPER_LISTEN", hide_env_values = true, default_value = paths::DEFAULT_LISTEN, value_name = "ADDRESS:PORT")]
     pub(crate) listen: SocketAddr,
     #[command(flatten)]
@@ -120,6 +121,8 @@ pub(crate) struct ServerArgs {
     /// How many days history is kept, at least 1.
     #[arg(long, env = "GATEKEEPER_RETENTION", hide_env_values = true, default_value = "400", value_name = "DAYS", value_parser = retention)]
     pub(crate) retention: Duration,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
     /// Serve plain HTTP where others can reach it, as behind a proxy that speaks TLS.
     #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
     pub(crate) insecure_http: bool,
@@ -141,7 +144,7 @@ impl ServerArgs {
 
 #[derive(ClapArgs)]
 pub(crate) struct AgentArgs {
-    /// The server, when it is not the one this machine joined: http://HOST:PORT or unix:PATH.
+    /// The server, when it is not the one this machine joined: https://HOST:PORT, http://HOST:PORT or unix:PATH.
     #[arg(long, env = "GATEKEEPER_SERVER", hide_env_values = true, value_name = "ADDRESS")]
     pub(crate) server: Option<ServerAddress>,
     /// A file with a join token: join by itself if this machine has not.

@@ -1,13 +1,13 @@
 //! `gatekeeper dev`: server and agent of this machine in one process, joined to each other, and told how to be used.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use gk_agent::{AgentConfig, Stopper};
 use gk_client::identity::{generate_secret, load_credential, load_identity, save_identity};
 use gk_client::{Client, ClientError, ServerAddress};
+use gk_model::health::Health;
 use gk_model::identity::Identity;
 use gk_model::instance::JoinRequest;
 use gk_model::problem::Code;
@@ -24,7 +24,7 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
         let stop = stop_requested()?;
         let server = Server::start(args).await?;
         let place = Place {
-            address: server.address,
+            health: server.health(),
             socket: server.socket.clone(),
             state_dir: state_dir(env("GATEKEEPER_STATE").as_ref()),
         };
@@ -62,7 +62,7 @@ async fn end_agent<T>(
 
 /// Where the server and the agent of this process live.
 struct Place {
-    address: SocketAddr,
+    health: Health,
     socket: PathBuf,
     state_dir: PathBuf,
 }
@@ -73,14 +73,12 @@ impl Place {
     }
 
     fn identity(&self, joined: gk_model::instance::Instance) -> Identity {
-        let server = format!("http://{}", self.address);
-        Identity {
-            id: joined.id,
-            name: joined.name,
-            server,
-            socket: Some(self.socket.clone()),
-            pins: Vec::new(),
-        }
+        let (server, pins) = (self.url(), self.health.pins.clone());
+        Identity { id: joined.id, name: joined.name, server, socket: Some(self.socket.clone()), pins }
+    }
+
+    fn url(&self) -> String {
+        self.health.local_url().unwrap_or_else(|| ServerAddress::Unix(self.socket.clone()).to_string())
     }
 }
 
@@ -139,15 +137,17 @@ fn greet(identity: &Identity, place: &Place) {
     let here = std::env::current_exe().unwrap_or_default();
     let programs = here.parent().unwrap_or(Path::new("."));
     let state = env("GATEKEEPER_STATE").map(|dir| format!("\n  export GATEKEEPER_STATE={}", dir.display()));
+    let pin = place.health.pins.first().map(|pin| format!("Other machines join with --ca-pin {pin}\n"));
     let (bold, plain) = if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     let text = format!(
-        "\n{bold}Gatekeeper serves http://{} and watches this machine as {}.{plain}\n\nIn a second terminal:\n\n  \
+        "\n{bold}Gatekeeper serves {} and watches this machine as {}.{plain}\n\nIn a second terminal:\n\n  \
          export PATH=\"{}:$PATH\"{}\n  gkctl port list\n  gkctl port reserve --service demo\n  gkctl status\n\n\
-         Ctrl-C ends both; everything is kept in {}.\n",
-        place.address,
+         {}Ctrl-C ends both; everything is kept in {}.\n",
+        place.url(),
         identity.name,
         programs.display(),
         state.unwrap_or_default(),
+        pin.unwrap_or_default(),
         place.socket.parent().unwrap_or(Path::new("/")).display(),
     );
     // A closed standard output takes nothing from the server.

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use gk_model::health::Health;
 use gk_model::paths::SOCKET_FILE;
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
-use gk_server::{Config, Listeners};
+use gk_server::{Cidr, Config, Listeners, Tls};
 use gk_store::Store;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,6 +29,8 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
         let stop = stop_requested()?;
         service::ready();
         let pulse = tokio::spawn(pulse(server.store.clone()));
+        // Of the server only: `dev` ends with its terminal.
+        let reloading = server.tls.clone().map(reload_on_hangup).transpose()?.map(tokio::spawn);
         let served = server
             .serve(async {
                 stop.await;
@@ -35,6 +38,9 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
             })
             .await;
         pulse.abort();
+        if let Some(reloading) = reloading {
+            reloading.abort();
+        }
         served
     })
 }
@@ -87,14 +93,17 @@ pub(crate) struct Server {
     store: Store,
     retention: Duration,
     listeners: Listeners,
+    tls: Option<Tls>,
+    url: String,
+    trusted_proxies: Vec<Cidr>,
 }
 
 impl Server {
     pub(crate) async fn start(args: &ServerArgs) -> anyhow::Result<Server> {
-        if !args.listen.ip().is_loopback() && !args.insecure_http {
+        if !args.listen.ip().is_loopback() && !args.tls.is_wanted() && !args.insecure_http {
             bail!(
-                "refusing to serve plain HTTP on {}, which others can reach: listen on 127.0.0.1 behind a proxy that \
-                 speaks TLS, or say --insecure-http",
+                "refusing to serve plain HTTP on {}, which others can reach: say --tls auto, or name a certificate with \
+                 --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks TLS, or say --insecure-http",
                 args.listen
             );
         }
@@ -103,6 +112,7 @@ impl Server {
         let config = args.store()?;
         let database = config.place();
         let store = Store::open(config, Timestamp::from_clock()).await?;
+        let tls = args.tls.open(&data, args.listen)?;
         let tcp = TcpListener::bind(args.listen).await.map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => anyhow::anyhow!(
                 "{} is in use: another server may be running (`gkctl status` asks it); choose another port with \
@@ -116,13 +126,29 @@ impl Server {
             std::path::absolute(data.join(SOCKET_FILE)).context("cannot tell the working directory")?;
         let unix = bind_socket(&socket)?;
         let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
-        Ok(Server { address, socket, database, store, retention: args.retention, listeners })
+        let (url, trusted_proxies) = (args.tls.url(address), args.tls.trusted_proxy.clone());
+        let retention = args.retention;
+        Ok(Server { address, socket, database, store, retention, listeners, tls, url, trusted_proxies })
+    }
+
+    /// What it says of itself to whoever asks; see [`Health`].
+    pub(crate) fn health(&self) -> Health {
+        Health {
+            status: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address: Some(reachable_here(self.address)),
+            url: Some(self.url.clone()),
+            pins: self.tls.as_ref().map(Tls::pins).unwrap_or_default(),
+        }
     }
 
     /// Serves until `stop`, then finishes what was accepted.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let pin = self.health().pins.into_iter().next();
         tracing::info!(
             server.address = %self.address,
+            server.url = %self.url,
+            server.ca_pin = pin.map(tracing::field::display),
             server.socket = %self.socket.display(),
             server.database = %self.database,
             server.version = env!("CARGO_PKG_VERSION"),
@@ -134,6 +160,9 @@ impl Server {
             local_subjects: local_subjects(),
             version: env!("CARGO_PKG_VERSION"),
             address: Some(reachable_here(self.address)),
+            url: Some(self.url),
+            tls: self.tls,
+            trusted_proxies: self.trusted_proxies,
             retention: self.retention,
         };
         let served = gk_server::run(config, self.listeners, stop).await;
@@ -141,6 +170,16 @@ impl Server {
         let _gone = std::fs::remove_file(&self.socket);
         served.context("the server did not end well")
     }
+}
+
+/// Looks at the certificate at each SIGHUP. The handler is in place when this returns.
+fn reload_on_hangup(tls: Tls) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            tls.reload();
+        }
+    })
 }
 
 /// The wildcard address is a place to listen, not one to go to.

@@ -12,6 +12,8 @@ use gk_model::time::Timestamp;
 use gk_store::Store;
 
 use crate::idempotency::InFlight;
+use crate::proxy::Cidr;
+use crate::tls::Tls;
 
 /// Tells the time. A value, so that tests can set it; the binary passes `Timestamp::from_clock`.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -30,17 +32,36 @@ pub struct Config {
     pub version: &'static str,
     /// Where programs on this machine reach it by HTTP, shown by `/healthz`.
     pub address: Option<SocketAddr>,
+    /// Where other machines reach it, shown by `/healthz`.
+    pub url: Option<String>,
+    /// What the TCP listener shows; without it, that speaks plain HTTP.
+    pub tls: Option<Tls>,
+    /// The proxies that are believed when they say for whom they speak.
+    pub trusted_proxies: Vec<Cidr>,
     /// How long history is kept.
     pub retention: Duration,
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { store: _, clock: _, local_subjects, version, address, retention } = self;
+        let Config {
+            store: _,
+            clock: _,
+            local_subjects,
+            version,
+            address,
+            url,
+            tls,
+            trusted_proxies,
+            retention,
+        } = self;
         f.debug_struct("Config")
             .field("local_subjects", local_subjects)
             .field("version", version)
             .field("address", address)
+            .field("url", url)
+            .field("tls", tls)
+            .field("trusted_proxies", trusted_proxies)
             .field("retention", retention)
             .finish_non_exhaustive()
     }
@@ -58,14 +79,26 @@ pub(crate) struct Shared {
     pub(crate) in_flight: InFlight,
     pub(crate) version: &'static str,
     pub(crate) address: Option<SocketAddr>,
+    pub(crate) url: Option<String>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) started_at: Timestamp,
 }
 
 impl App {
     pub(crate) fn new(config: Config) -> App {
-        let Config { store, clock, local_subjects, version, address, retention: _ } = config;
+        let Config { store, clock, local_subjects, version, address, url, tls, .. } = config;
         let (in_flight, started_at) = (InFlight::default(), clock());
-        App(Arc::new(Shared { store, clock, local_subjects, in_flight, version, address, started_at }))
+        App(Arc::new(Shared {
+            store,
+            clock,
+            local_subjects,
+            in_flight,
+            version,
+            address,
+            url,
+            tls,
+            started_at,
+        }))
     }
 
     pub(crate) fn now(&self) -> Timestamp {

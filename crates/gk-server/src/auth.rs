@@ -8,7 +8,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts, Request, State};
 use axum::http::header::AUTHORIZATION;
@@ -30,6 +30,8 @@ use crate::request::RequestId;
 pub enum Peer {
     /// Somebody on the network, or any account of this machine.
     Tcp(SocketAddr),
+    /// The same, as a proxy tells it that the operator trusts with that.
+    Proxied(IpAddr),
     /// An account of this machine at the Unix socket; the kernel vouches for the uid.
     Unix {
         /// The effective uid of the process when it connected.
@@ -42,6 +44,7 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Peer::Tcp(address) => address.fmt(f),
+            Peer::Proxied(ip) => ip.fmt(f),
             Peer::Unix { uid } => write!(f, "uid {uid}"),
         }
     }
@@ -142,6 +145,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<SecretHash>, ApiError> {
 fn origin(actor: &Actor, extensions: &Extensions) -> Origin {
     let address = match extensions.get::<ConnectInfo<Peer>>() {
         Some(ConnectInfo(Peer::Tcp(address))) => Some(address.ip()),
+        Some(ConnectInfo(Peer::Proxied(ip))) => Some(*ip),
         Some(ConnectInfo(Peer::Unix { .. })) | None => None,
     };
     let request = extensions.get::<RequestId>().map(ToString::to_string).unwrap_or_default();
@@ -151,7 +155,7 @@ fn origin(actor: &Actor, extensions: &Extensions) -> Origin {
 fn local_actor(app: &App, extensions: &Extensions) -> Option<Actor> {
     let ConnectInfo(peer) = extensions.get::<ConnectInfo<Peer>>()?;
     match peer {
-        Peer::Tcp(_) => None,
+        Peer::Tcp(_) | Peer::Proxied(_) => None,
         Peer::Unix { uid } => {
             let subject = app.local_subject(*uid)?.clone();
             Some(Actor::new(subject, Authority::Role(Role::Admin)))

@@ -134,7 +134,7 @@ impl ApiError {
         }
     }
 
-    fn problem(&self) -> Problem {
+    pub(crate) fn problem(&self) -> Problem {
         let code = self.code();
         let status = status(code);
         let mut problem = Problem {

@@ -8,10 +8,16 @@ use gk_store::StoreError;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::extract::Json;
+use crate::tls::Tls;
 
 fn health_of(app: &App) -> Health {
-    let (status, version) = ("ok".to_owned(), app.version.to_owned());
-    Health { status, version, address: app.address, url: None, pins: Vec::new() }
+    Health {
+        status: "ok".to_owned(),
+        version: app.version.to_owned(),
+        address: app.address,
+        url: app.url.clone(),
+        pins: app.tls.as_ref().map(Tls::pins).unwrap_or_default(),
+    }
 }
 
 /// Whether the process answers at all. Touches nothing.

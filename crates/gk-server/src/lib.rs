@@ -27,10 +27,12 @@ mod jobs;
 mod metrics;
 mod pages;
 mod ports;
+mod proxy;
 mod request;
 mod reservations;
 mod routes;
 mod serve;
+mod tls;
 mod tokens;
 
 #[cfg(test)]
@@ -38,5 +40,7 @@ mod tests;
 
 pub use app::{Clock, Config};
 pub use auth::Peer;
+pub use proxy::{Cidr, CidrError};
 pub use routes::router;
 pub use serve::{Listeners, ServeError, run};
+pub use tls::{Tls, TlsError, TlsName, TlsNameError, TlsSource};

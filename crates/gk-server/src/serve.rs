@@ -10,20 +10,22 @@
 
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::Request;
+use axum::http::{HeaderMap, Request};
 use axum::serve::{Listener, ListenerExt as _};
 use gk_store::Store;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::util::MapRequest;
@@ -32,7 +34,9 @@ use crate::app::Config;
 use crate::auth::Peer;
 use crate::error::chain;
 use crate::jobs;
+use crate::proxy::{Cidr, forwarded_for};
 use crate::routes::router;
+use crate::tls::{self, Tls};
 
 /// How long requests in flight may take after `shutdown`.
 const GRACE: Duration = Duration::from_secs(10);
@@ -98,7 +102,12 @@ fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>)
     tasks.spawn(jobs::expire_leases(config.store.clone(), clock.clone(), stopping.clone()));
     tasks.spawn(jobs::prune(config.store.clone(), clock, retention, stopping.clone()));
     tasks.spawn(jobs::forget_silent(config.store.clone(), config.clock.clone(), stopping.clone()));
+    let (tls, trusted) = (config.tls.clone(), Arc::from(config.trusted_proxies.as_slice()));
+    if let Some(tls) = tls.clone() {
+        tasks.spawn(tls::keep(tls, config.clock.clone(), stopping.clone()));
+    }
     let (router, _) = router(config);
+    let server = Server { router, trusted, tls: tls.as_ref().map(Tls::config), stop: stopping.clone() };
     let Listeners { tcp, unix } = listeners;
     if let Some(tcp) = tcp {
         // Answers are small and written at once: waiting to fill a packet would only delay them.
@@ -108,13 +117,23 @@ fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>)
             }
         });
         let peer = |_: &_, address| Ok(Peer::Tcp(address));
-        tasks.spawn(accept(tcp, peer, router.clone(), stopping.clone()));
+        tasks.spawn(accept(tcp, peer, Server::serve_tcp, server.clone()));
     }
     if let Some(unix) = unix {
         let peer = |stream: &UnixStream, _| stream.peer_cred().map(|peer| Peer::Unix { uid: peer.uid() });
-        tasks.spawn(accept(unix, peer, router, stopping.clone()));
+        tasks.spawn(accept(unix, peer, Server::serve, server));
     }
     tasks
+}
+
+/// What each connection needs.
+#[derive(Clone)]
+struct Server {
+    router: Router,
+    trusted: Arc<[Cidr]>,
+    /// Of TCP connections; those over the Unix socket never leave the machine.
+    tls: Option<Arc<ServerConfig>>,
+    stop: watch::Receiver<bool>,
 }
 
 async fn close(store: Store) -> Result<(), ServeError> {
@@ -130,12 +149,13 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn accept<L: Listener>(
+async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     mut listener: L,
     peer: impl Fn(&L::Io, L::Addr) -> io::Result<Peer>,
-    router: Router,
-    mut stop: watch::Receiver<bool>,
+    serve: impl Fn(Server, L::Io, Peer) -> F,
+    server: Server,
 ) {
+    let mut stop = server.stop.clone();
     let most = max_connections(&std::fs::read_to_string("/proc/self/limits").unwrap_or_default());
     let mut connections = JoinSet::new();
     loop {
@@ -147,7 +167,7 @@ async fn accept<L: Listener>(
         };
         match peer(&stream, address) {
             Ok(peer) => {
-                connections.spawn(serve(stream, peer, router.clone(), stop.clone()));
+                connections.spawn(serve(server.clone(), stream, peer));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection without an owner was dropped");
@@ -173,29 +193,53 @@ async fn drain(mut connections: JoinSet<()>) {
     }
 }
 
-async fn serve<S>(stream: S, peer: Peer, router: Router, mut stop: watch::Receiver<bool>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let service = MapRequest::new(router, move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        request.map(Body::new)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+impl Server {
+    /// By TLS where there is a certificate, and then not otherwise.
+    async fn serve_tcp(mut self, stream: TcpStream, peer: Peer) {
+        let Some(config) = self.tls.clone() else { return self.serve(stream, peer).await };
+        let shaken = tokio::select! {
+            shaken = tls::handshake(stream, config) => shaken,
+            () = stopped(&mut self.stop) => None,
+        };
+        if let Some(stream) = shaken {
+            self.serve(stream, peer).await;
         }
-    };
-    if let Err(error) = ended {
-        // Clients go away whenever they like; what they asked for has been decided by then.
-        tracing::debug!(error = chain(&error), "a connection broke");
+    }
+
+    async fn serve<S>(mut self, stream: S, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let trusted = self.trusted;
+        let service = MapRequest::new(self.router, move |mut request: Request<Incoming>| {
+            let peer = name_client(&trusted, peer, request.headers());
+            request.extensions_mut().insert(ConnectInfo(peer));
+            request.map(Body::new)
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped(&mut self.stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            // Clients go away whenever they like; what they asked for has been decided by then.
+            tracing::debug!(error = chain(&error), "a connection broke");
+        }
+    }
+}
+
+/// The peer, or the client that it speaks for.
+fn name_client(trusted: &[Cidr], peer: Peer, headers: &HeaderMap) -> Peer {
+    match peer {
+        Peer::Tcp(address) => forwarded_for(trusted, address, headers).map_or(peer, Peer::Proxied),
+        Peer::Proxied(_) | Peer::Unix { .. } => peer,
     }
 }
 

@@ -23,6 +23,8 @@ const KEPT_IN: &[(&str, &str)] = &[
     ("tokio-postgres", "gk-store"),
     ("ureq", "gk-client"),
     ("axum", "gk-server"),
+    ("tokio-rustls", "gk-server"),
+    ("rcgen", "gk-server"),
     ("prometheus-client", "gk-server"),
 ];
 

@@ -7,6 +7,7 @@ mod matrix;
 mod metrics;
 mod permissions;
 mod serving;
+mod tls;
 mod tokens;
 
 use std::collections::HashMap;
@@ -70,6 +71,9 @@ fn config(store: Store) -> Config {
         local_subjects,
         version: "0.0.0-test",
         address: None,
+        url: None,
+        tls: None,
+        trusted_proxies: Vec::new(),
         retention: Duration::from_secs(86_400),
     }
 }
