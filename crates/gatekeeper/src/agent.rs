@@ -55,6 +55,7 @@ fn config(args: &AgentArgs) -> anyhow::Result<AgentConfig> {
     };
     Ok(AgentConfig {
         server: args.server.clone(),
+        pins: args.ca_pin.clone(),
         join,
         report_interval: args.report_interval,
         insecure_http: args.insecure_http,

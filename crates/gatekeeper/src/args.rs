@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
 use gk_model::paths;
+use gk_model::pin::Pin;
 use gk_model::text::InstanceName;
 use gk_store::{DatabaseUrl, StoreConfig};
 
@@ -147,6 +148,15 @@ pub(crate) struct AgentArgs {
     /// The server, when it is not the one this machine joined: https://HOST:PORT, http://HOST:PORT or unix:PATH.
     #[arg(long, env = "GATEKEEPER_SERVER", hide_env_values = true, value_name = "ADDRESS")]
     pub(crate) server: Option<ServerAddress>,
+    /// The pin of the server's authority, as the server tells it at start: sha256:… Needed to join only; may be repeated.
+    #[arg(
+        long,
+        env = "GATEKEEPER_CA_PIN",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "PIN"
+    )]
+    pub(crate) ca_pin: Vec<Pin>,
     /// A file with a join token: join by itself if this machine has not.
     #[arg(long, value_name = "FILE")]
     pub(crate) join_token_file: Option<PathBuf>,

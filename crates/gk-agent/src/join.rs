@@ -11,7 +11,7 @@ use gk_model::identity::Identity;
 use gk_model::instance::{Instance, JoinRequest};
 use gk_model::protection::Protection;
 use gk_model::secret::{Secret, SecretHash};
-use gk_model::text::Observed;
+use gk_model::text::{InstanceName, Observed};
 
 use crate::{AgentConfig, AgentError, JoinBy};
 
@@ -77,7 +77,9 @@ impl Home {
             (None, Some(socket)) => ServerAddress::Unix(socket.clone()),
             (None, None) => self.identity.server.parse()?,
         };
-        let client = Client::new(server, Some(self.credential.clone()));
+        // Wherever it is now, it is the server that this machine joined, and no other one gets the credential.
+        let pins = if config.pins.is_empty() { &self.identity.pins } else { &config.pins };
+        let client = Client::new(server, Some(self.credential.clone())).with_pins(pins.clone());
         // The agent has a back-off of its own, and its contacts wait behind whatever the client repeats.
         Ok(client.allow_insecure_http(config.insecure_http).with_patience(Duration::ZERO))
     }
@@ -95,14 +97,21 @@ impl Home {
         request
     }
 
-    /// Takes over the name that the server knows this machine by, if somebody renamed it.
-    pub(crate) fn learn_name(&mut self, config: &AgentConfig, instance: &Instance) -> std::io::Result<()> {
-        if self.identity.name == instance.name {
-            return Ok(());
+    /// Takes over the name that the server knows this machine by, if somebody renamed it, and the keys that it has
+    /// announced to this client, so that the next run knows them too.
+    pub(crate) fn learn(
+        &mut self,
+        config: &AgentConfig,
+        name: InstanceName,
+        client: &Client,
+    ) -> std::io::Result<()> {
+        let known = &self.identity;
+        let pins = if client.pins().is_empty() { known.pins.clone() } else { client.pins() };
+        let learned = Identity { name, pins, ..known.clone() };
+        if *known != learned {
+            save_identity(&config.state_dir, &learned, &self.credential)?;
+            self.identity = learned;
         }
-        let renamed = Identity { name: instance.name.clone(), ..self.identity.clone() };
-        save_identity(&config.state_dir, &renamed, &self.credential)?;
-        self.identity = renamed;
         Ok(())
     }
 }
@@ -123,15 +132,16 @@ fn request(config: &AgentConfig, credential_hash: SecretHash, by: Option<&JoinBy
 fn join(config: &AgentConfig, by: &JoinBy) -> Result<(Identity, Secret), AgentError> {
     let server: &ServerAddress = config.server.as_ref().ok_or(AgentError::NoServer)?;
     prepare_state_dir(&config.state_dir)?;
-    let client =
-        Client::new(server.clone(), Some(by.token.clone())).allow_insecure_http(config.insecure_http);
+    let client = Client::new(server.clone(), Some(by.token.clone()))
+        .allow_insecure_http(config.insecure_http)
+        .with_pins(config.pins.clone());
     let ask = |hash| request(config, hash, Some(by));
     let (joined, credential) = begin_join(&client, &config.state_dir, ask).map_err(|error| match error {
         JoinError::State(error) => AgentError::State(error),
         JoinError::Server(error) => AgentError::Join(error),
     })?;
     let Instance { id, name, .. } = joined.instance;
-    let identity = Identity { id, name, server: server.to_string(), socket: None, pins: Vec::new() };
+    let identity = Identity { id, name, server: server.to_string(), socket: None, pins: client.pins() };
     save_identity(&config.state_dir, &identity, &credential)?;
     finish_join(&config.state_dir)?;
     tracing::info!(instance.id = %id, instance.name = %identity.name, "joined");

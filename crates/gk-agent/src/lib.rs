@@ -62,6 +62,7 @@ use std::time::Duration;
 
 use gk_client::{AddressError, ClientError, ServerAddress};
 use gk_model::listener::Netns;
+use gk_model::pin::Pin;
 use gk_model::secret::Secret;
 use gk_model::text::{InstanceName, Observed};
 use gk_model::time::Timestamp;
@@ -79,6 +80,8 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// The server, when it is another address than the identity names; needed to join.
     pub server: Option<ServerAddress>,
+    /// Who vouches for the server, when it is not as the identity says; needed to join.
+    pub pins: Vec<Pin>,
     /// How to join if this machine has not.
     pub join: Option<JoinBy>,
     /// The longest time between two full reports; see [`AgentConfig::REPORT_INTERVALS`]. Each agent takes up to a
@@ -114,6 +117,7 @@ impl AgentConfig {
         AgentConfig {
             state_dir,
             server: None,
+            pins: Vec::new(),
             join: None,
             report_interval: *AgentConfig::REPORT_INTERVALS.end(),
             insecure_http: false,

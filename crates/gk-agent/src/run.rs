@@ -11,6 +11,7 @@ use gk_model::facts::Facts;
 use gk_model::instance::{HEARTBEAT_EVERY, JoinRequest};
 use gk_model::protection::Protection;
 use gk_model::secret::Secret;
+use gk_model::text::InstanceName;
 use gk_model::time::Timestamp;
 use gk_scan::Scanner;
 
@@ -22,7 +23,7 @@ use crate::join::Home;
 use crate::plan::{Action, plan};
 use crate::protector::Protector;
 use crate::renew::{Renewal, is_stranger, renew};
-use crate::send::{Job, Mailer, Outcome};
+use crate::send::{Job, Mailer, Outcome, renew_pins};
 use crate::spool_file::SpoolFile;
 use crate::state::{Flight, Habits, SyncState};
 use crate::stop::{Event, StopSignal};
@@ -124,6 +125,7 @@ pub fn once(config: &AgentConfig) -> Result<(), AgentError> {
     agent.protection = protection;
     let request = agent.facts_request();
     let told = agent.client.join(&request);
+    renew_pins(&agent.client);
     agent.facts_told(request, told);
     Ok(())
 }
@@ -411,6 +413,8 @@ impl Agent {
         let request = self.facts_request();
         if self.facts.as_ref() != Some(&request.facts) {
             mailer.send(Job::Facts(Box::new(request)));
+        } else {
+            mailer.send(Job::Pins);
         }
     }
 
@@ -432,28 +436,30 @@ impl Agent {
     }
 
     fn facts_told(&mut self, request: JoinRequest, result: Result<Joined, ClientError>) {
-        let learned = match result {
+        match result {
             Ok(joined) => {
                 self.facts = Some(request.facts);
-                self.home.learn_name(&self.config, &joined.instance)
+                self.learn(joined.instance.name);
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the server did not take the facts");
                 self.facts_at = self.elapsed() + HEARTBEAT_EVERY;
-                return;
             }
-        };
-        if let Err(error) = learned {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot write down this machine's new name"
-            );
+        }
+    }
+
+    /// Writes down how the server calls this machine, and who vouches for it from now on.
+    fn learn(&mut self, name: InstanceName) {
+        if let Err(error) = self.home.learn(&self.config, name, &self.client) {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "cannot write down this machine's new name, or the server's new pins");
         }
     }
 
     fn take_back(&mut self, outcome: Outcome) -> Result<(), AgentError> {
         match outcome {
             Outcome::Facts(request, result) => self.facts_told(*request, *result),
+            Outcome::Pins => self.learn(self.home.identity.name.clone()),
             Outcome::Contact(flight, Ok(answer)) => self.answered(*flight, &answer),
             Outcome::Contact(flight, Err(error)) => self.failed(*flight, error)?,
             Outcome::Renewed(result) => {
@@ -509,7 +515,7 @@ impl Agent {
     }
 
     fn failed(&mut self, flight: Flight, error: ClientError) -> Result<(), AgentError> {
-        if matches!(error, ClientError::InsecureHttp { .. } | ClientError::NoTls { .. }) {
+        if matches!(error, ClientError::InsecureHttp { .. }) {
             return Err(AgentError::Deliver(error));
         }
         let failure = Failure::of(&error);

@@ -28,6 +28,8 @@ pub(crate) enum Job {
     Facts(Box<JoinRequest>),
     /// The same with another credential, which is made here and pending in this state directory.
     Renew(Box<JoinRequest>, PathBuf),
+    /// The question which keys vouch for the server.
+    Pins,
 }
 
 /// What came of it.
@@ -39,6 +41,8 @@ pub(crate) enum Outcome {
     Facts(Box<JoinRequest>, Box<Result<Joined, ClientError>>),
     /// The new credential. It is good by now, and still to be kept.
     Renewed(Result<Secret, JoinError>),
+    /// The client knows them now, if the server could be asked.
+    Pins,
 }
 
 /// The way to the thread.
@@ -80,12 +84,27 @@ fn serve(client: &Client, instance: InstanceId, jobs: &Receiver<Job>, events: &S
             }
             Job::Facts(request) => {
                 let result = client.join(&request);
+                renew_pins(client);
                 Outcome::Facts(request, Box::new(result))
             }
             Job::Renew(request, state_dir) => Outcome::Renewed(renew(client, &state_dir, &request)),
+            Job::Pins => {
+                renew_pins(client);
+                Outcome::Pins
+            }
         };
         if events.send(Event::Sent(outcome)).is_err() {
             return;
         }
+    }
+}
+
+/// Asks who vouches for the server from now on. There are years to learn it, so a failure is none to speak of.
+pub(crate) fn renew_pins(client: &Client) {
+    if let Err(error) = client.renew_pins() {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "the server did not say who vouches for it"
+        );
     }
 }

@@ -15,7 +15,7 @@ use gk_model::port::Port;
 pub enum ServerAddress {
     /// TCP in clear.
     Http(Authority),
-    /// TCP with TLS. This build has none, so requests to it fail with a clear error.
+    /// TCP with TLS, always verified.
     Https(Authority),
     /// A Unix socket on this machine.
     Unix(PathBuf),
@@ -44,11 +44,21 @@ impl ServerAddress {
             ServerAddress::Http(authority) | ServerAddress::Https(authority) => authority.is_loopback(),
         }
     }
+
+    /// Whether it is the same place as `other`, and by TLS now.
+    pub fn secures(&self, other: &ServerAddress) -> bool {
+        matches!((self, other), (ServerAddress::Https(here), ServerAddress::Http(there)) if here == there)
+    }
 }
 
 impl Authority {
+    /// The host as certificates name it: without the brackets of an IPv6 address.
+    pub(crate) fn bare_host(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
     fn is_loopback(&self) -> bool {
-        let bare = self.host.trim_start_matches('[').trim_end_matches(']');
+        let bare = self.bare_host();
         bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 }
@@ -173,6 +183,16 @@ mod tests {
             let error = bad.parse::<ServerAddress>().expect_err(bad);
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_same_place_by_tls_is_no_other_server() {
+        let secures =
+            |one: &str, other: &str| one.parse::<ServerAddress>().unwrap().secures(&other.parse().unwrap());
+        assert!(secures("https://web-1:5000", "http://web-1:5000"));
+        assert!(!secures("https://web-1:5001", "http://web-1:5000"));
+        assert!(!secures("https://web-2:5000", "http://web-1:5000"));
+        assert!(!secures("http://web-1:5000", "https://web-1:5000"), "and never the other way");
     }
 
     #[test]

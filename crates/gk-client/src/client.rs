@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use gk_model::pin::Pin;
 use gk_model::secret::Secret;
 
 use crate::address::ServerAddress;
 use crate::error::ClientError;
 use crate::retry::PATIENCE;
+use crate::tls::Pins;
 use crate::transport::{self, Dialled};
 
 /// How long a request may take altogether, connecting and reading included.
@@ -18,6 +20,7 @@ pub struct Client {
     server: ServerAddress,
     token: Option<Secret>,
     insecure_http: bool,
+    pins: Pins,
     pub(crate) agent: ureq::Agent,
     pub(crate) dialled: Dialled,
     pub(crate) timeout: Duration,
@@ -29,8 +32,36 @@ impl Client {
     ///
     /// Over the server's Unix socket the account of the process is authority enough, and the token is usually none.
     pub fn new(server: ServerAddress, token: Option<Secret>) -> Client {
-        let (agent, dialled) = transport::agent(&server, TIMEOUT);
-        Client { server, token, insecure_http: false, agent, dialled, timeout: TIMEOUT, patience: PATIENCE }
+        let pins = Pins::default();
+        let (agent, dialled) = transport::agent(&server, TIMEOUT, &pins);
+        let (timeout, patience) = (TIMEOUT, PATIENCE);
+        Client { server, token, insecure_http: false, pins, agent, dialled, timeout, patience }
+    }
+
+    /// Believes a server at `https://` if one of these keys is behind its certificate, and for no other reason; without
+    /// any, if the system's authorities vouch for it.
+    #[must_use]
+    pub fn with_pins(self, pins: Vec<Pin>) -> Client {
+        let pins = Pins::new(pins);
+        let (agent, dialled) = transport::agent(&self.server, self.timeout, &pins);
+        Client { pins, agent, dialled, ..self }
+    }
+
+    /// The pins it holds: those it was made with, or what the server has announced since.
+    pub fn pins(&self) -> Vec<Pin> {
+        self.pins.get()
+    }
+
+    /// Asks the server which keys vouch for it from now on. Only who holds pins listens to that, and only to a server
+    /// that was verified by one of them, or is at the other end of a Unix socket; else this does nothing.
+    ///
+    /// # Errors
+    /// When the server cannot be asked; the pins stay as they were.
+    pub fn renew_pins(&self) -> Result<(), ClientError> {
+        if !matches!(self.server, ServerAddress::Http(_)) && !self.pins.get().is_empty() {
+            self.pins.renew(self.health()?.pins);
+        }
+        Ok(())
     }
 
     /// Lets the token travel in clear over a network, which is otherwise refused.
@@ -48,7 +79,7 @@ impl Client {
     /// Gives up on every request after `timeout` instead of 30 seconds.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Client {
-        let (agent, dialled) = transport::agent(&self.server, timeout);
+        let (agent, dialled) = transport::agent(&self.server, timeout, &self.pins);
         Client { agent, dialled, timeout, ..self }
     }
 
@@ -74,7 +105,7 @@ impl Client {
         match &self.server {
             ServerAddress::Unix(_) => Ok("http://localhost".to_owned()),
             ServerAddress::Http(authority) => Ok(format!("http://{authority}")),
-            ServerAddress::Https(_) => Err(ClientError::NoTls { server: self.server.clone() }),
+            ServerAddress::Https(authority) => Ok(format!("https://{authority}")),
         }
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use gk_model::problem::Problem;
 
 use crate::address::ServerAddress;
+use crate::distrust::Distrust;
 
 /// Why a request has no result. `Display` tells the outermost reason; print the whole chain of sources.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +37,14 @@ pub enum ClientError {
         /// Where it would have been sent.
         server: ServerAddress,
     },
-    /// The address asks for TLS. Nothing was sent.
-    #[error("this build has no TLS yet, so it cannot talk to {server}: use http:// or unix:")]
-    NoTls {
+    /// Whoever answers there could not prove to be the server. Nothing was sent.
+    #[error("refusing to talk to {server}, because its certificate cannot be trusted")]
+    Untrusted {
         /// The address.
         server: ServerAddress,
+        /// What is wrong with the certificate, and what to do.
+        #[source]
+        why: Box<Distrust>,
     },
 }
 

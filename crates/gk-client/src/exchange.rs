@@ -16,6 +16,7 @@ use ureq::http::{HeaderValue, Method, Request, Response};
 use ureq::{Body, Error, Timeout};
 
 use crate::client::Client;
+use crate::distrust::{Distrust, speaks_no_tls};
 use crate::error::{ClientError, ProtocolFault};
 use crate::identity::random_bytes;
 use crate::retry::{Failure, draw, wait_before_next};
@@ -238,7 +239,13 @@ impl Client {
     /// Translates a failure of the HTTP client.
     fn name_failure(&self, call: &Call, error: Error) -> ClientError {
         let broken = |what: String| self.fault(ProtocolFault::Http { request: call.name(), what });
+        if let Some(why) = Distrust::of(&error) {
+            return ClientError::Untrusted { server: self.server().clone(), why: Box::new(why) };
+        }
         match error {
+            Error::Io(error) if speaks_no_tls(&error) => {
+                broken("it does not speak TLS: try http://".to_owned())
+            }
             Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => broken(error.to_string()),
             Error::Io(error) => self.unreachable(error),
             Error::Timeout(reason) => self.unreachable(self.time_is_over(reason)),

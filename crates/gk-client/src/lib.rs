@@ -1,7 +1,7 @@
 //! The typed client of a Gatekeeper server, and the files that say who this machine is.
 //!
 //! [`Client`] has one blocking method per route of the API, named by the same stem as the route's handler. It speaks
-//! HTTP over TCP or over the server's Unix socket, keeps one connection open, follows no redirect, asks no proxy, and
+//! HTTP over TCP, over TLS that is always verified, or over the server's Unix socket, keeps one connection open, follows no redirect, asks no proxy, and
 //! reads no answer beyond a bound. It never repeats a request that could take effect twice. By itself it repeats two
 //! kinds: a read or contact that met a connection the server had closed meanwhile, once; and a request that makes
 //! something, which goes under an idempotency key, for a few seconds when its answer is lost or the server is away
@@ -16,6 +16,7 @@
 
 mod address;
 mod client;
+mod distrust;
 pub mod engines;
 mod error;
 mod exchange;
@@ -29,6 +30,7 @@ pub mod protection;
 mod retry;
 mod routes;
 pub mod session;
+mod tls;
 mod transport;
 
 #[cfg(test)]
@@ -38,6 +40,7 @@ mod tests;
 
 pub use address::{AddressError, Authority, ServerAddress};
 pub use client::Client;
+pub use distrust::{Distrust, Unpinned};
 pub use error::{ClientError, ProtocolFault};
 pub use local::{LocalAnswer, get_local};
 pub use pages::all_pages;

@@ -11,6 +11,7 @@ use ureq::Error;
 use ureq::http::Request;
 
 use crate::address::ServerAddress;
+use crate::tls::Pins;
 use crate::transport;
 
 /// A successful answer.
@@ -28,7 +29,7 @@ pub struct LocalAnswer {
 /// As the operating system tells them, `NotFound` and `PermissionDenied` among them; `TimedOut`; `InvalidData` for an
 /// answer that is too large, not HTTP, or anything but a success.
 pub fn get_local(socket: &Path, target: &str, most_bytes: u64, timeout: Duration) -> io::Result<LocalAnswer> {
-    let (agent, _) = transport::agent(&ServerAddress::Unix(socket.to_owned()), timeout);
+    let (agent, _) = transport::agent(&ServerAddress::Unix(socket.to_owned()), timeout, &Pins::default());
     let ask = || {
         let request = Request::get(format!("http://localhost{target}")).header("accept", "application/json");
         let mut response = agent.run(request.body(())?)?;

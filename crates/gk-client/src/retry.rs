@@ -65,7 +65,7 @@ fn is_worth_another(error: &ClientError, attempt: u32) -> bool {
         ClientError::Protocol { fault, .. } => {
             matches!(**fault, ProtocolFault::Status { status: UNAVAILABLE, .. })
         }
-        ClientError::InsecureHttp { .. } | ClientError::NoTls { .. } => false,
+        ClientError::InsecureHttp { .. } | ClientError::Untrusted { .. } => false,
     }
 }
 

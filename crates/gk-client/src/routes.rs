@@ -133,6 +133,11 @@ impl Client {
         self.fetch(&Call::get(paths::EVENTS, query))
     }
 
+    /// What the server says of itself, whether its database answers or not.
+    pub fn health(&self) -> Result<Health, ClientError> {
+        self.fetch(&Call::get(paths::HEALTH, &NoQuery {}))
+    }
+
     /// Whether the server is ready to serve, and what it says of itself.
     pub fn ready(&self) -> Result<Health, ClientError> {
         self.fetch(&Call::get(paths::READY, &NoQuery {}))

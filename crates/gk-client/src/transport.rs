@@ -1,4 +1,4 @@
-//! How bytes reach a server: TCP, or a Unix socket, under the same HTTP.
+//! How bytes reach a server: TCP, TLS over it (`tls.rs`), or a Unix socket, under the same HTTP.
 //!
 //! The HTTP client resolves names and speaks TCP by itself; a Unix socket is given to it as a transport of our own.
 //! Every new connection is counted, so that the exchange can tell a failure on a kept connection (which the server
@@ -23,6 +23,7 @@ use ureq::unversioned::transport::{
 use ureq::{Agent, Error};
 
 use crate::address::ServerAddress;
+use crate::tls::{Pins, Tls};
 
 /// How long a connection may take to come about.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,14 +35,15 @@ const KEEP_FOR: Duration = Duration::from_mins(2);
 pub(crate) type Dialled = Arc<AtomicU64>;
 
 /// An HTTP client for one server that gives up on a request after `timeout`, and its count of connections.
-pub(crate) fn agent(server: &ServerAddress, timeout: Duration) -> (Agent, Dialled) {
+pub(crate) fn agent(server: &ServerAddress, timeout: Duration, pins: &Pins) -> (Agent, Dialled) {
     let dialled = Dialled::default();
-    let socket = match server {
-        ServerAddress::Unix(path) => Some(path.clone()),
-        ServerAddress::Http(_) | ServerAddress::Https(_) => None,
+    let (socket, tls) = match server {
+        ServerAddress::Unix(path) => (Some(path.clone()), None),
+        ServerAddress::Http(_) => (None, None),
+        ServerAddress::Https(authority) => (None, Some(Tls::new(authority.bare_host(), pins.clone()))),
     };
     let names = Names { needed: socket.is_none(), dns: DefaultResolver::default() };
-    let dialer = Dialer { socket, tcp: TcpConnector::default(), dialled: Arc::clone(&dialled) };
+    let dialer = Dialer { socket, tcp: TcpConnector::default(), tls, dialled: Arc::clone(&dialled) };
     (Agent::with_parts(config(timeout), dialer, names), dialled)
 }
 
@@ -91,6 +93,8 @@ impl Resolver for Names {
 struct Dialer {
     socket: Option<PathBuf>,
     tcp: TcpConnector,
+    /// Present exactly where nothing may be sent without it.
+    tls: Option<Tls>,
     dialled: Dialled,
 }
 
@@ -101,7 +105,13 @@ impl Connector for Dialer {
         self.dialled.fetch_add(1, Ordering::Relaxed);
         let Some(socket) = &self.socket else {
             let stream = Connector::<()>::connect(&self.tcp, details, None)?;
-            return Ok(stream.map(|stream| Box::new(stream) as Box<dyn Transport>));
+            let Some(stream) = stream.map(|stream| Box::new(stream) as Box<dyn Transport>) else {
+                return Ok(None);
+            };
+            return match &self.tls {
+                Some(tls) => Ok(Some(Box::new(tls.secure(stream, details)?))),
+                None => Ok(Some(stream)),
+            };
         };
         let buffers =
             LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());

@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use gk_client::identity::load_credential;
 use gk_client::{Client, ServerAddress};
+use gk_model::identity::Identity;
 use gk_model::paths;
+use gk_model::pin::Pin;
 use gk_model::secret::Secret;
 
 use crate::args::Global;
@@ -79,19 +81,58 @@ pub(crate) fn connect(
     is_root: bool,
     env: impl Fn(&str) -> Option<PathBuf>,
 ) -> Result<Connection> {
-    let choice = choose(gather(global, machine, is_root, env)?, is_connectable)?;
-    let client = Client::new(choice.server, choice.token).allow_insecure_http(global.insecure_http);
-    Ok(Connection { client, how: choice.how })
+    let choice = choose(gather(global, machine, is_root, &env)?, is_connectable)?;
+    let pins = pins_for(&choice.server, chosen_pins(global, env)?, machine.identity.as_ref());
+    let client = Client::new(choice.server, choice.token).with_pins(pins);
+    Ok(Connection { client: client.allow_insecure_http(global.insecure_http), how: choice.how })
 }
 
-/// The server this machine joined, with its credential; over its socket when it has one, and then only there.
-pub(crate) fn as_instance(global: &Global, machine: &ThisMachine, credential: Secret) -> Result<Client> {
+/// Who vouches for the server: what the user says; for the server that this machine joined, what it keeps of that. For any
+/// other, the system's authorities.
+fn pins_for(server: &ServerAddress, chosen: Vec<Pin>, identity: Option<&Identity>) -> Vec<Pin> {
+    let joined = |identity: &&Identity| {
+        let is_socket = matches!(server, ServerAddress::Unix(path) if Some(path) == identity.socket.as_ref());
+        is_socket || identity.server.parse().as_ref() == Ok(server)
+    };
+    match identity.filter(joined) {
+        Some(identity) if chosen.is_empty() => identity.pins.clone(),
+        _ => chosen,
+    }
+}
+
+/// `--ca-pin`, else those of the environment.
+fn chosen_pins(global: &Global, env: impl Fn(&str) -> Option<PathBuf>) -> Result<Vec<Pin>, Failure> {
+    let from_env = env("GATEKEEPER_CA_PIN").filter(|_| global.ca_pin.is_empty()).unwrap_or_default();
+    let from_env = from_env.to_string_lossy().into_owned();
+    let words = from_env.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let parsed: Result<Vec<Pin>, _> = words.map(str::parse).collect();
+    match parsed {
+        Ok(pins) if global.ca_pin.is_empty() => Ok(pins),
+        Ok(_) => Ok(global.ca_pin.clone()),
+        Err(error) => Err(Failure::new(Exit::Usage, format!("GATEKEEPER_CA_PIN: {error}"))),
+    }
+}
+
+/// The server this machine joined, with its credential; over its socket when it has one, and then only there. A server that
+/// speaks TLS since is chosen by its `https://` address.
+pub(crate) fn as_instance(
+    global: &Global,
+    machine: &ThisMachine,
+    credential: Secret,
+    env: impl Fn(&str) -> Option<PathBuf>,
+) -> Result<Client> {
     let identity = machine.identity.as_ref().context("this machine has not joined")?;
     let server = match identity.socket.clone() {
         Some(socket) => ServerAddress::Unix(socket),
-        None => identity.server.parse().context("instance.json names no server")?,
+        None => {
+            let joined = identity.server.parse().context("instance.json names no server")?;
+            let chosen = chosen_server(global, &env)?.map(|(server, _)| server);
+            chosen.filter(|chosen| chosen.secures(&joined)).unwrap_or(joined)
+        }
     };
-    Ok(Client::new(server, Some(credential)).allow_insecure_http(global.insecure_http))
+    let pins = pins_for(&server, chosen_pins(global, env)?, Some(identity));
+    let client = Client::new(server, Some(credential)).with_pins(pins);
+    Ok(client.allow_insecure_http(global.insecure_http))
 }
 
 fn gather(
@@ -101,11 +142,7 @@ fn gather(
     env: impl Fn(&str) -> Option<PathBuf>,
 ) -> Result<Known> {
     let text = |name: &str| env(name).filter(|value| !value.as_os_str().is_empty());
-    let from_env = || text("GATEKEEPER_SERVER").map(|value| parse_server(&value)).transpose();
-    let chosen = match &global.server {
-        Some(server) => Some((server.clone(), How::Option)),
-        None => from_env()?.map(|server| (server, How::Environment)),
-    };
+    let chosen = chosen_server(global, &env)?;
     let token = match &global.token_file {
         Some(file) => Some(read_token(file)?),
         None => text("GATEKEEPER_TOKEN").map(|value| parse_token(&value)).transpose()?,
@@ -120,6 +157,18 @@ fn gather(
         // Only its owner may read it; for everyone else it is as good as absent.
         credential: identity.and_then(|_| load_credential(&machine.state_dir).ok().flatten()),
     })
+}
+
+fn chosen_server(
+    global: &Global,
+    env: impl Fn(&str) -> Option<PathBuf>,
+) -> Result<Option<(ServerAddress, How)>, Failure> {
+    if let Some(server) = &global.server {
+        return Ok(Some((server.clone(), How::Option)));
+    }
+    let text = env("GATEKEEPER_SERVER").filter(|value| !value.as_os_str().is_empty());
+    let parsed = text.map(|value| parse_server(&value)).transpose()?;
+    Ok(parsed.map(|server| (server, How::Environment)))
 }
 
 fn parse_server(value: &Path) -> Result<ServerAddress, Failure> {

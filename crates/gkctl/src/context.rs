@@ -53,7 +53,7 @@ impl<'a> Context<'a> {
 
     /// A client that speaks as this machine.
     pub(crate) fn client_as_instance(&self, credential: Secret) -> Result<Client> {
-        connect::as_instance(self.global, &self.machine, credential)
+        connect::as_instance(self.global, &self.machine, credential, env)
     }
 
     /// This machine's credential, when it has joined and this account may read it.

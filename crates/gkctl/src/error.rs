@@ -100,8 +100,8 @@ fn exit_of(error: &Error) -> Exit {
     match client_error(error) {
         Some(ClientError::Refused(problem)) => exit_of_code(problem.code),
         Some(ClientError::Unreachable { .. }) => Exit::Unreachable,
-        Some(ClientError::InsecureHttp { .. }) => Exit::NotAllowed,
-        Some(ClientError::Protocol { .. } | ClientError::NoTls { .. }) | None => Exit::Error,
+        Some(ClientError::InsecureHttp { .. } | ClientError::Untrusted { .. }) => Exit::NotAllowed,
+        Some(ClientError::Protocol { .. }) | None => Exit::Error,
     }
 }
 
@@ -290,7 +290,8 @@ mod tests {
         assert_eq!(exit_of(&away.context("while joining")), Exit::Unreachable);
         let opening = OpenError::Client(ClientError::Refused(Box::new(problem(Code::IdentitySuperseded))));
         assert_eq!(exit_of(&Error::from(opening).context("the first report failed")), Exit::Conflict);
-        assert_eq!(exit_of(&ClientError::NoTls { server }.into()), Exit::Error);
+        let why = Box::new(gk_client::Distrust::UnknownIssuer);
+        assert_eq!(exit_of(&ClientError::Untrusted { server, why }.into()), Exit::NotAllowed);
         assert_eq!(exit_of(&Failure::new(Exit::Usage, "both").into()), Exit::Usage);
     }
 

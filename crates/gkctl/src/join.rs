@@ -81,8 +81,8 @@ fn refresh(context: &Context, wanted: &Join, identity: &Identity) -> Result<Opti
     keep_what_the_agent_told(context, &client, identity.id, &mut request.facts);
     match client.join(&request) {
         Ok(Joined { instance, .. }) => {
-            let renamed = Identity { name: instance.name.clone(), ..identity.clone() };
-            save_identity(&context.machine.state_dir, &renamed, &credential)?;
+            let known = learn(&instance, &client, Some(identity));
+            save_identity(&context.machine.state_dir, &known, &credential)?;
             // A join that was interrupted at its very end is over all the same.
             finish_join(&context.machine.state_dir)?;
             let headline = if wanted.name.is_some() && identity.name != instance.name {
@@ -117,7 +117,10 @@ fn keep_what_the_agent_told(context: &Context, client: &Client, id: InstanceId, 
 fn refuse_another_server(context: &Context, identity: &Identity) -> Result<()> {
     let Connection { client, how } = context.connect()?;
     let socket = identity.socket.clone().map(ServerAddress::Unix);
-    let is_same = client.server().to_string() == identity.server || socket.as_ref() == Some(client.server());
+    let joined = identity.server.parse::<ServerAddress>();
+    let is_same =
+        joined.as_ref().is_ok_and(|joined| client.server() == joined || client.server().secures(joined))
+            || socket.as_ref() == Some(client.server());
     if is_same || !matches!(how, How::Option | How::Environment) {
         return Ok(());
     }
@@ -180,31 +183,38 @@ fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
         JoinError::Server(error) => Error::from(error),
     });
     let (Joined { instance, .. }, credential) = begun?;
-    let identity = identity(&instance, &client);
+    let identity = learn(&instance, &client, None);
     save_identity(state_dir, &identity, &credential)
         .and_then(|()| save_session(state_dir, SavedSession::default()))
         .and_then(|()| finish_join(state_dir))
         .context("joined, but the identity of this machine was not kept")?;
-    let client = Client::new(client.server().clone(), Some(credential))
-        .allow_insecure_http(context.global.insecure_http);
+    let client = client.with_token(credential);
     let place = if wanted.replace.is_some() { ", in place of its lost identity" } else { "" };
     let headline = format!("joined as {}{place}", instance.name);
     Ok(Outcome { instance, headline, client })
 }
 
-/// Through the socket of a server, its HTTP address is learned too: other accounts of this machine can only use that.
-fn identity(instance: &Instance, client: &Client) -> Identity {
-    let (socket, server) = match client.server() {
+/// What this machine is to remember: who it is, where the server is, and who vouches for that from now on. Through the
+/// socket of a server, the address for others is learned too: other accounts of this machine can only use that. What
+/// the server does not say stays as it was `known`.
+fn learn(instance: &Instance, client: &Client, known: Option<&Identity>) -> Identity {
+    let (socket, server, pins) = match client.server() {
         ServerAddress::Unix(path) => {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-            let address = client.ready().ok().and_then(|health| health.address);
             let by_socket = || ServerAddress::Unix(path.clone()).to_string();
-            let server = address.map_or_else(by_socket, |address| format!("http://{address}"));
-            (Some(path), server)
+            let told = client.ready().ok().and_then(|health| Some((health.local_url()?, health.pins)));
+            let kept = || known.map(|known| (known.server.clone(), known.pins.clone()));
+            let (server, pins) = told.or_else(kept).unwrap_or_else(|| (by_socket(), Vec::new()));
+            (Some(path), server, pins)
         }
-        elsewhere => (None, elsewhere.to_string()),
+        elsewhere => {
+            if let Err(error) = client.renew_pins() {
+                note(format_args!("the server did not say which key will follow its own: {error}"));
+            }
+            (None, elsewhere.to_string(), client.pins())
+        }
     };
-    Identity { id: instance.id, name: instance.name.clone(), server, socket, pins: Vec::new() }
+    Identity { id: instance.id, name: instance.name.clone(), server, socket, pins }
 }
 
 /// Reports in the agent's place unless one runs; answers whether one does.

@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn a_number_that_cannot_be_given_back_is_named() {
         let ask = |_| Ok(reservation(Protocol::Udp, None));
-        let fault = || ClientError::NoTls { server: "https://away:1".parse().unwrap() };
+        let fault = || ClientError::InsecureHttp { server: "https://away:1".parse().unwrap() };
         let error = first_bindable(PortSet::default(), ask, |_| Err(fault()), |_, _| false).unwrap_err();
         assert!(error.to_string().contains("gkctl port release 8000 --protocol udp"), "{error}");
     }

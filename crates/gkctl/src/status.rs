@@ -6,6 +6,7 @@ use anyhow::{Error, Result};
 use gk_client::{Client, ClientError, lock};
 use gk_model::health::Health;
 use gk_model::instance::{Instance, Presence};
+use gk_model::pin::Pin;
 use gk_model::port_state::State;
 use gk_model::query::{InstanceQuery, PortQuery};
 use gk_model::text::InstanceName;
@@ -36,6 +37,9 @@ struct Server {
     found_as: String,
     answers: bool,
     ready: bool,
+    /// Where other machines reach it, and the pin that they join with.
+    url: Option<String>,
+    ca_pin: Option<Pin>,
 }
 
 #[derive(Default, Serialize)]
@@ -70,8 +74,10 @@ fn without_server(context: &Context, connection: &Connection, ready: &Result<Hea
     let server = Server {
         address: connection.client.server().to_string(),
         found_as: connection.how.to_string(),
-        answers: !matches!(ready, Err(ClientError::Unreachable { .. })),
+        answers: !matches!(ready, Err(ClientError::Unreachable { .. } | ClientError::Untrusted { .. })),
         ready: ready.is_ok(),
+        url: ready.as_ref().ok().and_then(|health| health.url.clone()),
+        ca_pin: ready.as_ref().ok().and_then(|health| health.pins.first().copied()),
     };
     let machine = &context.machine;
     Status {
@@ -114,7 +120,7 @@ fn count_instances(client: &Client) -> Result<Presences, ClientError> {
 }
 
 fn describe(status: &Status, now: Timestamp) -> Vec<(&'static str, String)> {
-    let Server { address, found_as, answers, ready } = &status.server;
+    let Server { address, found_as, answers, ready, url, ca_pin } = &status.server;
     let well = match (ready, answers) {
         (true, _) => "ready",
         (false, true) => "not ready",
@@ -122,6 +128,8 @@ fn describe(status: &Status, now: Timestamp) -> Vec<(&'static str, String)> {
     };
     let known = [
         ("server", Some(format!("{address} ({found_as}), {well}"))),
+        ("for others", url.clone().filter(|_| ca_pin.is_some())),
+        ("CA pin", ca_pin.map(|pin| pin.to_string())),
         ("this machine", Some(describe_machine(status, now))),
         ("agent", Some(describe_agent(status.agent_running, *ready).to_owned())),
         ("instances", status.instances.as_ref().map(describe_presences)),
