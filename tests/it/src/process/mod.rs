@@ -12,3 +12,4 @@ mod retries;
 mod server;
 mod service;
 mod sync;
+mod tls;
