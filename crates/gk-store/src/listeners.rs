@@ -9,7 +9,7 @@ use gk_model::contact::{Churn, Closed, Part, Piece};
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceId;
 use gk_model::listener::{Digest, Listener, ListenerKey, Netns};
-use gk_model::port::{PortRange, Protocol};
+use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::text::{Observed, Subject};
 use gk_model::time::Timestamp;
 
@@ -129,14 +129,72 @@ impl Reader<'_> {
         range: Option<PortRange>,
         protocol: Option<Protocol>,
     ) -> Result<Vec<Listener>, StoreError> {
+        self.list_listeners_in(instance, range, protocol, &Window { after: None, until: None })
+    }
+
+    /// Those of them that are in a window.
+    pub(crate) fn list_listeners_in(
+        &mut self,
+        instance: InstanceId,
+        range: Option<PortRange>,
+        protocol: Option<Protocol>,
+        window: &Window,
+    ) -> Result<Vec<Listener>, StoreError> {
         let range = range.unwrap_or(PortRange::ALL);
+        let (after, until) = (window.after.map_or(Window::BEFORE_ALL, Window::numbers), window.last());
         let rows = self.query(
             "select body from listener where instance = $1 and port between $2 and $3 \
              and (cast($4 as text) is null or protocol = $4) \
+             and (protocol, port) > ($5, $6) and (protocol, port) <= ($7, $8) \
              order by protocol, port, netns, address, interface, v6only",
-            values![instance, range.first(), range.last(), protocol],
+            values![instance, range.first(), range.last(), protocol, after.0, after.1, until.0, until.1],
         )?;
         rows.into_iter().map(|mut row| row.take().map(|Json(listener)| listener)).collect()
+    }
+
+    /// The port of the listener with so many before it, of those that `list_listeners` would list after a port; `None`
+    /// when there are no more than that. Read from the index alone.
+    pub(crate) fn find_listened_port(
+        &mut self,
+        instance: InstanceId,
+        range: Option<PortRange>,
+        protocol: Option<Protocol>,
+        after: Option<(Protocol, Port)>,
+        before_it: usize,
+    ) -> Result<Option<(Protocol, Port)>, StoreError> {
+        let range = range.unwrap_or(PortRange::ALL);
+        let after = after.map_or(Window::BEFORE_ALL, Window::numbers);
+        let sql = "select protocol, port from listener where instance = $1 and port between $2 and $3 \
+                   and (cast($4 as text) is null or protocol = $4) and (protocol, port) > ($5, $6) \
+                   order by protocol, port limit 1 offset $7";
+        let before_it = i64::try_from(before_it).unwrap_or(i64::MAX);
+        let values = values![instance, range.first(), range.last(), protocol, after.0, after.1, before_it];
+        self.query_one(sql, values)?.map(|mut row| Ok((row.take()?, row.take()?))).transpose()
+    }
+}
+
+/// Ports of both protocols in their order: those after one, up to and with another.
+pub(crate) struct Window {
+    /// None for the beginning.
+    pub(crate) after: Option<(Protocol, Port)>,
+    /// None for the end.
+    pub(crate) until: Option<(Protocol, Port)>,
+}
+
+impl Window {
+    /// As the database sorts: port 0 is none.
+    const BEFORE_ALL: (Protocol, i64) = (Protocol::Tcp, 0);
+
+    pub(crate) fn contains(&self, port: (Protocol, Port)) -> bool {
+        self.after.is_none_or(|after| port > after) && self.until.is_none_or(|until| port <= until)
+    }
+
+    fn last(&self) -> (Protocol, i64) {
+        Window::numbers(self.until.unwrap_or((Protocol::Udp, Port::MAX)))
+    }
+
+    fn numbers((protocol, port): (Protocol, Port)) -> (Protocol, i64) {
+        (protocol, i64::from(port.get()))
     }
 }
 

@@ -14,6 +14,7 @@ use gk_model::time::Timestamp;
 
 use crate::error::Error;
 use crate::instances::{link, name_key};
+use crate::listeners::Window;
 use crate::page;
 use crate::tx::Reader;
 
@@ -39,8 +40,8 @@ impl Reader<'_> {
             for instance in &instances.items {
                 let name = name_key(&instance.name);
                 let after = after.as_ref().filter(|after| after.name == name).map(|after| after.port);
-                let states = self.list_port_states(instance, &fleet_wide, query)?;
-                found.extend(states.into_iter().filter(|state| Some((state.protocol, state.port)) > after));
+                let most = query.limit() as usize - found.len();
+                found.extend(self.list_port_states(instance, &fleet_wide, query, after, most)?);
                 if found.len() > query.limit() as usize {
                     return page::page(found, query.limit(), Ok, cursor_of);
                 }
@@ -54,20 +55,50 @@ impl Reader<'_> {
         }
     }
 
-    /// Every state of one instance that the filters let through.
+    /// The states of one instance after a port that the filters let through: all, or more than `most`.
+    ///
+    /// What was observed is read as far as a page needs it: whoever reads page after page reads each listener once.
     fn list_port_states(
         &mut self,
         instance: &Instance,
         fleet_wide: &[Reservation],
         query: &PortQuery,
+        after: Option<(Protocol, Port)>,
+        most: usize,
+    ) -> Result<Vec<PortState>, Error> {
+        let held = self.list_live_of(instance.id)?;
+        let (mut found, mut after) = (Vec::new(), after);
+        loop {
+            let until = self.find_listened_port(instance.id, query.port, query.protocol, after, most)?;
+            let window = Window { after, until };
+            let states = self.list_states_in(&window, instance, [&held, fleet_wide], query)?;
+            found.extend(states.into_iter().filter(|state| lets_through(query, state)));
+            match until {
+                Some(_) if found.len() <= most => after = until,
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// Every state of one instance in a window, of whatever is there or reserved: by its own reservations, or by those of
+    /// the fleet.
+    fn list_states_in(
+        &mut self,
+        window: &Window,
+        instance: &Instance,
+        [held, fleet_wide]: [&[Reservation]; 2],
+        query: &PortQuery,
     ) -> Result<Vec<PortState>, Error> {
         let mut ports: BTreeMap<(Protocol, Port), (Option<Reservation>, Vec<Listener>)> = BTreeMap::new();
+        let wanted = |protocol: Protocol, port: Port| {
+            query.port.is_none_or(|range| range.contains(port)) && window.contains((protocol, port))
+        };
         if let Some(range) = query.port.filter(|range| range.count() <= PortQuery::WIDEST_WITH_FREE) {
             let every =
                 Protocol::ALL.iter().flat_map(|protocol| range.ports().map(move |port| (*protocol, port)));
-            ports.extend(every.map(|key| (key, Default::default())));
+            ports.extend(every.filter(|key| window.contains(*key)).map(|key| (key, Default::default())));
         }
-        for mut listener in self.list_listeners(instance.id, query.port, query.protocol)? {
+        for mut listener in self.list_listeners_in(instance.id, query.port, query.protocol, window)? {
             // Stored is when it last changed; seen it was whenever the home namespace was confirmed.
             if let Some(observed_at) = instance.observed_at.filter(|_| listener.key.netns == Netns::Home) {
                 listener.last_seen_at = listener.last_seen_at.max(observed_at);
@@ -75,16 +106,15 @@ impl Reader<'_> {
             let key = (listener.key.protocol, listener.key.port);
             ports.entry(key).or_default().1.push(listener);
         }
-        let wanted = |port: &Port| query.port.is_none_or(|range| range.contains(*port));
-        for reservation in self.list_live_of(instance.id)? {
-            for port in reservation.ports().ports().filter(wanted) {
+        for reservation in held {
+            for port in reservation.ports().ports().filter(|port| wanted(reservation.protocol, *port)) {
                 ports.entry((reservation.protocol, port)).or_default().0 = Some(reservation.clone());
             }
         }
         for reservation in fleet_wide.iter().filter(|it| !it.is_held_for(instance.id)) {
             // What is held for another instance is told where it matters here: on ports that are asked for or in use.
             let is_for_all = reservation.instance.is_none();
-            for port in reservation.ports().ports().filter(wanted) {
+            for port in reservation.ports().ports().filter(|port| wanted(reservation.protocol, *port)) {
                 let key = (reservation.protocol, port);
                 if is_for_all || ports.contains_key(&key) {
                     ports.entry(key).or_default().0 = Some(reservation.clone());
@@ -101,7 +131,7 @@ impl Reader<'_> {
             observed_at: instance.observed_at,
             presence: instance.presence,
         });
-        Ok(states.filter(|state| lets_through(query, state)).collect())
+        Ok(states.collect())
     }
 }
 

@@ -4,7 +4,7 @@ use gk_model::access::Role;
 use gk_model::id::InstanceId;
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
-use gk_model::query::PortQuery;
+use gk_model::query::{Limit, PortQuery};
 use gk_model::reservation::{Group, ReserveRequest, Scope};
 use gk_store::Refusal;
 
@@ -170,6 +170,52 @@ async fn port_states_tell_whose_a_number_is_everywhere() {
     assert_eq!(states(one.id, None).await, held);
     assert_eq!(states(two.id, None).await, [(8001, Conflict), (8003, Reserved)]);
     assert_eq!(states(two.id, Some("8001-8002")).await, [(8001, Conflict), (8002, Reserved)]);
+}
+
+#[tokio::test]
+async fn pages_of_port_states_of_every_size_tell_the_same() {
+    let world = super::new_world().await;
+    let ada = actor("ada", Role::User);
+    // Several listeners on one port, more than a page holds; both protocols; reservations before, between and after.
+    let mut seen: Vec<_> =
+        (1..=9).map(|host| listener(Protocol::Tcp, &format!("127.0.0.{host}"), 8000, 1, at(0))).collect();
+    seen.extend((8003..8009).map(|number| listener(Protocol::Tcp, "0.0.0.0", number, 1, at(0))));
+    seen.extend([8000, 8002].map(|number| listener(Protocol::Udp, "0.0.0.0", number, 1, at(0))));
+    let one = world.join_with_agent("web-1", 1, &seen).await;
+    let two = world.join_with_agent("web-2", 2, &seen[..10]).await;
+    for wanted in [7990, 8001, 8010] {
+        world.reserve(&ada, &by_number(ReserveRequest::next_free(one.id), wanted), at(1)).await.unwrap();
+    }
+    world.reserve(&ada, &by_number(everywhere(two.id), 8011), at(1)).await.unwrap();
+    for (instance, range) in [(Some(one.id), None), (Some(one.id), Some("7995-8012")), (None, None)] {
+        let pages = async |limit: u32| {
+            let (mut found, mut cursor) = (Vec::new(), None);
+            loop {
+                let port = range.map(|range: &str| range.parse().unwrap());
+                let query = PortQuery {
+                    port,
+                    limit: Some(Limit::at_most(limit)),
+                    cursor: cursor.take(),
+                    ..PortQuery::default()
+                };
+                let instance = instance.map(Into::into);
+                let list =
+                    world.store.read(move |reader| reader.list_ports(instance.as_ref(), &query, at(2)));
+                let page = list.await.unwrap();
+                assert!(page.items.len() <= limit as usize);
+                found.extend(page.items);
+                cursor = page.next;
+                if cursor.is_none() {
+                    return found;
+                }
+            }
+        };
+        let whole = pages(1000).await;
+        assert!(whole.len() >= 12, "{whole:?}");
+        for limit in [1, 2, 3, 7] {
+            assert_eq!(pages(limit).await, whole, "{limit} at a time, {instance:?}, {range:?}");
+        }
+    }
 }
 
 #[tokio::test]
