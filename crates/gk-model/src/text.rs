@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::text_form::text_form;
 
@@ -169,8 +170,10 @@ impl InstanceName {
 ///
 /// Control characters (NUL and ESC among them) are escaped as `\u{1b}`, and at most [`Observed::MAX_CHARS`] characters
 /// are kept, so that no process name can break a terminal, a log or a database.
+///
+/// Copies share one text: the same few names and paths are in every listener of a process, several times over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Observed(String);
+pub struct Observed(Arc<str>);
 
 impl Observed {
     /// How long an observed text may be; one that was cut ends with `…`.
@@ -192,7 +195,7 @@ impl Observed {
             escaped.truncate(cut);
             escaped.push('…');
         }
-        Observed(escaped)
+        Observed(escaped.into())
     }
 
     /// The escaped text.
