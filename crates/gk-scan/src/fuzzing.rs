@@ -11,10 +11,12 @@ use crate::place::place;
 /// A datagram of sock_diag: what is read of it ends, and is of the protocol that was asked for.
 pub fn netlink(bytes: &[u8]) {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        let said: Vec<_> = messages(bytes, protocol).collect();
+        let said: Vec<_> = messages(bytes).collect();
         assert!(said.len() <= bytes.len() / 16 + 1, "more messages than headers fit");
         for envelope in &said {
-            if let Message::Socket(socket) = &envelope.message {
+            if let Message::Socket(told) = envelope.message
+                && let Some(socket) = told.read(protocol)
+            {
                 assert_eq!(socket.protocol, protocol);
                 assert_ne!(socket.inode.map(|inode| inode.0), Some(0));
             }

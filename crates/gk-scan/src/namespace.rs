@@ -82,20 +82,25 @@ impl Namespace {
         for (index, part) in parts_of(self.netns).into_iter().enumerate() {
             let (dump, before, listening) =
                 (&mut self.dumps[index], &self.dumps_before[index], &self.listening);
+            let mut is_same = false;
             let missing = |found: &[Socket]| {
-                if found == before { HashSet::new() } else { missing(listening, part, found) }
+                is_same = found == before;
+                if is_same { HashSet::new() } else { missing(listening, part, found) }
             };
             match tables.dump_listening(part, dump, missing) {
                 Ok(()) => covered.push(part),
                 Err(error) => {
                     tracing::debug!(scan.part = ?part, error = %Chain(&error), "a part of the scan is missing");
                     dump.clear();
+                    is_same = false;
                     failure = failure.or(Some(error));
                 }
             }
+            // What a second dump added may make it the same again.
+            self.is_news |= !is_same && *dump != *before;
         }
         let given = GivenPorts::read();
-        self.is_news |= self.dumps != self.dumps_before || covered != self.covered || given != self.given;
+        self.is_news |= covered != self.covered || given != self.given;
         self.given = given;
         self.covered = covered;
         if self.is_news {

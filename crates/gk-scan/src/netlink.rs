@@ -58,7 +58,7 @@ impl Netlink {
         loop {
             let length = self.receive().map_err(ScanError::Exchange)?;
             let datagram = self.buffer.get(..length).ok_or(ScanError::Malformed)?;
-            for envelope in messages(datagram, query.protocol) {
+            for envelope in messages(datagram) {
                 if let Message::Malformed = envelope.message {
                     return Err(ScanError::Malformed);
                 }
@@ -67,7 +67,11 @@ impl Netlink {
                 }
                 settled &= !envelope.interrupted;
                 match envelope.message {
-                    Message::Socket(socket) => found.push(socket),
+                    Message::Socket(told) => {
+                        if let Some(socket) = told.read(query.protocol) {
+                            found.push(socket);
+                        }
+                    }
                     Message::Done => return Ok(settled),
                     Message::Failed(errno) => {
                         return Err(ScanError::Refused(io::Error::from_raw_os_error(errno)));
