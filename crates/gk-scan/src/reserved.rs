@@ -29,6 +29,10 @@ const LIST: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// The most bytes that the kernel takes at once: one less than a page of 4 KiB, the smallest there is.
 const LONGEST_WRITE: usize = 4_095;
 
+/// More than most lists. The kernel makes a buffer as long as ours before it writes a byte into it, which takes it 0.1 ms
+/// for the longest, and a scan reads the list twice a second.
+const USUAL_LIST: usize = 4 * 1024;
+
 /// More than the longest list there can be: every other port, in 32,768 entries of at most six bytes.
 const LONGEST_LIST: usize = 256 * 1024;
 
@@ -90,8 +94,13 @@ impl ReservedList {
 }
 
 fn read(file: &File) -> io::Result<PortSet> {
-    let mut text = vec![0; LONGEST_LIST];
-    let length = file.read_at(&mut text, 0)?;
+    let mut text = vec![0; USUAL_LIST];
+    let mut length = file.read_at(&mut text, 0)?;
+    // A list that fills the buffer was cut.
+    if length == text.len() {
+        text.resize(LONGEST_LIST, 0);
+        length = file.read_at(&mut text, 0)?;
+    }
     Ok(parse(&String::from_utf8_lossy(&text[..length])))
 }
 
@@ -99,8 +108,11 @@ fn read(file: &File) -> io::Result<PortSet> {
 fn parse(text: &str) -> PortSet {
     let mut ports = PortSet::default();
     for entry in text.trim().split(',') {
-        let entry = entry.strip_prefix("0-").map_or_else(|| entry.to_owned(), |last| format!("1-{last}"));
-        entry.parse().into_iter().for_each(|range| ports.insert_range(range));
+        let range = match entry.strip_prefix("0-") {
+            Some(last) => format!("1-{last}").parse(),
+            None => entry.parse(),
+        };
+        range.into_iter().for_each(|range| ports.insert_range(range));
     }
     ports
 }
