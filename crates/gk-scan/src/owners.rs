@@ -381,7 +381,7 @@ mod tests {
         for (id, socket) in [one, other].into_iter().zip(&sockets) {
             let directory = std::fs::File::open("/proc/self/fd").unwrap();
             let descriptor = u32::try_from(socket.as_raw_fd()).unwrap();
-            owners.appear(id, sys::socket_behind(&directory, descriptor));
+            owners.appear(id, sys::socket_behind(&directory, descriptor).unwrap());
         }
         let new = processes.refresh();
         owners.refresh(&processes, new.as_deref(), &Accounts::new("/nonexistent"));

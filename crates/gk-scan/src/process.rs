@@ -83,15 +83,23 @@ impl Pid {
         (count > 0).then_some(count)
     }
 
-    /// Names every socket that it holds, with the number of the descriptor.
+    /// Names every socket that it holds, with the number of the descriptor. One whose descriptors may be counted and not
+    /// looked at holds none, as far as can be seen.
     ///
     /// # Errors
     /// When it is gone, or not ours to see.
     pub(crate) fn for_each_socket(self, mut each: impl FnMut(u32, Inode)) -> io::Result<()> {
         let directory = File::open(format!("/proc/{}/fd", self.0))?;
+        let mut is_denied = false;
         sys::for_each_number(&directory, |number| {
-            if let Some(inode) = sys::socket_behind(&directory, number) {
-                each(number, inode);
+            // What is denied for one is denied for all, and there may be thousands.
+            if is_denied {
+                return;
+            }
+            match sys::socket_behind(&directory, number) {
+                Ok(Some(inode)) => each(number, inode),
+                Ok(None) => {}
+                Err(error) => is_denied = error.kind() == io::ErrorKind::PermissionDenied,
             }
         });
         Ok(())
@@ -101,7 +109,8 @@ impl Pid {
     pub(crate) fn holds(self, descriptors: &[(u32, Inode)]) -> Vec<bool> {
         let directory = File::open(format!("/proc/{}/fd", self.0)).ok();
         let holds = |(number, inode): &(u32, Inode)| {
-            directory.as_ref().and_then(|directory| sys::socket_behind(directory, *number)) == Some(*inode)
+            let socket = directory.as_ref().and_then(|directory| sys::socket_behind(directory, *number).ok());
+            socket.flatten() == Some(*inode)
         };
         descriptors.iter().map(holds).collect()
     }

@@ -53,13 +53,13 @@ fn each_number(name: &[u8], each: &mut impl FnMut(u32)) {
     }
 }
 
-/// The socket behind descriptor `number` of a `/proc/PID/fd` directory; `None` when it is none, or gone.
-pub(crate) fn socket_behind(directory: &File, number: u32) -> Option<Inode> {
+/// The socket behind descriptor `number` of a `/proc/PID/fd` directory; `None` when it is none.
+pub(crate) fn socket_behind(directory: &File, number: u32) -> io::Result<Option<Inode>> {
     let mut name = [0u8; 11];
     {
         use io::Write;
         // Ten digits and the terminating zero that is already there.
-        write!(&mut name[..10], "{number}").ok()?;
+        write!(&mut name[..10], "{number}")?;
     }
     let mut target = [0u8; 32];
     // SAFETY: `name` ends with a zero, and the kernel writes at most `target.len()` bytes into `target`.
@@ -71,7 +71,12 @@ pub(crate) fn socket_behind(directory: &File, number: u32) -> Option<Inode> {
             target.len(),
         )
     };
-    let target = target.get(..usize::try_from(length).ok()?)?;
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    Ok(target.get(..length).and_then(socket_inode))
+}
+
+/// Of a link's target: `socket:[4711]`.
+fn socket_inode(target: &[u8]) -> Option<Inode> {
     let digits = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(digits).ok()?.parse().ok().map(Inode)
 }
@@ -278,10 +283,11 @@ mod tests {
         let number = u32::try_from(socket.as_raw_fd()).unwrap();
         let link = std::fs::read_link(format!("/proc/self/fd/{number}")).unwrap();
         let directory = File::open("/proc/self/fd").unwrap();
-        let inode = socket_behind(&directory, number).unwrap();
+        let inode = socket_behind(&directory, number).unwrap().unwrap();
         assert_eq!(link.to_str().unwrap(), format!("socket:[{}]", inode.0));
         let own = u32::try_from(directory.as_raw_fd()).unwrap();
-        assert_eq!(socket_behind(&directory, own), None);
-        assert_eq!(socket_behind(&directory, u32::MAX), None);
+        assert_eq!(socket_behind(&directory, own).unwrap(), None);
+        let none = socket_behind(&directory, u32::MAX).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::NotFound);
     }
 }
