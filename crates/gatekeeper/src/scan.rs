@@ -3,7 +3,6 @@
 use std::io::Write as _;
 
 use anyhow::Context as _;
-use comfy_table::{ContentArrangement, Table, presets};
 use gk_model::listener::{Container, Listener, Netns};
 use gk_model::time::Timestamp;
 use gk_scan::{Scan, Scanner};
@@ -12,7 +11,8 @@ use crate::args::{Output, ScanArgs};
 
 /// Scans once and prints to standard output.
 pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
-    let mut scanner = Scanner::of_all_namespaces().context("cannot ask the kernel")?;
+    let scanner = Scanner::of_all_namespaces().context("cannot ask the kernel")?;
+    let mut scanner = if args.no_processes { scanner.without_owners() } else { scanner };
     let now = Timestamp::from_clock();
     let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan(now) };
     let mut scan = scan.context("cannot scan")?;
@@ -45,30 +45,49 @@ fn json(scan: &Scan) -> anyhow::Result<String> {
 }
 
 fn table(scan: &Scan, all: bool) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    // Where there is only the home namespace, two columns that say so for each listener would say nothing.
-    let columns = if scan.listeners.iter().any(is_elsewhere) { 6 } else { 4 };
-    let cut = |row: [String; 6]| row.into_iter().take(columns);
-    table
-        .set_header(cut(["PORT", "LISTENER", "ADDRESS", "ACCOUNT", "NETNS", "CONTAINER"].map(str::to_owned)));
+    let mut rows = vec![["PORT", "LISTENER", "ADDRESS", "ACCOUNT", "NETNS", "CONTAINER"].map(str::to_owned)];
     for listener in &scan.listeners {
         let port = format!("{}/{}", listener.key.port, listener.key.protocol);
         let account = listener.account.as_ref().map_or_else(nothing, ToString::to_string);
         let container = listener.container.as_ref().map_or_else(nothing, container);
         let netns = listener.key.netns.to_string();
-        table.add_row(cut([port, listener.describe(), listener.key.bound_to(), account, netns, container]));
+        rows.push([port, listener.describe(), listener.key.bound_to(), account, netns, container]);
     }
     for occupied in scan.occupied.iter().filter(|_| all) {
         let port = format!("{}/{}", occupied.port, occupied.protocol);
         let listener = "(no listener)".to_owned();
-        table.add_row(cut([port, listener, nothing(), nothing(), Netns::Home.to_string(), nothing()]));
+        rows.push([port, listener, nothing(), nothing(), Netns::Home.to_string(), nothing()]);
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
+    // Where there is only the home namespace, two columns that say so for each listener would say nothing.
+    let columns = if scan.listeners.iter().any(is_elsewhere) { COLUMNS } else { COLUMNS - 2 };
+    align(&rows, columns)
 }
+
+const COLUMNS: usize = 6;
+
+/// The first columns, flush left. A library of tables took as long for a thousand rows as the scan itself.
+fn align(rows: &[[String; COLUMNS]], columns: usize) -> String {
+    let mut widths = [0; COLUMNS];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        for (cell, width) in row.iter().zip(widths).take(columns) {
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', width - cell.chars().count() + GAP));
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    text.pop();
+    text
+}
+
+/// Blanks between two columns.
+const GAP: usize = 2;
 
 fn is_elsewhere(listener: &Listener) -> bool {
     listener.key.netns != Netns::Home

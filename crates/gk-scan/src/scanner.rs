@@ -38,6 +38,7 @@ pub struct Scanner {
     others: Option<Others>,
     processes: Processes,
     owners: Owners,
+    finds_owners: bool,
     accounts: Accounts,
     cgroups: Cgroups,
     first_seen: HashMap<ListenerKey, Timestamp>,
@@ -79,6 +80,7 @@ impl Scanner {
             others: None,
             processes: Processes::default(),
             owners: Owners::default(),
+            finds_owners: true,
             accounts: Accounts::new("/etc/passwd"),
             cgroups: Cgroups::find(),
             first_seen: HashMap::new(),
@@ -94,6 +96,12 @@ impl Scanner {
     pub fn of_all_namespaces() -> Result<Scanner, ScanError> {
         let warn = |error: &io::Error| tracing::warn!(%error, "cannot look for other network namespaces");
         Ok(Scanner { others: Others::start().inspect_err(warn).ok(), ..Scanner::new()? })
+    }
+
+    /// The same, but for owners: listeners are shown without, which spares looking through every open file of the machine.
+    #[must_use]
+    pub fn without_owners(self) -> Scanner {
+        Scanner { finds_owners: false, ..self }
     }
 
     /// Scans once; TCP sockets that are bound and do not listen are not looked for.
@@ -176,6 +184,9 @@ impl Scanner {
         let later = self.processes.refresh();
         if let (Some(others), Some(later)) = (&mut self.others, &later) {
             others.meet(later);
+        }
+        if !self.finds_owners {
+            return false;
         }
         let new = match (listed, later) {
             (Some(listed), Some(later)) => Some([later, listed].concat()),
