@@ -9,7 +9,7 @@ use gk_model::secret::Secret;
 use gk_model::time::Timestamp;
 
 use crate::args::{AgentArgs, env};
-use crate::server::{is_root, runtime, stop_requested};
+use crate::server::{is_root, stop_requested};
 use crate::service::{self, Pulse};
 
 /// Runs the agent until SIGINT or SIGTERM; with `--once` until its report is delivered.
@@ -23,9 +23,7 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
         return ended(gk_agent::once(&config));
     }
     let (stopper, stop) = gk_agent::stop_channel();
-    let signals = runtime()?;
-    let requested = signals.block_on(async { stop_requested() })?;
-    signals.spawn(stop_when(requested, stopper));
+    wait_for_signals(stopper)?;
     let pulse = Pulse::default();
     ended(gk_agent::run(&config, &stop, &|| pulse.beat()))
 }
@@ -42,10 +40,19 @@ pub(crate) fn needs_people(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(AgentError::NotJoined | AgentError::Ended(_)))
 }
 
-async fn stop_when(requested: impl Future<Output = ()>, stopper: Stopper) {
-    requested.await;
-    service::stopping();
-    stopper.stop();
+/// On a thread of its own, which does nothing else. A runtime with a thread for each processor, as the server has, would
+/// only take memory.
+fn wait_for_signals(stopper: Stopper) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    let requested = runtime.block_on(async { stop_requested() })?;
+    let wait = move || {
+        runtime.block_on(requested);
+        service::stopping();
+        stopper.stop();
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).context("cannot start a thread")?;
+    Ok(())
 }
 
 fn config(args: &AgentArgs) -> anyhow::Result<AgentConfig> {

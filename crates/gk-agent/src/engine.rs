@@ -173,7 +173,7 @@ impl Engines {
     }
 
     /// Adds to a scan what the engines told last, and has them asked when the scan shows that they may have news.
-    pub(crate) fn complete(&mut self, snapshot: &mut Snapshot, now: Timestamp) {
+    pub(crate) fn complete(&mut self, snapshot: &mut Snapshot<'_>, now: Timestamp) {
         let hint = hint(snapshot);
         if let Some((hints, _)) = &self.thread
             && std::mem::replace(&mut self.hint, hint) != hint
@@ -181,9 +181,12 @@ impl Engines {
             // A thread that is gone has panicked, which is noticed elsewhere.
             let _gone = hints.send(());
         }
+        if self.news.containers.is_empty() {
+            return;
+        }
         let with_socket = &self.with_socket;
         let stands_alone = |port: &Published| !with_socket.contains_key(port);
-        let shown = self.news.containers.apply_where(&mut snapshot.listeners, now, stands_alone);
+        let shown = self.news.containers.apply_where(snapshot.listeners.to_mut(), now, stands_alone);
         self.with_socket.extend(shown.into_iter().map(|port| (port, TELLS_AGAIN)));
     }
 

@@ -1,5 +1,6 @@
 //! The loop: scan, plan, send; and the edges of it, clocks and logs.
 
+use std::borrow::Cow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -102,8 +103,7 @@ enum Course {
 pub fn once(config: &AgentConfig) -> Result<(), AgentError> {
     let home = Home::enter(config)?;
     let mut agent = Agent::start(config.clone(), home, Engines::once(config))?;
-    let snapshot = agent.look(true)?;
-    agent.take_in(snapshot);
+    agent.look(true)?;
     agent.state.make_haste(agent.elapsed());
     let mut contacts = 0;
     while contacts < MOST_CONTACTS_ONCE {
@@ -215,12 +215,6 @@ impl Agent {
         self.clock.at(self.elapsed())
     }
 
-    fn take_in(&mut self, snapshot: Snapshot) {
-        let elapsed = self.elapsed();
-        self.state.observe(snapshot, self.clock.at(elapsed), elapsed);
-        self.write_spool(false);
-    }
-
     /// Does what the state wants written, and syncs it when that is due or asked for. An agent whose disk refuses goes
     /// on without a spool.
     fn write_spool(&mut self, sync: bool) {
@@ -314,36 +308,47 @@ impl Agent {
     /// Scans. An agent that sees nothing goes on and says so: its next report covers nothing.
     fn observe(&mut self) {
         let is_due = self.occupied_at.is_none_or(|at| at + HEARTBEAT_EVERY <= self.elapsed());
-        let snapshot = match self.look(is_due) {
-            Ok(snapshot) => {
+        match self.look(is_due) {
+            Ok(()) => {
                 if std::mem::take(&mut self.is_blind) {
                     tracing::info!("listeners are seen again");
                 }
-                snapshot
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_blind, true) {
                     tracing::error!(error = &error as &dyn std::error::Error, "listeners are not seen");
                 }
-                Snapshot::default()
+                let elapsed = self.elapsed();
+                self.state.observe(Snapshot::default(), self.clock.at(elapsed), elapsed);
+                self.write_spool(false);
             }
-        };
-        self.take_in(snapshot);
+        }
     }
 
-    /// One scan. Sockets that are bound and do not listen cost much to find, so they are looked for seldom.
-    fn look(&mut self, for_occupied: bool) -> Result<Snapshot, gk_scan::ScanError> {
+    /// One scan, taken in. Sockets that are bound and do not listen cost much to find, so they are looked for seldom.
+    fn look(&mut self, for_occupied: bool) -> Result<(), gk_scan::ScanError> {
         let now = self.now();
-        let scan = if for_occupied { self.scanner.scan_occupied(now)? } else { self.scanner.scan(now)? };
+        let scan = match for_occupied {
+            true => Cow::Owned(self.scanner.scan_occupied(now)?),
+            false => Cow::Borrowed(self.scanner.scan_in_place(now)?),
+        };
+        let elapsed = self.clock.elapsed(read_since_boot());
         if for_occupied {
-            self.occupied_at = Some(self.elapsed());
+            self.occupied_at = Some(elapsed);
         }
-        let occupied = for_occupied.then_some(scan.occupied);
-        let namespaces = Namespaces { known: scan.namespaces, are_all: scan.knows_all_namespaces };
-        let (covered, listeners) = (scan.covered, scan.listeners);
-        let mut snapshot = Snapshot { covered, listeners, occupied, namespaces: Some(namespaces) };
+        let mut snapshot = Snapshot {
+            covered: scan.covered.clone(),
+            listeners: Cow::Borrowed(&scan.listeners),
+            occupied: for_occupied.then(|| scan.occupied.clone()),
+            namespaces: Some(Namespaces {
+                known: scan.namespaces.clone(),
+                are_all: scan.knows_all_namespaces,
+            }),
+        };
         self.engines.complete(&mut snapshot, now);
-        Ok(snapshot)
+        self.state.observe(snapshot, self.clock.at(elapsed), elapsed);
+        self.write_spool(false);
+        Ok(())
     }
 
     /// Sends what is due, and tells until when nothing else is.

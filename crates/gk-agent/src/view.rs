@@ -4,7 +4,7 @@
 //! stays as it was, unless its whole namespace is gone. The first time it was seen is kept as long as it is there. Whatever a scan shows outside the parts
 //! it covered is left out: it would be half a truth.
 
-use std::collections::btree_map::Entry;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use gk_model::contact::{Occupied, Part};
@@ -18,11 +18,11 @@ pub(crate) type Set = BTreeMap<ListenerKey, Listener>;
 
 /// What one scan showed.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Snapshot {
+pub(crate) struct Snapshot<'a> {
     /// The parts it is complete for.
     pub(crate) covered: Vec<Part>,
-    /// Every listener in them.
-    pub(crate) listeners: Vec<Listener>,
+    /// Every listener in them; the scanner's own list, since in most scans nothing of it is new.
+    pub(crate) listeners: Cow<'a, [Listener]>,
     /// Ports taken by something else; none when it was not looked for.
     pub(crate) occupied: Option<Vec<Occupied>>,
     /// The network namespaces; none when nothing was seen.
@@ -73,7 +73,7 @@ impl View {
     }
 
     /// Takes in a scan and tells what it changed.
-    pub(crate) fn observe(&mut self, snapshot: Snapshot, now: Timestamp) -> Step {
+    pub(crate) fn observe(&mut self, snapshot: Snapshot<'_>, now: Timestamp) -> Step {
         self.round += 1;
         self.covered = snapshot.covered.into_iter().collect();
         self.namespaces = snapshot.namespaces;
@@ -84,7 +84,7 @@ impl View {
             self.occupied = occupied;
         }
         let mut step = Step::default();
-        for found in snapshot.listeners {
+        for found in snapshot.listeners.iter() {
             if self.covered.contains(&found.key.part()) {
                 self.see(found, now, &mut step);
             }
@@ -93,22 +93,22 @@ impl View {
         step
     }
 
-    fn see(&mut self, mut found: Listener, now: Timestamp, step: &mut Step) {
+    fn see(&mut self, found: &Listener, now: Timestamp, step: &mut Step) {
         let round = self.round;
-        match self.seen.entry(found.key.clone()) {
-            Entry::Vacant(place) => {
-                step.record(None, Some(found.clone()), now);
-                place.insert(Seen { listener: found, round });
-            }
-            Entry::Occupied(mut place) => {
-                let seen = place.get_mut();
-                found.first_seen_at = found.first_seen_at.min(seen.listener.first_seen_at);
-                if !seen.listener.same_but_times(&found) {
-                    step.record(Some(seen.listener.clone()), Some(found.clone()), now);
-                }
-                *seen = Seen { listener: found, round };
-            }
+        let Some(seen) = self.seen.get_mut(&found.key) else {
+            step.record(None, Some(found.clone()), now);
+            self.seen.insert(found.key.clone(), Seen { listener: found.clone(), round });
+            return;
+        };
+        seen.round = round;
+        if seen.listener.same_but_times(found) {
+            seen.listener.first_seen_at = found.first_seen_at.min(seen.listener.first_seen_at);
+            seen.listener.last_seen_at = found.last_seen_at;
+            return;
         }
+        let first_seen_at = found.first_seen_at.min(seen.listener.first_seen_at);
+        let before = std::mem::replace(&mut seen.listener, Listener { first_seen_at, ..found.clone() });
+        step.record(Some(before), Some(seen.listener.clone()), now);
     }
 
     fn miss(&mut self, now: Timestamp, step: &mut Step) {

@@ -167,6 +167,11 @@ impl Containers {
         shown
     }
 
+    /// Whether nothing is known, so that there is nothing to apply.
+    pub fn is_empty(&self) -> bool {
+        self.published.is_empty() && self.names.is_empty()
+    }
+
     /// Whether this is published.
     pub fn publishes(&self, port: &Published) -> bool {
         let here = self.published.get(&(port.protocol, port.port));
