@@ -3,6 +3,7 @@
 //! Two witnesses are asked. The ledger is what the test itself opened, compared as a whole, so that a listener too many
 //! fails like one too few. `ss` is a program of other people that reads the same kernel.
 
+mod cost;
 mod elsewhere;
 mod life;
 pub(crate) mod machine;

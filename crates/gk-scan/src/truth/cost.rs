@@ -1,0 +1,80 @@
+//! What a poll costs: instructions of our own, counted by valgrind, which no neighbour on the machine disturbs.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use gk_model::port::Protocol;
+
+use super::world::{at, enter_new_namespace, exercised, in_new_namespace, refused};
+use crate::scanner::Scanner;
+
+/// Tells the same test, run by valgrind, how many listeners to open.
+const LISTENERS: &str = "GK_SCAN_TEST_LISTENERS";
+
+const FEW: u32 = 200;
+const MANY: u32 = 1_200;
+const POLLS: u32 = 20;
+
+/// What is promised of the release build is 250 (`make bench` measures it). This build checks for overflows, and the
+/// code of other crates in it is not optimised.
+const MOST: u32 = 400;
+
+#[test]
+fn a_poll_without_news_takes_few_instructions_a_socket() {
+    if let Ok(listeners) = std::env::var(LISTENERS) {
+        return poll_among(listeners.parse().unwrap());
+    }
+    let facility = "valgrind, which counts instructions";
+    in_new_namespace("what a poll costs", || {
+        let directory = tempfile::tempdir().unwrap();
+        let mut counts = [0; 2];
+        for (count, listeners) in counts.iter_mut().zip([FEW, MANY]) {
+            match count_instructions(directory.path(), listeners) {
+                Ok(counted) => *count = counted,
+                Err(error) => return refused(facility, "what a poll costs", &error),
+            }
+        }
+        exercised(facility);
+        // What a poll costs anyhow is in both.
+        let each = (counts[1] - counts[0]) / u64::from(POLLS * (MANY - FEW));
+        assert!((50..=u64::from(MOST)).contains(&each), "{each} instructions a socket: {counts:?}");
+    });
+}
+
+fn poll_among(listeners: u32) {
+    enter_new_namespace().unwrap();
+    let _open: Vec<OwnedFd> = (0..listeners).map(|_| at(Protocol::Tcp, "127.0.0.1").serve()).collect();
+    let mut scanner = Scanner::new().unwrap();
+    // Until nothing is left to be done for the first time.
+    for _ in 0..5 {
+        scanner.scan_in_place(super::start()).unwrap();
+    }
+    counted_polls(&mut scanner);
+}
+
+/// Valgrind counts from here on, and knows it by its name.
+#[inline(never)]
+fn counted_polls(scanner: &mut Scanner) {
+    for _ in 0..POLLS {
+        scanner.scan_in_place(super::start()).unwrap();
+    }
+}
+
+/// Of the polls in a process of its own.
+fn count_instructions(directory: &Path, listeners: u32) -> io::Result<u64> {
+    let out = directory.join("callgrind.out");
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--toggle-collect=*counted_polls*"]);
+    command.arg(format!("--callgrind-out-file={}", out.display()));
+    command.arg(std::env::current_exe()?).args(["--exact", NAME, "--test-threads=1"]);
+    let output = command.env(LISTENERS, listeners.to_string()).stdin(Stdio::null()).output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&out)?;
+    let total = text.lines().find_map(|line| line.strip_prefix("summary: ")).unwrap();
+    Ok(total.trim().parse().unwrap())
+}
+
+/// The name of the test above, by which the process of valgrind runs it alone.
+const NAME: &str = "truth::cost::a_poll_without_news_takes_few_instructions_a_socket";
