@@ -24,7 +24,11 @@ impl Fleet {
     /// Server, joined machine and running agent.
     pub(crate) fn start() -> Result<Fleet> {
         let bench = std::env::current_exe().context("where is this program?")?;
-        let programs = bench.parent().context("a program lies in a directory")?.to_owned();
+        Fleet::start_from(bench.parent().context("a program lies in a directory")?.to_owned())
+    }
+
+    /// The same with the programs of this directory.
+    pub(crate) fn start_from(programs: PathBuf) -> Result<Fleet> {
         let directory = TempDir::new()?;
         let mut server = command(&programs, &directory, "gatekeeper");
         let server =

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use crate::fleet::{Fleet, describe_machine};
 use crate::options::Options;
 use crate::report::{Row, Section};
-use crate::{density, group, http, paging, pressure, rows};
+use crate::{density, group, http, paging, presence, pressure, rows, scanning};
 
 type Measure<'a> = Box<dyn Fn() -> Result<Vec<Row>> + 'a>;
 
@@ -51,6 +51,8 @@ fn sections(options: &Options) -> Vec<(&'static str, Measure<'_>)> {
     let history = if options.quick { 1_000_000 } else { 10_000_000 };
     vec![
         ("Programs and agents", Box::new(programs)),
+        ("Scanning", Box::new(|| scanning::rows(options.quick))),
+        ("Agents at rest", Box::new(presence::rows)),
         ("Group commit in the store", Box::new(group::rows)),
         ("Group commit through HTTP", Box::new(http::group_rows)),
         ("Two servers on one database", Box::new(group::two_servers)),
