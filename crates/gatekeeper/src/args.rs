@@ -226,7 +226,8 @@ pub(crate) struct ScanArgs {
     /// Also print ports that are taken without a listener: UDP clients, and sockets that are bound only.
     #[arg(long)]
     pub(crate) all: bool,
-    /// Leave out who holds each listener: quicker on a machine with many open files.
+    /// Look at no process, which is quicker where they have many open files: leaves out who holds each listener, and other
+    /// network namespaces.
     #[arg(long)]
     pub(crate) no_processes: bool,
     /// How to print: table or json.

@@ -11,8 +11,11 @@ use crate::args::{Output, ScanArgs};
 
 /// Scans once and prints to standard output.
 pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
-    let scanner = Scanner::of_all_namespaces().context("cannot ask the kernel")?;
-    let mut scanner = if args.no_processes { scanner.without_owners() } else { scanner };
+    let scanner = match args.no_processes {
+        true => Scanner::without_processes(),
+        false => Scanner::of_all_namespaces(),
+    };
+    let mut scanner = scanner.context("cannot ask the kernel")?;
     let now = Timestamp::from_clock();
     let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan(now) };
     let mut scan = scan.context("cannot scan")?;

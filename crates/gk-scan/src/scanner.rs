@@ -98,10 +98,13 @@ impl Scanner {
         Ok(Scanner { others: Others::start().inspect_err(warn).ok(), ..Scanner::new()? })
     }
 
-    /// The same, but for owners: listeners are shown without, which spares looking through every open file of the machine.
-    #[must_use]
-    pub fn without_owners(self) -> Scanner {
-        Scanner { finds_owners: false, ..self }
+    /// As [`Scanner::new`], and looks at no process: listeners are shown without their owners, which spares a look at
+    /// every open file of the machine.
+    ///
+    /// # Errors
+    /// As [`Scanner::new`].
+    pub fn without_processes() -> Result<Scanner, ScanError> {
+        Ok(Scanner { finds_owners: false, ..Scanner::new()? })
     }
 
     /// Scans once; TCP sockets that are bound and do not listen are not looked for.
@@ -181,12 +184,12 @@ impl Scanner {
 
     /// After the dumps: a process made in between may hold what they showed.
     fn refresh_owners(&mut self, listed: Option<Vec<Pid>>) -> bool {
+        if !self.finds_owners {
+            return false;
+        }
         let later = self.processes.refresh();
         if let (Some(others), Some(later)) = (&mut self.others, &later) {
             others.meet(later);
-        }
-        if !self.finds_owners {
-            return false;
         }
         let new = match (listed, later) {
             (Some(listed), Some(later)) => Some([later, listed].concat()),
