@@ -17,9 +17,9 @@ const FEW: u32 = 200;
 const MANY: u32 = 1_200;
 const POLLS: u32 = 20;
 
-/// What is promised of the release build is 250 (`make bench` measures it). This build checks for overflows, and the
-/// code of other crates in it is not optimised.
-const MOST: u32 = 400;
+/// What is promised of the release build is 250, and `make bench` measures that. This build is not optimised, and takes
+/// 4,675 (rustc 1.95); whoever makes a poll do more by a sixth notices here.
+const MOST: u32 = 5_400;
 
 #[test]
 fn a_poll_without_news_takes_few_instructions_a_socket() {
@@ -39,7 +39,7 @@ fn a_poll_without_news_takes_few_instructions_a_socket() {
         exercised(facility);
         // What a poll costs anyhow is in both.
         let each = (counts[1] - counts[0]) / u64::from(POLLS * (MANY - FEW));
-        assert!((50..=u64::from(MOST)).contains(&each), "{each} instructions a socket: {counts:?}");
+        assert!((500..=u64::from(MOST)).contains(&each), "{each} instructions a socket: {counts:?}");
     });
 }
 
