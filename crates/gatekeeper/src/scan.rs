@@ -19,8 +19,10 @@ pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
     let now = Timestamp::from_clock();
     let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan(now) };
     let mut scan = scan.context("cannot scan")?;
-    gk_agent::ask_engines(&args.engines.sockets()).apply(&mut scan.listeners, now);
-    scan.listeners.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+    if !args.no_processes {
+        gk_agent::ask_engines(&args.engines.sockets()).apply(&mut scan.listeners, now);
+        scan.listeners.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+    }
     let text = match args.output {
         Output::Table => table(&scan, args.all),
         Output::Json => json(&scan)?,
