@@ -14,6 +14,7 @@ use gk_model::text::InstanceName;
 use gk_store::{DatabaseUrl, StoreConfig};
 
 use crate::server::is_root;
+use crate::surface::SurfaceArgs;
 use crate::tls::TlsArgs;
 
 /// Which port may a service use on a machine, and who is using it?
@@ -127,6 +128,8 @@ pub(crate) struct ServerArgs {
     /// Serve plain HTTP where others can reach it, as behind a proxy that speaks TLS.
     #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
     pub(crate) insecure_http: bool,
+    #[command(flatten)]
+    pub(crate) surface: SurfaceArgs,
     /// How many changes one transaction may carry. For the benchmark, which compares with 1: fewer only make it slower.
     #[arg(long, hide = true, value_name = "CHANGES", value_parser = clap::value_parser!(u32).range(1..))]
     max_batch: Option<u32>,

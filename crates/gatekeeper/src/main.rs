@@ -9,6 +9,7 @@ mod logs;
 mod scan;
 mod server;
 mod service;
+mod surface;
 mod tls;
 
 use std::process::ExitCode;

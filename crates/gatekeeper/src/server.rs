@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::ServerArgs;
 use crate::service;
+use crate::surface::SurfaceArgs;
 
 /// Runs the server until SIGINT or SIGTERM.
 pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
@@ -92,6 +93,7 @@ pub(crate) struct Server {
     database: String,
     store: Store,
     retention: Duration,
+    surface: SurfaceArgs,
     listeners: Listeners,
     tls: Option<Tls>,
     url: String,
@@ -127,8 +129,19 @@ impl Server {
         let unix = bind_socket(&socket)?;
         let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
         let (url, trusted_proxies) = (args.tls.url(address), args.tls.trusted_proxy.clone());
-        let retention = args.retention;
-        Ok(Server { address, socket, database, store, retention, listeners, tls, url, trusted_proxies })
+        let (retention, surface) = (args.retention, args.surface.clone());
+        Ok(Server {
+            address,
+            socket,
+            database,
+            store,
+            retention,
+            surface,
+            listeners,
+            tls,
+            url,
+            trusted_proxies,
+        })
     }
 
     /// What it says of itself to whoever asks; see [`Health`].
@@ -164,6 +177,8 @@ impl Server {
             tls: self.tls,
             trusted_proxies: self.trusted_proxies,
             retention: self.retention,
+            hosts: self.surface.hosts(),
+            rate_limit: self.surface.rate_limit,
         };
         let served = gk_server::run(config, self.listeners, stop).await;
         // A socket file without a server only misleads; a missing one is no harm.

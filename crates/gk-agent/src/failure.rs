@@ -56,8 +56,9 @@ impl Failure {
             (Code::IdentitySuperseded, _) => Failure::Ended(Ending::Superseded),
             (Code::NoSuchInstance, _) | (_, 410) => Failure::Ended(Ending::Left),
             (Code::Unauthenticated | Code::Forbidden, _) => Failure::Unknown,
-            // The server may work on it still; a proxy may have lost it; a route may be back after an upgrade.
-            (_, 404 | 408 | 425 | 429) => Failure::Away,
+            // The server may work on it still; a proxy may have lost it; a route may be back after an upgrade, and a name
+            // that the server does not go by after a change of its configuration.
+            (_, 404 | 408 | 421 | 425 | 429) => Failure::Away,
             (_, 400..=499) => Failure::Refused,
             _ => Failure::Away,
         }
@@ -78,6 +79,9 @@ mod tests {
             (401, Code::Unauthenticated, Failure::Unknown),
             (403, Code::Forbidden, Failure::Unknown),
             (404, Code::NoSuchRoute, Failure::Away),
+            (408, Code::TooSlow, Failure::Away),
+            (421, Code::UnknownHost, Failure::Away),
+            (429, Code::TooOften, Failure::Away),
             (400, Code::Malformed, Failure::Refused),
             (413, Code::TooLarge, Failure::Refused),
             (422, Code::Impossible, Failure::Refused),

@@ -1,8 +1,8 @@
 //! When a request that is safe to repeat is sent again, and how long to wait before.
 //!
 //! Only a request under an idempotency key comes here, so a repetition can never take effect twice. What is worth
-//! another attempt: the connection broke, time ran out, the server says that it is away for now (503), or that the
-//! first attempt is still under way. What is not: any other answer, and a server that nobody could connect to at the
+//! another attempt: the connection broke, time ran out, the server says that it is away for now (503) or asked
+//! too often (429), or that the first attempt is still under way. What is not: any other answer, and a server that nobody could connect to at the
 //! *first* attempt. Then nothing was sent, most likely nothing runs there, and whoever typed the command should hear so
 //! at once. Later, a refused connection is a server that is being restarted.
 
@@ -22,6 +22,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 const UNAVAILABLE: u16 = 503;
+const TOO_OFTEN: u16 = 429;
 
 /// An attempt that came to nothing.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ fn is_worth_another(error: &ClientError, attempt: u32) -> bool {
     match error {
         ClientError::Unreachable { source, .. } => attempt > 1 || !is_nobody_there(source),
         ClientError::Refused(problem) => {
-            problem.status == UNAVAILABLE || problem.code == Code::IdempotencyInFlight
+            [UNAVAILABLE, TOO_OFTEN].contains(&problem.status) || problem.code == Code::IdempotencyInFlight
         }
         ClientError::Protocol { fault, .. } => {
             matches!(**fault, ProtocolFault::Status { status: UNAVAILABLE, .. })
@@ -123,6 +124,7 @@ mod tests {
             (unreachable(ConnectionRefused), [false, true]),
             (unreachable(NotFound), [false, true]),
             (refused(503, Code::Unavailable, None), [true, true]),
+            (refused(429, Code::TooOften, None), [true, true]),
             (refused(409, Code::IdempotencyInFlight, None), [true, true]),
             (refused(409, Code::PortReserved, None), [false, false]),
             (refused(422, Code::IdempotencyKeyReused, None), [false, false]),

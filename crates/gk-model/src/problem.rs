@@ -71,6 +71,16 @@ words! {
         VersionMismatch = "version_mismatch",
         /// The body is too large.
         TooLarge = "too_large",
+        /// Path and query are too long.
+        AddressTooLong = "address_too_long",
+        /// The headers are too large.
+        HeadersTooLarge = "headers_too_large",
+        /// The body came too slowly.
+        TooSlow = "too_slow",
+        /// The server does not go by the name in `Host`.
+        UnknownHost = "unknown_host",
+        /// This client asks too often.
+        TooOften = "too_often",
         /// The body is of a type the route does not take.
         UnsupportedMediaType = "unsupported_media_type",
         /// Well-formed, and impossible.

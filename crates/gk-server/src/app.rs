@@ -11,8 +11,11 @@ use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 use gk_store::Store;
 
+use crate::crowd::Crowd;
+use crate::hosts::Hosts;
 use crate::idempotency::InFlight;
 use crate::proxy::Cidr;
+use crate::rates::{RateLimit, Rates};
 use crate::tls::Tls;
 
 /// Tells the time. A value, so that tests can set it; the binary passes `Timestamp::from_clock`.
@@ -40,6 +43,10 @@ pub struct Config {
     pub trusted_proxies: Vec<Cidr>,
     /// How long history is kept.
     pub retention: Duration,
+    /// The names by which clients may call it.
+    pub hosts: Hosts,
+    /// How often one client may ask.
+    pub rate_limit: RateLimit,
 }
 
 impl fmt::Debug for Config {
@@ -54,6 +61,8 @@ impl fmt::Debug for Config {
             tls,
             trusted_proxies,
             retention,
+            hosts,
+            rate_limit,
         } = self;
         f.debug_struct("Config")
             .field("local_subjects", local_subjects)
@@ -63,6 +72,8 @@ impl fmt::Debug for Config {
             .field("tls", tls)
             .field("trusted_proxies", trusted_proxies)
             .field("retention", retention)
+            .field("hosts", hosts)
+            .field("rate_limit", rate_limit)
             .finish_non_exhaustive()
     }
 }
@@ -82,12 +93,17 @@ pub(crate) struct Shared {
     pub(crate) url: Option<String>,
     pub(crate) tls: Option<Tls>,
     pub(crate) started_at: Timestamp,
+    pub(crate) hosts: Hosts,
+    pub(crate) rates: Rates,
+    pub(crate) crowd: Crowd,
 }
 
 impl App {
     pub(crate) fn new(config: Config) -> App {
-        let Config { store, clock, local_subjects, version, address, url, tls, .. } = config;
+        let Config { store, clock, local_subjects, version, address, url, tls, hosts, rate_limit, .. } =
+            config;
         let (in_flight, started_at) = (InFlight::default(), clock());
+        let (rates, crowd) = (Rates::new(rate_limit), Crowd::default());
         App(Arc::new(Shared {
             store,
             clock,
@@ -98,6 +114,9 @@ impl App {
             url,
             tls,
             started_at,
+            hosts,
+            rates,
+            crowd,
         }))
     }
 

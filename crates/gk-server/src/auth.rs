@@ -91,6 +91,7 @@ pub(crate) async fn guard(
     let origin = origin(&actor, request.extensions());
     let actor = Actor { origin: Some(origin.into()), ..actor };
     tracing::Span::current().record("actor.subject", actor.subject.as_str());
+    let _place = app.crowd.enter(&actor, permission)?;
     request.extensions_mut().insert(Caller(actor));
     request.extensions_mut().insert(key);
     Ok(next.run(request).await)
@@ -117,14 +118,16 @@ async fn authenticate(app: &App, credential: Credential) -> Result<Actor, ApiErr
         Credential::Token(hash) => {
             let now = app.now();
             let found = app.store.find_actor(hash, now).await?;
-            found.ok_or(ApiError::Unauthenticated("the token is unknown, expired or revoked"))
+            let actor = found.ok_or(ApiError::Unauthenticated("the token is unknown, expired or revoked"))?;
+            app.rates.is_good(hash, actor.authority, now);
+            Ok(actor)
         }
     }
 }
 
 /// The hash of the bearer token, if there is one. A header that cannot be read is refused rather than ignored, so that
 /// a mistyped token at the Unix socket never turns into admin.
-fn bearer(headers: &HeaderMap) -> Result<Option<SecretHash>, ApiError> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<SecretHash>, ApiError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {

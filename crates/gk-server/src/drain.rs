@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,8 +14,11 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Body as _, Frame, SizeHint};
+
+use crate::error::ApiError;
+use crate::pace::Paced;
 
 /// How much is read for the sake of politeness. Whoever sends more learns of it by the reset.
 const MOST_BYTES: usize = 9 << 20;
@@ -28,8 +32,12 @@ pub(crate) async fn hear_out(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let (head, body) = request.into_parts();
+    let (body, too_slow) = Paced::new(body);
     let body = Shared(Arc::new(Mutex::new(body)));
     let response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
+    if too_slow.load(Ordering::Relaxed) {
+        return ApiError::TooSlow.into_response();
+    }
     // Whoever sends too slowly gets the answer, and the reset.
     let _in_time = tokio::time::timeout(PATIENCE, drop_rest(body)).await;
     response
@@ -48,7 +56,7 @@ async fn drop_rest(mut body: Shared) {
 
 /// A body that the handler and the layer hold at once; the layer reads when the handler is done.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Body>>);
+struct Shared(Arc<Mutex<Paced>>);
 
 impl hyper::body::Body for Shared {
     type Data = Bytes;

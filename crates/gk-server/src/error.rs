@@ -4,6 +4,7 @@
 //! failure, once. What the caller reads never holds internals of the server; what the log reads holds the whole chain.
 
 use std::any::Any;
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -14,8 +15,10 @@ use gk_model::id::TokenId;
 use gk_model::problem::{Code, Problem};
 use gk_store::{Refusal, StoreError};
 
+use crate::admission::whole_seconds;
 use crate::document::permission_words;
 use crate::hint;
+use crate::hosts::HostName;
 use crate::request::RequestId;
 
 /// The media type of every refusal.
@@ -50,6 +53,18 @@ pub(crate) enum ApiError {
     MethodNotAllowed,
     #[error("the body is larger than this route takes: 1 MiB, and for contacts 8 MiB after decompression")]
     TooLarge,
+    #[error("path and query are longer than 8 KiB")]
+    AddressTooLong,
+    #[error("the headers are larger than 32 KiB")]
+    HeadersTooLarge,
+    #[error("the body came too slowly; nothing was done")]
+    TooSlow,
+    #[error("this server does not go by the name `{0}`")]
+    UnknownHost(HostName),
+    #[error("that was too often: this client may ask again in {} s", whole_seconds(*wait))]
+    TooOften { wait: Duration },
+    #[error("too many requests are being worked on; nothing was done")]
+    Crowded,
     #[error("{0}")]
     UnsupportedMediaType(&'static str),
     #[error("the request took too long; it is unknown whether it was done")]
@@ -94,8 +109,13 @@ impl ApiError {
             ApiError::NoSuchRoute => Code::NoSuchRoute,
             ApiError::MethodNotAllowed => Code::MethodNotAllowed,
             ApiError::TooLarge => Code::TooLarge,
+            ApiError::AddressTooLong => Code::AddressTooLong,
+            ApiError::HeadersTooLarge => Code::HeadersTooLarge,
+            ApiError::TooSlow => Code::TooSlow,
+            ApiError::UnknownHost(_) => Code::UnknownHost,
+            ApiError::TooOften { .. } => Code::TooOften,
             ApiError::UnsupportedMediaType(_) => Code::UnsupportedMediaType,
-            ApiError::TimedOut => Code::Unavailable,
+            ApiError::TimedOut | ApiError::Crowded => Code::Unavailable,
             ApiError::Panicked(_) => Code::Internal,
             ApiError::Refused(refusal) => hint::code(refusal),
             ApiError::Failed(error) => failure_code(error),
@@ -112,6 +132,13 @@ impl ApiError {
             }
             ApiError::InFlight => {
                 Some("send it again in a second; it gets the first one's answer".to_owned())
+            }
+            ApiError::UnknownHost(name) => Some(format!(
+                "if it should, start it with --allow-host {name} (GATEKEEPER_ALLOW_HOST={name}); else use one of its names, \
+                 or its address"
+            )),
+            ApiError::TooOften { .. } => {
+                Some("wait as long as Retry-After says; the server's --rate-limit sets how often is too often".to_owned())
             }
             // No role helps where only an instance's own credential does.
             ApiError::NotPermitted { permission, .. } if permission.least_role().is_none() => None,
@@ -167,7 +194,10 @@ impl ApiError {
         let again_in = |seconds: u16| Some((RETRY_AFTER, HeaderValue::from(seconds)));
         match self {
             ApiError::Unauthenticated(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-            ApiError::InFlight | ApiError::Failed(StoreError::QueueFull | StoreError::Away(_)) => again_in(1),
+            ApiError::TooOften { wait } => again_in(whole_seconds(*wait)),
+            ApiError::InFlight
+            | ApiError::Crowded
+            | ApiError::Failed(StoreError::QueueFull | StoreError::Away(_)) => again_in(1),
             ApiError::TimedOut => again_in(5),
             ApiError::Failed(StoreError::DiskFull) => again_in(30),
             ApiError::Failed(error) if failure_code(error) == Code::Unavailable => again_in(5),
@@ -236,7 +266,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Every code has one status, so that clients may look at either.
-fn status(code: Code) -> StatusCode {
+pub(crate) fn status(code: Code) -> StatusCode {
     match code {
         Code::Malformed => StatusCode::BAD_REQUEST,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
@@ -264,7 +294,12 @@ fn status(code: Code) -> StatusCode {
         | Code::IdempotencyInFlight
         | Code::IdentitySuperseded => StatusCode::CONFLICT,
         Code::VersionMismatch => StatusCode::PRECONDITION_FAILED,
+        Code::TooSlow => StatusCode::REQUEST_TIMEOUT,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::AddressTooLong => StatusCode::URI_TOO_LONG,
+        Code::UnknownHost => StatusCode::MISDIRECTED_REQUEST,
+        Code::TooOften => StatusCode::TOO_MANY_REQUESTS,
+        Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Code::Impossible | Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,

@@ -10,24 +10,30 @@
 //! - No token is ever logged or echoed.
 
 mod access;
+mod admission;
 mod app;
 mod auth;
 mod contacts;
+mod crowd;
 mod document;
 mod drain;
 mod error;
 mod events;
 mod extract;
+mod headers;
 mod health;
 mod hint;
 mod history;
+mod hosts;
 mod idempotency;
 mod instances;
 mod jobs;
 mod metrics;
+mod pace;
 mod pages;
 mod ports;
 mod proxy;
+mod rates;
 mod request;
 mod reservations;
 mod routes;
@@ -40,7 +46,9 @@ mod tests;
 
 pub use app::{Clock, Config};
 pub use auth::Peer;
+pub use hosts::{HostName, HostNameError, Hosts};
 pub use proxy::{Cidr, CidrError};
+pub use rates::{RateLimit, RateLimitError};
 pub use routes::router;
 pub use serve::{Listeners, ServeError, run};
 pub use tls::{Tls, TlsError, TlsName, TlsNameError, TlsSource};

@@ -7,7 +7,6 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, Request};
-use axum::http::header::X_CONTENT_TYPE_OPTIONS;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
@@ -16,6 +15,7 @@ use uuid::Uuid;
 
 use crate::auth::Peer;
 use crate::error::{ApiError, finish};
+use crate::headers::protect;
 
 /// How long an answer may take, the reading of the body included.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,7 +76,7 @@ async fn answer(request: Request, next: Next, id: &RequestId) -> Response {
     let mut response = finish(response, id);
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, HeaderValue::from_str(&id.0).expect("visible ASCII is header text"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    protect(headers);
     let duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     tracing::debug!(http.status = response.status().as_u16(), http.duration_us = duration_us, "answered");
     response

@@ -21,6 +21,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
+use crate::admission::admit;
 use crate::app::{App, Config};
 use crate::auth::{Guarded, guard};
 use crate::document;
@@ -38,12 +39,14 @@ const BODY_BYTES: usize = 1 << 20;
 /// The service expects a `ConnectInfo<Peer>` in the extensions of each request, as [`run`](crate::run) puts it there;
 /// a request without one counts as a stranger's.
 pub fn router(config: Config) -> (Router, OpenApi) {
-    let (router, document) = all(Routes::new(App::new(config))).finish();
+    let app = App::new(config);
+    let (router, document) = all(Routes::new(app.clone())).finish();
     let router = router
         .fallback(async || ApiError::NoSuchRoute)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(Document::new(&document).layer())
-        .layer(DefaultBodyLimit::max(BODY_BYTES));
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(from_fn_with_state(app, admit));
     (guarded_against_faults(router), document)
 }
 

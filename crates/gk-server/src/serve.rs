@@ -1,7 +1,8 @@
 //! Connections: accepting, bounding, ending them.
 //!
 //! Promises:
-//! - A client that sends its request slowly, or leaves an idle connection open, is cut off; the number of connections
+//! - A client that sends its request slowly, does not read its answer (`pace.rs`), or leaves an idle connection open,
+//!   is cut off; the number of connections
 //!   of each listener is bounded, so that a flood on the TCP port leaves the Unix socket usable.
 //! - After `shutdown`, requests in flight are answered for at most [`GRACE`]; then what the store accepted is finished,
 //!   heartbeats are written, and the store is closed.
@@ -33,7 +34,9 @@ use tower::util::MapRequest;
 use crate::app::Config;
 use crate::auth::Peer;
 use crate::error::chain;
+use crate::headers::{HEAD_BUFFER_BYTES, MOST_HEADERS};
 use crate::jobs;
+use crate::pace::Patient;
 use crate::proxy::{Cidr, forwarded_for};
 use crate::routes::router;
 use crate::tls::{self, Tls};
@@ -219,7 +222,9 @@ impl Server {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            .max_buf_size(HEAD_BUFFER_BYTES)
+            .max_headers(MOST_HEADERS)
+            .serve_connection(TokioIo::new(Patient::new(stream)), TowerToHyperService::new(service));
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

@@ -131,11 +131,14 @@ fn exit_of_code(code: Code) -> Exit {
         | Code::AlreadyReleased => Exit::NotFound,
         Code::Unauthenticated | Code::Forbidden | Code::NotTheHolder | Code::BeyondLimits => Exit::NotAllowed,
         // The server is there, but what it needs is not; for a script that is the same as being away.
-        Code::Unavailable => Exit::Unreachable,
+        Code::Unavailable | Code::TooOften | Code::TooSlow => Exit::Unreachable,
         Code::Malformed
         | Code::NoSuchRoute
         | Code::MethodNotAllowed
         | Code::TooLarge
+        | Code::AddressTooLong
+        | Code::HeadersTooLarge
+        | Code::UnknownHost
         | Code::UnsupportedMediaType
         | Code::Impossible
         | Code::Internal => Exit::Error,

@@ -7,8 +7,10 @@ mod matrix;
 mod metrics;
 mod permissions;
 mod serving;
+mod surface;
 mod tls;
 mod tokens;
+mod wire;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,9 +19,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use gk_model::access::{Actor, Authority, Role};
-use gk_model::secret::{Secret, SecretKind};
+use gk_model::secret::{Secret, SecretHash, SecretKind};
 use gk_model::time::Timestamp;
 use gk_model::token::TokenRequest;
 use gk_store::{Store, StoreConfig};
@@ -29,7 +31,7 @@ use tempfile::TempDir;
 use tower::ServiceExt as _;
 use utoipa::openapi::OpenApi;
 
-use crate::{Config, Peer, router};
+use crate::{Config, Hosts, Peer, RateLimit, router};
 
 /// The account that the tests' configuration admits at the Unix socket.
 const LOCAL_UID: u32 = 4711;
@@ -75,20 +77,28 @@ fn config(store: Store) -> Config {
         tls: None,
         trusted_proxies: Vec::new(),
         retention: Duration::from_secs(86_400),
+        hosts: Hosts::new("web-1", None),
+        rate_limit: RateLimit::Off,
     }
 }
 
 impl Api {
     async fn new() -> Api {
+        Api::with(|config| config).await
+    }
+
+    /// The same with another configuration.
+    async fn with(change: impl FnOnce(Config) -> Config) -> Api {
         let directory = tempfile::tempdir().unwrap();
         let store =
             Store::open(StoreConfig::embedded(directory.path()), Timestamp::from_clock()).await.unwrap();
-        let (router, document) = router(config(store.clone()));
+        let (router, document) = router(change(config(store.clone())));
         Api { router, document, store, _directory: directory }
     }
 
-    /// Sends any request, as it is.
-    async fn send(&self, request: Request<Body>) -> Answer {
+    /// Sends any request, as it is; to `localhost` unless it says otherwise.
+    async fn send(&self, mut request: Request<Body>) -> Answer {
+        request.headers_mut().entry("host").or_insert(HeaderValue::from_static("localhost"));
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
@@ -115,14 +125,11 @@ impl Api {
     async fn token(&self, kind: SecretKind, role: Role, subject: &str) -> Secret {
         let secret = secret(kind);
         let (hash, subject) = (secret.hash(), subject.parse().unwrap());
-        let now = Timestamp::from_clock();
         let wanted = match kind {
             SecretKind::Join => TokenRequest::to_join(),
             _ => TokenRequest::for_subject(subject, role),
         };
-        let admin = Actor::new("root".parse().unwrap(), Authority::Role(Role::Admin));
-        let make = self.store.write(move |tx| tx.create_token(&admin, hash, &wanted, now));
-        make.await.unwrap();
+        create_token(&self.store, hash, wanted).await;
         secret
     }
 
@@ -134,6 +141,12 @@ impl Api {
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
         (answer.body["id"].as_str().unwrap().to_owned(), credential)
     }
+}
+
+async fn create_token(store: &Store, hash: SecretHash, wanted: TokenRequest) {
+    let admin = Actor::new("root".parse().unwrap(), Authority::Role(Role::Admin));
+    let now = Timestamp::from_clock();
+    store.write(move |tx| tx.create_token(&admin, hash, &wanted, now)).await.unwrap();
 }
 
 fn request(method: Method, path: &str, body: &Value) -> axum::http::request::Builder {
