@@ -5,18 +5,16 @@
 
 use std::collections::BTreeSet;
 
+use axum::http::Method;
 use gk_model::access::Permission;
 use gk_model::problem::Problem;
 use utoipa::openapi::path::{Operation, PathItem, Paths};
 use utoipa::openapi::schema::ArrayItems;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{
-    Components, Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, Schema,
-};
+use utoipa::openapi::{Components, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Schema};
 use utoipa::{PartialSchema as _, ToSchema};
 
-use crate::error::PROBLEM_JSON;
-use crate::idempotency;
+use crate::{idempotency, refusals};
 
 const SCHEME: &str = "token";
 
@@ -32,7 +30,10 @@ pub(crate) fn empty() -> OpenApi {
 
 /// Writes down that the routes demand a permission.
 pub(crate) fn demand(paths: &mut Paths, permission: Permission) {
-    for (path, operation) in operations(paths) {
+    for post in paths.paths.values_mut().filter_map(|item| item.post.as_mut()) {
+        post.parameters.get_or_insert_default().push(idempotency::parameter().into());
+    }
+    for (method, path, operation) in operations(paths) {
         describe(path, operation);
         let needs = format!("Needs {}.", permission_words(permission));
         operation.description = Some(match operation.description.take() {
@@ -40,19 +41,16 @@ pub(crate) fn demand(paths: &mut Paths, permission: Permission) {
             _ => needs,
         });
         operation.security = Some(vec![SecurityRequirement::new(SCHEME, [permission_name(permission)])]);
-        operation.responses.responses.insert("default".to_owned(), refusal());
-    }
-    for post in paths.paths.values_mut().filter_map(|item| item.post.as_mut()) {
-        post.parameters.get_or_insert_default().push(idempotency::parameter().into());
+        refusals::write_down(&method, operation, true);
     }
 }
 
 /// Writes down that the routes are open to everybody.
 pub(crate) fn demand_nothing(paths: &mut Paths) {
-    for (path, operation) in operations(paths) {
+    for (method, path, operation) in operations(paths) {
         describe(path, operation);
         operation.security = Some(Vec::new());
-        operation.responses.responses.insert("default".to_owned(), refusal());
+        refusals::write_down(&method, operation, false);
     }
 }
 
@@ -61,6 +59,13 @@ pub(crate) fn demand_nothing(paths: &mut Paths) {
 /// utoipa writes the items of a generic page out in full, once more for every page; here they become references.
 pub(crate) fn complete(document: &mut OpenApi) {
     let Some(components) = &mut document.components else { return };
+    let used =
+        operations(&mut document.paths).flat_map(|(_, _, operation)| operation.responses.responses.values());
+    let used = used.filter_map(|response| match response {
+        RefOr::Ref(reference) => reference.ref_location.rsplit('/').next().map(str::to_owned),
+        RefOr::T(_) => None,
+    });
+    refusals::add_to(components, &used.collect());
     let names: BTreeSet<String> = components.schemas.keys().cloned().collect();
     for (name, schema) in &mut components.schemas {
         let item = name.strip_prefix("Page_").filter(|item| names.contains(*item));
@@ -109,13 +114,6 @@ fn components() -> Components {
     components
 }
 
-fn refusal() -> RefOr<Response> {
-    let mut response = Response::new("Refused, or failed.");
-    let content = Content::new(Some(Ref::from_schema_name(Problem::name())));
-    response.content.insert(PROBLEM_JSON.to_owned(), content.into());
-    response.into()
-}
-
 /// A tag from the path, and words for the statuses of success.
 fn describe(path: &str, operation: &mut Operation) {
     let noun = path.trim_start_matches("/v1").split('/').nth(1).unwrap_or_default();
@@ -137,9 +135,17 @@ fn words(status: &str) -> &'static str {
     }
 }
 
-fn operations(paths: &mut Paths) -> impl Iterator<Item = (&str, &mut Operation)> {
+fn operations(paths: &mut Paths) -> impl Iterator<Item = (Method, &str, &mut Operation)> {
     paths.paths.iter_mut().flat_map(|(path, item)| {
-        let PathItem { get, post, patch, delete, .. } = item;
-        [get, post, patch, delete].into_iter().flatten().map(move |operation| (path.as_str(), operation))
+        let PathItem { get, put, post, patch, delete, .. } = item;
+        let all = [
+            (Method::GET, get),
+            (Method::PUT, put),
+            (Method::POST, post),
+            (Method::PATCH, patch),
+            (Method::DELETE, delete),
+        ];
+        let made = all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)));
+        made.map(move |(method, operation)| (method, path.as_str(), operation))
     })
 }

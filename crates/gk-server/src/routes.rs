@@ -24,6 +24,7 @@ use utoipa_axum::routes;
 use crate::admission::admit;
 use crate::app::{App, Config};
 use crate::auth::{Guarded, guard};
+use crate::docs::{self, Docs};
 use crate::document;
 use crate::drain::hear_out;
 use crate::error::ApiError;
@@ -45,6 +46,7 @@ pub fn router(config: Config) -> (Router, OpenApi) {
         .fallback(async || ApiError::NoSuchRoute)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(Document::new(&document).layer())
+        .layer(Docs::of(&document).layer())
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(from_fn_with_state(app, admit));
     (guarded_against_faults(router), document)
@@ -81,6 +83,7 @@ fn all(routes: Routes) -> Routes {
         .open(routes!(health::health))
         .open(routes!(health::ready))
         .open(routes!(pages::openapi))
+        .open(routes!(docs::docs))
         .open(routes!(pages::index))
 }
 

@@ -214,7 +214,7 @@ async fn people_find_their_way() {
     let api = Api::new().await;
     let page = api.local(Method::GET, "/", Value::Null).await;
     let text = page.body.as_str().unwrap();
-    assert!(text.contains("gkctl instance join") && text.contains("/openapi.json"));
+    assert!(text.contains("gkctl instance join") && text.contains("/docs"));
     assert!(!text.contains("http://") && !text.contains("https://"), "nothing from elsewhere");
     let health = api.local(Method::GET, "/healthz", Value::Null).await;
     assert_eq!(health.body, json!({"status": "ok", "version": "0.0.0-test", "address": null}));

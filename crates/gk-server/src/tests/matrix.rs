@@ -16,8 +16,9 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 24] = [
+const MATRIX: [(&str, &str); 25] = [
     ("GET /", "-"),
+    ("GET /docs", "-"),
     ("GET /healthz", "-"),
     ("GET /metrics", "yyyyyyn"),
     ("GET /openapi.json", "-"),

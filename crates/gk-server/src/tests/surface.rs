@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::{Method, Request};
+use axum::http::{HeaderName, Method, Request};
 use gk_model::access::Role;
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::time::Timestamp;
@@ -194,7 +194,7 @@ async fn browsers_are_told_to_do_little_with_any_answer() {
                 "{about}"
             );
             assert!(!policy.contains("script-src"), "{about}");
-            let names = answer.headers.keys().map(|name| name.as_str());
+            let names = answer.headers.keys().map(HeaderName::as_str);
             assert_eq!(names.filter(|name| name.starts_with("access-control")).count(), 0, "{about}");
         }
     }
