@@ -117,7 +117,7 @@ impl From<InstanceId> for InstanceRef {
     }
 }
 
-text_form!(InstanceRef, "web-1");
+text_form!(InstanceRef, "web-1"; "^[A-Za-z0-9._-]{1,253}$");
 
 #[cfg(test)]
 mod tests {

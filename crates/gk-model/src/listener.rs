@@ -285,7 +285,7 @@ impl FromStr for Digest {
     }
 }
 
-text_form!(Digest, "5f0c7c0e0d9a4b6f8a1b2c3d4e5f6071");
+text_form!(Digest, "5f0c7c0e0d9a4b6f8a1b2c3d4e5f6071"; "^[0-9A-Fa-f]{32}$");
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -189,6 +189,11 @@ impl From<Port> for PortRange {
     }
 }
 
+impl PortRange {
+    /// Numbers of up to five digits; that each is a port, and that they do not go backwards, no pattern says shortly.
+    const PATTERN: &str = "^[1-9][0-9]{0,4}([-:][1-9][0-9]{0,4})?$";
+}
+
 impl FromStr for PortRange {
     type Err = PortError;
 
@@ -212,7 +217,7 @@ impl fmt::Debug for PortRange {
     }
 }
 
-text_form!(PortRange, "8000-8009");
+text_form!(PortRange, "8000-8009"; PortRange::PATTERN);
 
 words! {
     /// The transport a port belongs to. TCP 53 and UDP 53 are two different ports.

@@ -16,7 +16,6 @@ use crate::text_form::words;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReservedPorts {
     /// As few ranges as possible: `["8000-8009", "9100"]`.
-    #[schema(inline)]
     pub ports: PortSet,
 }
 

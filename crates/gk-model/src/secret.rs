@@ -128,7 +128,7 @@ impl FromStr for SecretHash {
     }
 }
 
-text_form!(SecretHash, "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08");
+text_form!(SecretHash, "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"; "^[0-9a-f]{64}$");
 
 #[cfg(test)]
 mod tests {

@@ -94,8 +94,32 @@ macro_rules! name {
             }
         }
 
-        text_form!(str $name, $example);
+        $crate::text_form::json_by_text!(str $name);
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::Type::String)
+                    .min_length(Some(1))
+                    .max_length(Some($most))
+                    .pattern(pattern($allowed))
+                    .examples([$example])
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
     };
+}
+
+/// What is said to be allowed, as the pattern of a schema; none where no pattern says it shortly.
+fn pattern(allowed: &str) -> Option<&'static str> {
+    match allowed {
+        "letters, digits, `.`, `-` and `_`" => Some("^[A-Za-z0-9._-]+$"),
+        "letters, digits and any of `.-_/:@+`" => Some("^[A-Za-z0-9._/:@+-]+$"),
+        "visible ASCII characters" => Some("^[!-~]+$"),
+        _ => None,
+    }
 }
 
 /// Control characters, and those that reorder or hide what a terminal shows.

@@ -38,23 +38,23 @@ macro_rules! json_from_text {
 pub(crate) use json_from_text;
 
 /// Derives the wire form of a type from its `Display` (or `as_str`, as above) and `FromStr`: JSON by serde, and the
-/// OpenAPI schema, a string with the given example (and format, where OpenAPI has one). So a value has one text form, in
+/// OpenAPI schema, a string with the given example (and format or pattern, where there is one). So a value has one text form, in
 /// JSON, in queries, on the command line and in the database.
 macro_rules! text_form {
     (str $name:ident, $example:literal) => {
         $crate::text_form::json_by_text!(str $name);
         $crate::text_form::text_schema!($name, $example);
     };
-    ($name:ident, $example:literal $(, $format:ident)?) => {
+    ($name:ident, $example:literal $(, $format:ident)? $(; $pattern:expr)?) => {
         $crate::text_form::json_by_text!($name);
-        $crate::text_form::text_schema!($name, $example $(, $format)?);
+        $crate::text_form::text_schema!($name, $example $(, $format)? $(; $pattern)?);
     };
 }
 
 pub(crate) use text_form;
 
 macro_rules! text_schema {
-    ($name:ident, $example:literal $(, $format:ident)?) => {
+    ($name:ident, $example:literal $(, $format:ident)? $(; $pattern:expr)?) => {
 
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
@@ -63,6 +63,7 @@ macro_rules! text_schema {
                     $(.format(Some(utoipa::openapi::SchemaFormat::KnownFormat(
                         utoipa::openapi::KnownFormat::$format,
                     ))))?
+                    $(.pattern(Some($pattern)))?
                     .examples([$example])
                     .into()
             }

@@ -3,6 +3,7 @@
 mod agent;
 mod backup;
 mod cli;
+mod contract;
 pub(crate) mod crash;
 mod disk;
 pub(crate) mod harness;
