@@ -80,10 +80,17 @@ impl fmt::Debug for Config {
 
 /// The state of every route. Cheap to clone: each layer and each handler of a request has one.
 #[derive(Clone)]
-pub(crate) struct App(Arc<Shared>);
+pub struct App(Arc<Shared>);
+
+/// For what has a state in it.
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").finish_non_exhaustive()
+    }
+}
 
 /// What all of them share.
-pub(crate) struct Shared {
+pub struct Shared {
     pub(crate) store: Store,
     clock: Clock,
     local_subjects: HashMap<u32, Subject>,

@@ -52,8 +52,8 @@ impl fmt::Display for Peer {
 
 /// The state of guarded routes. It differs in type from the state of open ones for one reason: only here can
 /// [`Caller`] be extracted, so that a handler which needs an actor does not compile on an open route.
-#[derive(Clone)]
-pub(crate) struct Guarded(pub(crate) App);
+#[derive(Clone, Debug)]
+pub struct Guarded(pub(crate) App);
 
 impl FromRef<Guarded> for App {
     fn from_ref(guarded: &Guarded) -> App {
@@ -63,7 +63,7 @@ impl FromRef<Guarded> for App {
 
 /// Whoever makes the request, after [`guard`] let it in.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller(pub(crate) Actor);
+pub struct Caller(pub(crate) Actor);
 
 impl FromRequestParts<Guarded> for Caller {
     type Rejection = Infallible;

@@ -43,6 +43,60 @@ mod serve;
 mod tls;
 mod tokens;
 
+/// What does not compile, and that it does not. No part of the API: nothing in it can be made outside of this crate.
+///
+/// Who calls can be extracted behind a door:
+///
+/// ```
+/// use axum::extract::FromRequestParts;
+/// use gk_server::proof::{App, Caller, Guarded};
+/// fn extracts<T: FromRequestParts<S>, S: Send + Sync>() {}
+/// extracts::<Caller, Guarded>();
+/// ```
+///
+/// and on no open route:
+///
+/// ```compile_fail,E0277
+/// use axum::extract::FromRequestParts;
+/// use gk_server::proof::{App, Caller, Guarded};
+/// fn extracts<T: FromRequestParts<S>, S: Send + Sync>() {}
+/// extracts::<Caller, App>();
+/// ```
+///
+/// So a handler that takes a caller makes a guarded route:
+///
+/// ```
+/// use axum::handler::Handler;
+/// use gk_server::proof::{App, Caller, Guarded};
+/// async fn handler(_: Caller) {}
+/// fn serves<T, S>(_: impl Handler<T, S>) {}
+/// serves::<_, Guarded>(handler);
+/// ```
+///
+/// and no open one:
+///
+/// ```compile_fail,E0277
+/// use axum::handler::Handler;
+/// use gk_server::proof::{App, Caller, Guarded};
+/// async fn handler(_: Caller) {}
+/// fn serves<T, S>(_: impl Handler<T, S>) {}
+/// serves::<_, App>(handler);
+/// ```
+///
+/// Nor can anybody make the state that stands for a door:
+///
+/// ```compile_fail,E0423
+/// use gk_server::proof::{App, Guarded};
+/// fn door(app: App) -> Guarded {
+///     Guarded(app)
+/// }
+/// ```
+#[doc(hidden)]
+pub mod proof {
+    pub use crate::app::App;
+    pub use crate::auth::{Caller, Guarded};
+}
+
 #[cfg(test)]
 mod tests;
 

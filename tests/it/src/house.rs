@@ -97,6 +97,16 @@ fn every_module_says_what_it_owns() {
     }
 }
 
+/// clippy refuses axum's registration functions everywhere; this is about who may say "but here".
+#[test]
+fn routes_are_registered_in_one_file() {
+    let excused = sources().into_iter().filter(|path| read(path).contains("clippy::disallowed_methods"));
+    let of_server = excused.filter(|path| path.starts_with(Path::new(ROOT).join("crates/gk-server/src")));
+    let names = of_server.map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
+    // The latter has two routes that exist in a test only.
+    assert_eq!(names.collect::<BTreeSet<_>>(), BTreeSet::from(["routes.rs".to_owned(), "serving.rs".to_owned()]));
+}
+
 #[test]
 fn no_file_is_too_long() {
     for path in sources() {

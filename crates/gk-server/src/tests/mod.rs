@@ -7,6 +7,7 @@ mod matrix;
 mod metrics;
 mod permissions;
 mod serving;
+mod skew;
 mod surface;
 mod tls;
 mod tokens;

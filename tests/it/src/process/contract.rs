@@ -29,9 +29,8 @@ fn token(data: &Path) -> Secret {
     runtime.block_on(async {
         let store = Store::open(StoreConfig::embedded(data), now).await.unwrap();
         let subject = "schemathesis".parse().unwrap();
-        let create = store.write(move |tx| {
-            tx.create_token(hash, SecretKind::Subject, &subject, Role::Admin, None, now)
-        });
+        let create = store
+            .write(move |tx| tx.create_token(hash, SecretKind::Subject, &subject, Role::Admin, None, now));
         create.await.unwrap();
         tokio::task::spawn_blocking(move || store.close()).await.unwrap();
     });
