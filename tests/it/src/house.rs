@@ -104,7 +104,10 @@ fn routes_are_registered_in_one_file() {
     let of_server = excused.filter(|path| path.starts_with(Path::new(ROOT).join("crates/gk-server/src")));
     let names = of_server.map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
     // The latter has two routes that exist in a test only.
-    assert_eq!(names.collect::<BTreeSet<_>>(), BTreeSet::from(["routes.rs".to_owned(), "serving.rs".to_owned()]));
+    assert_eq!(
+        names.collect::<BTreeSet<_>>(),
+        BTreeSet::from(["routes.rs".to_owned(), "serving.rs".to_owned()])
+    );
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The server as a process: starting, refusing to start, stopping, and sixteen callers at once.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -67,6 +68,34 @@ fn a_public_address_needs_tls_or_a_word() {
     let place = Place::new();
     let error = refused(&place.join("data"), "0.0.0.0:0");
     assert!(error.contains("plain HTTP") && error.contains("--insecure-http"), "{error}");
+}
+
+/// The status line of a request over TCP under this name.
+fn status(server: &Server, host: &str) -> String {
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn names_and_rates_are_set_by_options_and_the_socket_has_neither() {
+    let place = Place::new();
+    let server = Server::start_with(&place.join("data"), "127.0.0.1:0", |command| {
+        command.args(["--allow-host", "gate.example.org", "--rate-limit", "1"]);
+    });
+    assert!(status(&server, "evil.example").contains(" 421 "), "a page whose name points here");
+    let statuses: Vec<String> = (0..40).map(|_| status(&server, "gate.example.org")).collect();
+    assert!(statuses[0].contains(" 200 "), "{statuses:?}");
+    assert!(statuses.iter().any(|status| status.contains(" 429 ")), "{statuses:?}");
+    for _ in 0..40 {
+        server.admin().ready().unwrap();
+    }
+    for wrong in [["--rate-limit", "many"], ["--allow-host", "http://x"]] {
+        let refused = program("gatekeeper").arg("server").args(wrong).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    }
 }
 
 #[test]
