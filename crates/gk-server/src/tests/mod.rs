@@ -1,6 +1,7 @@
 //! Tests of the whole API, called in process on a real store in a directory of its own.
 
 mod answers;
+mod crowded;
 mod document;
 mod idempotency;
 mod matrix;
