@@ -10,11 +10,14 @@
 use std::path::Path;
 use std::process::Command;
 
-use gk_model::access::Role;
+use gk_model::access::{Actor, Authority, Role};
 use gk_model::facts::Facts;
 use gk_model::instance::JoinRequest;
+use gk_model::labels::Labels;
 use gk_model::secret::{Secret, SecretKind};
+use gk_model::text::Subject;
 use gk_model::time::Timestamp;
+use gk_model::token::TokenRequest;
 use gk_store::{Store, StoreConfig};
 
 use super::harness::{Place, Server};
@@ -28,10 +31,10 @@ fn token(data: &Path) -> Secret {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let store = Store::open(StoreConfig::embedded(data), now).await.unwrap();
-        let subject = "schemathesis".parse().unwrap();
-        let create = store
-            .write(move |tx| tx.create_token(hash, SecretKind::Subject, &subject, Role::Admin, None, now));
-        create.await.unwrap();
+        let subject: Subject = "schemathesis".parse().unwrap();
+        let admin = Actor::new(subject.clone(), Authority::Role(Role::Admin));
+        let wanted = TokenRequest::for_subject(subject, Role::Admin);
+        store.write(move |tx| tx.create_token(&admin, hash, &wanted, now)).await.unwrap();
         tokio::task::spawn_blocking(move || store.close()).await.unwrap();
     });
     token
@@ -43,6 +46,7 @@ fn join(server: &Server) {
         name: Some("web-1".parse().unwrap()),
         credential_hash: Secret::from_random(SecretKind::Instance, &[1; 32]).hash(),
         facts: Facts::default(),
+        labels: Labels::default(),
         replace: None,
     };
     server.admin().join(&request).unwrap();
