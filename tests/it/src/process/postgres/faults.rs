@@ -16,7 +16,7 @@ use crate::process::harness::{Place, Server, wait_for};
 /// Status line, headers and body, as they come over TCP.
 fn get(server: &Server, path: &str) -> String {
     let mut stream = TcpStream::connect(&server.address).unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
