@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 
 use gk_model::instance::JoinRequest;
+use gk_model::labels::Labels;
 use gk_model::paths::PENDING_CREDENTIAL_FILE;
 use gk_model::problem::Code;
 use gk_model::secret::{Secret, SecretHash, SecretKind};
@@ -44,7 +45,7 @@ pub fn begin_join(
     if let Some(pending) =
         load_pending(state_dir, client)?.filter(|pending| is_worth_showing(client, &request(pending)))
     {
-        match client.clone().with_token(pending.clone()).join(&request(&pending)) {
+        match client.clone().with_token(pending.clone()).join(&by_itself(request(&pending))) {
             Err(ClientError::Refused(problem)) if problem.code == Code::Unauthenticated => {}
             answer => return Ok((answer?, pending)),
         }
@@ -67,7 +68,8 @@ fn join_and_make_sure(
 ) -> Result<Joined, ClientError> {
     client.join(request).or_else(|error| match error.problem() {
         Some(problem) if problem.code == Code::Unauthenticated && is_worth_showing(client, request) => {
-            client.clone().with_token(credential.clone()).join(request).map_err(|_| error)
+            let own = client.clone().with_token(credential.clone());
+            own.join(&by_itself(request.clone())).map_err(|_| error)
         }
         _ => Err(error),
     })
@@ -79,6 +81,11 @@ fn join_and_make_sure(
 /// When the pending credential cannot be removed.
 pub fn finish_join(state_dir: &Path) -> io::Result<()> {
     files::remove(state_dir, PENDING_CREDENTIAL_FILE)
+}
+
+/// No machine labels itself; where the earlier request had arrived, its labels did too.
+fn by_itself(request: JoinRequest) -> JoinRequest {
+    JoinRequest { labels: Labels::default(), ..request }
 }
 
 /// A take-over is an operator's, who may repeat it, and is there to change the credential. And where nobody is known to
