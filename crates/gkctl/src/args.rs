@@ -1,6 +1,9 @@
 //! What can be typed. The texts here are the manual that people read first, so each verb says in one sentence what it
 //! does and shows one command that works.
 
+mod instance;
+mod token;
+
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -8,11 +11,18 @@ use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceRef;
-use gk_model::instance::Presence;
 use gk_model::port::{Port, PortError, PortRange, Protocol};
 use gk_model::port_state::State;
-use gk_model::text::{InstanceName, Note, PoolName, PortName, ServiceName, Subject};
+use gk_model::text::{Note, PoolName, PortName, ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
+
+pub(crate) use self::instance::{InstanceFilters, InstanceVerb, Join, Leave, OneInstance, Rename};
+pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
+
+const LOGIN_EXAMPLE: &str = "\
+Example: gkctl login --server http://127.0.0.1:5000
+
+It asks for the token. In a script: gkctl login --token-file FILE, where - is stdin.";
 
 const FIRST_COMMANDS: &str = "\
 The first five commands:
@@ -56,7 +66,8 @@ pub(crate) struct Global {
     /// The server: http://HOST:PORT or unix:PATH [env: GATEKEEPER_SERVER]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub(crate) server: Option<ServerAddress>,
-    /// A file that holds a token, or `-` for stdin [env: GATEKEEPER_TOKEN holds the token itself]
+    /// A file that holds a token; `-` for stdin, or to be asked [env: GATEKEEPER_TOKEN holds the
+    /// token itself]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// How to print: table, json, csv or name.
@@ -103,91 +114,27 @@ pub(crate) enum Verb {
     /// Tell whether server, agent and this machine are in order.
     #[command(after_help = "Example: gkctl status")]
     Status,
+    /// Keep a token for a server, so that later commands need none.
+    #[command(after_help = LOGIN_EXAMPLE)]
+    Login,
+    /// Forget the token that is kept for a server.
+    #[command(after_help = "Example: gkctl logout")]
+    Logout,
+    /// Tell who the server takes you for, and what you may do.
+    #[command(after_help = "Example: gkctl whoami")]
+    Whoami,
     /// Machines that have joined.
     #[command(subcommand)]
     Instance(InstanceVerb),
     /// Ports: who may use them, and who does.
     #[command(subcommand)]
     Port(PortVerb),
+    /// Secrets that let people, programs and machines in.
+    #[command(subcommand)]
+    Token(TokenVerb),
     /// List what happened in the fleet, oldest first.
     #[command(after_help = with_times!("Example: gkctl events --since 2h --kind reserved"))]
     Events(EventFilters),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum InstanceVerb {
-    /// Bring this machine in, or refresh what is known of it.
-    #[command(after_help = "Example: gkctl instance join --name web-1")]
-    Join(Join),
-    /// List the machines that have joined.
-    #[command(after_help = "Example: gkctl instance list --presence offline")]
-    List(InstanceFilters),
-    /// Show everything that is known of a machine.
-    #[command(after_help = "Example: gkctl instance show web-1")]
-    Show(OneInstance),
-    /// Take a machine out; its history stays.
-    #[command(after_help = "Example: gkctl instance leave --release")]
-    Leave(Leave),
-    /// Give a machine another name.
-    #[command(
-        after_help = "Example: gkctl instance rename web-1 web-2",
-        override_usage = "gkctl instance rename [OPTIONS] [INSTANCE] <NEW-NAME>"
-    )]
-    Rename(Rename),
-}
-
-#[derive(Debug, Default, ClapArgs)]
-pub(crate) struct Join {
-    /// The name to join under; the host name when left out.
-    #[arg(long)]
-    pub(crate) name: Option<InstanceName>,
-    /// Take over this instance's id, because its credential was lost.
-    #[arg(long, value_name = "INSTANCE")]
-    pub(crate) replace: Option<InstanceRef>,
-}
-
-#[derive(Debug, Default, ClapArgs)]
-pub(crate) struct InstanceFilters {
-    /// Only the one with this name.
-    #[arg(long)]
-    pub(crate) name: Option<InstanceName>,
-    /// Only those that are online, offline, or have left.
-    #[arg(long)]
-    pub(crate) presence: Option<Presence>,
-    /// Show their ids too.
-    #[arg(long)]
-    pub(crate) wide: bool,
-    /// Only those with this text in their name.
-    #[arg(short = 'q', long, value_name = "TEXT")]
-    pub(crate) search: Option<String>,
-    /// At most so many.
-    #[arg(long, value_name = "COUNT")]
-    pub(crate) limit: Option<NonZeroU32>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct OneInstance {
-    /// Its name or id; this machine when left out.
-    #[arg(value_name = "INSTANCE")]
-    pub(crate) which: Option<InstanceRef>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Leave {
-    /// Its name or id; this machine when left out.
-    #[arg(value_name = "INSTANCE")]
-    pub(crate) which: Option<InstanceRef>,
-    /// Release its reservations too.
-    #[arg(long)]
-    pub(crate) release: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Rename {
-    /// The instance (this machine when left out), then its new name.
-    // One list, because a required value cannot follow an optional one.
-    #[arg(value_name = "NAMES", num_args = 1..=2, required = true)]
-    pub(crate) names: Vec<InstanceRef>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -422,6 +369,14 @@ mod tests {
             "gkctl port show 8080 --instance web-1",
             "gkctl port history --port 8000:8009 --since 2h --limit 5",
             "gkctl events --actor local:root --kind reserved",
+            "gkctl login --server http://web-1:5000 --token-file -",
+            "gkctl logout",
+            "gkctl whoami",
+            "gkctl token create --subject ci --role user --limit-instances env=dev --limit-pool a --limit-pool b",
+            "gkctl token create --subject ci --role viewer --ttl 90d --note builds",
+            "gkctl token create --join --reusable --label env=dev --forget-after 7d --ttl 1h",
+            "gkctl token list --ended --kind join --subject ci",
+            "gkctl token revoke 0190163d-8694 0190163d-8694-739b-aea5-966c26f8ad91",
             "gkctl --server unix:/run/gk.sock status",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
@@ -492,6 +447,21 @@ mod tests {
             "gkctl port list --limit 0",
             "gkctl port list -o yaml",
             "gkctl port history --since yesterday",
+            "gkctl token create",
+            "gkctl token create --subject ci",
+            "gkctl token create --role user",
+            "gkctl token create --join --role user",
+            "gkctl token create --join --subject ci --role user",
+            "gkctl token create --join --limit-pool a",
+            "gkctl token create --subject ci --role user --reusable",
+            "gkctl token create --subject ci --role user --ttl 90",
+            "gkctl token create --subject ci --role user --ttl 1s",
+            "gkctl token create --subject ci --role root",
+            "gkctl token create --join --forget-after 1m",
+            "gkctl token create --join --label env",
+            "gkctl token revoke",
+            "gkctl token revoke 12",
+            "gkctl token revoke web-1",
             "gkctl status --server web-1:5000",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");

@@ -115,7 +115,7 @@ fn keep_what_the_agent_told(context: &Context, client: &Client, id: InstanceId, 
 
 /// A credential that was made for one server is not shown to another, and a machine is not moved by accident.
 fn refuse_another_server(context: &Context, identity: &Identity) -> Result<()> {
-    let Connection { client, how } = context.connect()?;
+    let Connection { client, how, .. } = context.connect()?;
     let socket = identity.socket.clone().map(ServerAddress::Unix);
     let is_same = client.server().to_string() == identity.server || socket.as_ref() == Some(client.server());
     if is_same || !matches!(how, How::Option | How::Environment) {
@@ -165,7 +165,7 @@ fn request(wanted: &Join, credential_hash: SecretHash) -> JoinRequest {
 }
 
 fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
-    let client = context.client()?;
+    let client = context.client_or_ask("join token")?;
     let state_dir = &context.machine.own_dir;
     prepare_state_dir(state_dir).context("cannot keep the identity of this machine")?;
     // A machine that the server has forgotten keeps its name, unless told.
