@@ -16,7 +16,9 @@ use gk_model::port_state::State;
 use gk_model::text::{Note, PoolName, PortName, ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
 
-pub(crate) use self::instance::{InstanceFilters, InstanceVerb, Join, Leave, OneInstance, Rename};
+pub(crate) use self::instance::{
+    InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
+};
 pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
 
 const LOGIN_EXAMPLE: &str = "\

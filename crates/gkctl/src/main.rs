@@ -12,6 +12,7 @@ mod history;
 mod instance;
 mod invitation;
 mod join;
+mod label;
 mod left;
 mod login;
 mod machine;

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::args::{InstanceVerb, PortVerb, TokenVerb, Verb};
 use crate::context::Context;
-use crate::{event, history, instance, join, login, port, release, reserve, status, token};
+use crate::{event, history, instance, join, label, login, port, release, reserve, status, token};
 
 /// Does what was typed.
 pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
@@ -28,6 +28,7 @@ fn of_instance(context: &Context, verb: &InstanceVerb) -> Result<()> {
         InstanceVerb::List(wanted) => instance::list(context, wanted),
         InstanceVerb::Show(wanted) => instance::show(context, wanted),
         InstanceVerb::Leave(wanted) => instance::leave(context, wanted),
+        InstanceVerb::Label(wanted) => label::label(context, wanted),
         InstanceVerb::Rename(wanted) => instance::rename(context, wanted),
     }
 }
