@@ -278,7 +278,7 @@ pub(crate) struct HistoryFilters {
 
 #[derive(Debug, Default, ClapArgs)]
 pub(crate) struct EventFilters {
-    /// Only what this subject did.
+    /// Only what this subject did; also shows from where.
     #[arg(long, value_name = "SUBJECT")]
     pub(crate) actor: Option<Subject>,
     /// Only what touches this port or range.
@@ -287,6 +287,9 @@ pub(crate) struct EventFilters {
     /// Only this kind, such as joined, reserved, released, opened or closed.
     #[arg(long)]
     pub(crate) kind: Option<EventKind>,
+    /// Show from where each was asked for: address and token.
+    #[arg(long)]
+    pub(crate) origin: bool,
     /// Only what happened at this time or later.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
@@ -371,9 +374,15 @@ mod tests {
             "gkctl port show 8080 --instance web-1",
             "gkctl port history --port 8000:8009 --since 2h --limit 5",
             "gkctl events --actor local:root --kind reserved",
+            "gkctl events --origin",
             "gkctl login --server http://web-1:5000 --token-file -",
             "gkctl logout",
             "gkctl whoami",
+            "gkctl instance join --label env=prod --label team=web",
+            "gkctl instance label web-1 env=prod team=web old-",
+            "gkctl instance label env=prod",
+            "gkctl instance label web-1",
+            "gkctl instance label",
             "gkctl token create --subject ci --role user --limit-instances env=dev --limit-pool a --limit-pool b",
             "gkctl token create --subject ci --role viewer --ttl 90d --note builds",
             "gkctl token create --join --reusable --label env=dev --forget-after 7d --ttl 1h",
@@ -464,6 +473,7 @@ mod tests {
             "gkctl token revoke",
             "gkctl token revoke 12",
             "gkctl token revoke web-1",
+            "gkctl instance join --label env",
             "gkctl status --server web-1:5000",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
