@@ -116,6 +116,9 @@ pub(crate) enum Verb {
     /// Tell whether server, agent and this machine are in order.
     #[command(after_help = "Example: gkctl status")]
     Status,
+    /// Find out what is wrong between here, agent and server, and how to mend it.
+    #[command(after_help = "Example: gkctl doctor\n\nIt ends with 0 when all is well, else with 1.")]
+    Doctor,
     /// Keep a token for a server, so that later commands need none.
     #[command(after_help = LOGIN_EXAMPLE)]
     Login,
@@ -375,6 +378,7 @@ mod tests {
             "gkctl port history --port 8000:8009 --since 2h --limit 5",
             "gkctl events --actor local:root --kind reserved",
             "gkctl events --origin",
+            "gkctl doctor -o json",
             "gkctl login --server http://web-1:5000 --token-file -",
             "gkctl logout",
             "gkctl whoami",

@@ -206,6 +206,13 @@ fn listen(server: &ServerAddress) -> String {
     address.map(|address| format!(" --listen {address}")).unwrap_or_default()
 }
 
+/// The message of a failure and its hints, for whoever goes on in spite of it.
+pub(crate) fn in_words(error: &Error, shown: Option<Shown>, now: Timestamp) -> (String, Option<String>) {
+    let text = describe(error, shown, now);
+    let hints: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("hint: ")).collect();
+    (chain(error), (!hints.is_empty()).then(|| hints.join("; or ")))
+}
+
 /// Every reason once: some errors show their source as themselves.
 fn chain(error: &Error) -> String {
     let mut reasons: Vec<String> = error.chain().map(ToString::to_string).collect();

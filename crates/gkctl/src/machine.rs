@@ -35,6 +35,25 @@ pub(crate) fn account() -> Account {
     Account { uid: std::fs::metadata("/proc/self").map_or(u32::MAX, |process| process.uid()) }
 }
 
+/// What a file system still takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) free_bytes: u64,
+    /// None where files are not counted.
+    pub(crate) free_files: Option<u64>,
+    pub(crate) is_read_only: bool,
+}
+
+/// What the file system of this path still takes from accounts other than root.
+pub(crate) fn room(path: &Path) -> io::Result<Room> {
+    let told = rustix::fs::statvfs(path)?;
+    Ok(Room {
+        free_bytes: told.f_bavail.saturating_mul(told.f_frsize),
+        free_files: (told.f_files > 0).then_some(told.f_favail),
+        is_read_only: told.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+    })
+}
+
 /// What this machine says of itself.
 pub(crate) fn facts() -> Facts {
     gk_scan::facts(VERSION)

@@ -6,6 +6,7 @@
 mod args;
 mod connect;
 mod context;
+mod doctor;
 mod error;
 mod event;
 mod history;

@@ -4,12 +4,13 @@ use anyhow::Result;
 
 use crate::args::{InstanceVerb, PortVerb, TokenVerb, Verb};
 use crate::context::Context;
-use crate::{event, history, instance, join, label, login, port, release, reserve, status, token};
+use crate::{doctor, event, history, instance, join, label, login, port, release, reserve, status, token};
 
 /// Does what was typed.
 pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
     match verb {
         Verb::Status => status::status(context),
+        Verb::Doctor => doctor::doctor(context),
         Verb::Login => login::login(context),
         Verb::Logout => login::logout(context),
         Verb::Whoami => login::whoami(context),
