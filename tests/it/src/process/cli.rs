@@ -233,12 +233,13 @@ fn a_command_whose_answer_was_lost_goes_on_by_itself() {
 fn a_join_whose_answer_was_lost_is_finished_by_joining_again() {
     let desk = Desk::new();
     let socket = desk.state.with_extension("sock");
-    let words = ["instance", "join", "--name", "web-1"];
+    let words = ["instance", "join", "--name", "web-1", "--label", "env=prod"];
     kill_when_done(&desk, &socket, &words, || desk.ok(&["instance", "list", "-o", "name"]) == "web-1\n");
     let again = gkctl_at(&format!("unix:{}", socket.display()), &desk.state, &words);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert_eq!(desk.ok(&["instance", "list", "-o", "name"]), "web-1\n");
     assert!(!desk.state.join("credential.pending").exists());
+    assert!(desk.ok(&["instance", "list"]).contains("env=prod"));
     desk.ok(&["port", "reserve"]);
 }
 
