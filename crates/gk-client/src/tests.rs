@@ -275,6 +275,18 @@ fn flags_of_deletions_are_written_when_set() {
 }
 
 #[test]
+fn a_name_that_nobody_knows_is_not_found() {
+    let nowhere = Client::new("http://nowhere.invalid:5000".parse().unwrap(), None);
+    match list(&nowhere).unwrap_err() {
+        // Where nobody is there to be asked for names, that may take too long.
+        ClientError::Unreachable { source, .. } => {
+            assert!(matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::TimedOut), "{source:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_change_may_insist_on_its_version_and_an_answer_tells_the_servers_time() {
     let health = r#"{"status":"ok","version":"0.1.0","address":null}"#;
     let dated = with_header(200, "date: Tue, 14 Nov 2023 22:13:20 GMT", health);

@@ -120,8 +120,15 @@ fn verdict(all: usize, bad: usize, warn: usize) -> String {
 
 fn examine(context: &Context) -> Vec<Check> {
     let mut checks = Vec::new();
-    let connection =
-        context.connect().map_err(|error| checks.push(Check::failed("server", &error, context))).ok();
+    let not_asked = |error: Error| {
+        let Check { found, remedy, .. } = Check::failed("server", &error, context);
+        Check::bad(
+            "server",
+            found,
+            remedy.unwrap_or_else(|| "mend that: so far the server was not asked".to_owned()),
+        )
+    };
+    let connection = context.connect().map_err(|error| checks.push(not_asked(error))).ok();
     let who = connection.as_ref().and_then(|connection| ask_server(context, connection, &mut checks));
     checks.extend(here::proxies(|name| context.has_variable(name), connection.as_ref(), is_reached(&checks)));
     checks.push(here::logins(load_logins(&context.config_dir(), context.account.uid), &context.config_dir()));

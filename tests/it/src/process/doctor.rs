@@ -51,6 +51,10 @@ fn the_doctor_finds_what_is_wrong() {
         "{checks:?}"
     );
 
+    // What is no token at all.
+    let (checks, code) = ask_the_doctor(desk.command(&[]).env("GATEKEEPER_TOKEN", "hunter2"));
+    assert_eq!((verdict(&checks, "server"), code), ("bad", Some(1)), "{checks:?}");
+
     // Not joined.
     let at_socket = |desk: &Desk| {
         let mut command = desk.command(&[]);
