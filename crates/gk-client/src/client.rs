@@ -95,6 +95,18 @@ impl Client {
         &self.server
     }
 
+    /// Whether a token may be sent to this server.
+    ///
+    /// # Errors
+    /// [`ClientError::InsecureHttp`] where it would travel in clear over a network, and nobody allowed that.
+    pub fn check_may_send_token(&self) -> Result<(), ClientError> {
+        let in_clear = matches!(self.server, ServerAddress::Http(_)) && !self.server.is_local();
+        match in_clear && !self.insecure_http {
+            true => Err(ClientError::InsecureHttp { server: self.server.clone() }),
+            false => Ok(()),
+        }
+    }
+
     /// Whether it presents a token.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
@@ -111,9 +123,8 @@ impl Client {
 
     /// The token, if it may be sent to this server.
     pub(crate) fn token_to_send(&self) -> Result<Option<&Secret>, ClientError> {
-        let in_clear = matches!(self.server, ServerAddress::Http(_)) && !self.server.is_local();
-        if self.token.is_some() && in_clear && !self.insecure_http {
-            return Err(ClientError::InsecureHttp { server: self.server.clone() });
+        if self.token.is_some() {
+            self.check_may_send_token()?;
         }
         Ok(self.token.as_ref())
     }

@@ -9,6 +9,7 @@ use flate2::write::GzEncoder;
 use gk_model::idempotency::KEY_HEADER;
 use gk_model::problem::Problem;
 use gk_model::text::IdempotencyKey;
+use gk_model::time::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::request::Builder;
@@ -41,6 +42,8 @@ pub(crate) struct Call {
     repeatable: bool,
     /// Names the request, so that the server can tell its repetition.
     key: Option<IdempotencyKey>,
+    /// The version that is to be changed, and no later one.
+    version: Option<u64>,
 }
 
 impl Call {
@@ -64,6 +67,11 @@ impl Call {
         Call { body: Some(json(body)), ..Call::bare(Method::PATCH, path.to_owned()) }
     }
 
+    /// Changes that version only.
+    pub(crate) fn if_version(self, version: Option<u64>) -> Call {
+        Call { version, ..self }
+    }
+
     /// Sends a body that the server can tell from its repetition; compressed when that is worth it.
     pub(crate) fn post_repeatable(path: &str, body: &impl Serialize) -> Call {
         let plain = json(body);
@@ -73,7 +81,7 @@ impl Call {
     }
 
     fn bare(method: Method, target: String) -> Call {
-        Call { method, target, body: None, compressed: false, repeatable: false, key: None }
+        Call { method, target, body: None, compressed: false, repeatable: false, key: None, version: None }
     }
 
     /// Method and path, for errors.
@@ -130,6 +138,8 @@ fn push_encoded(target: &mut String, text: &str) {
 /// A successful answer.
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// The server's clock, to the second, if it told.
+    pub(crate) date: Option<Timestamp>,
     body: Vec<u8>,
     request: String,
 }
@@ -176,7 +186,7 @@ impl Client {
 
     fn attempt(&self, call: &Call) -> Result<Answer, Failure> {
         let mut response = self.send(call)?;
-        let (status, retry_after) = (response.status(), retry_after(&response));
+        let (status, retry_after, date) = (response.status(), retry_after(&response), date(&response));
         let body = response
             .body_mut()
             .with_config()
@@ -184,7 +194,7 @@ impl Client {
             .read_to_vec()
             .map_err(|error| self.name_failure(call, error))?;
         if status.is_success() {
-            return Ok(Answer { status: status.as_u16(), body, request: call.name() });
+            return Ok(Answer { status: status.as_u16(), date, body, request: call.name() });
         }
         let error = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => ClientError::Refused(Box::new(problem)),
@@ -223,6 +233,9 @@ impl Client {
         }
         if let Some(key) = &call.key {
             request = request.header(KEY_HEADER, key.as_str());
+        }
+        if let Some(version) = call.version {
+            request = request.header("if-match", format!("\"{version}\""));
         }
         Ok(self.run(call, request))
     }
@@ -279,6 +292,10 @@ impl Client {
 fn retry_after(response: &Response<Body>) -> Option<Duration> {
     let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+fn date(response: &Response<Body>) -> Option<Timestamp> {
+    Timestamp::parse_http_date(response.headers().get("date")?.to_str().ok()?)
 }
 
 /// Whether the other side had closed the connection, rather than answered badly or late.

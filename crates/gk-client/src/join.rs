@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 
 use gk_model::instance::JoinRequest;
+use gk_model::labels::Labels;
 use gk_model::paths::PENDING_CREDENTIAL_FILE;
 use gk_model::problem::Code;
 use gk_model::secret::{Secret, SecretHash, SecretKind};
@@ -44,7 +45,7 @@ pub fn begin_join(
     if let Some(pending) =
         load_pending(state_dir, client)?.filter(|pending| is_worth_showing(client, &request(pending)))
     {
-        match client.clone().with_token(pending.clone()).join(&request(&pending)) {
+        match client.clone().with_token(pending.clone()).join(&by_itself(request(&pending))) {
             Err(ClientError::Refused(problem)) if problem.code == Code::Unauthenticated => {}
             answer => return Ok((answer?, pending)),
         }
@@ -67,7 +68,8 @@ fn join_and_make_sure(
 ) -> Result<Joined, ClientError> {
     client.join(request).or_else(|error| match error.problem() {
         Some(problem) if problem.code == Code::Unauthenticated && is_worth_showing(client, request) => {
-            client.clone().with_token(credential.clone()).join(request).map_err(|_| error)
+            let own = client.clone().with_token(credential.clone());
+            own.join(&by_itself(request.clone())).map_err(|_| error)
         }
         _ => Err(error),
     })
@@ -88,6 +90,11 @@ pub fn finish_join(state_dir: &Path) -> io::Result<()> {
 pub fn is_pending(state_dir: &Path, credential: &Secret) -> io::Result<Option<bool>> {
     let text = files::read(state_dir, PENDING_CREDENTIAL_FILE)?;
     Ok(text.map(|text| text.lines().next() != Some(credential.reveal())))
+}
+
+/// No machine labels itself; where the earlier request had arrived, its labels did too.
+fn by_itself(request: JoinRequest) -> JoinRequest {
+    JoinRequest { labels: Labels::default(), ..request }
 }
 
 /// A take-over is an operator's, who may repeat it, and is there to change the credential. And where nobody is known to

@@ -9,7 +9,7 @@
 //!
 //! Next to it live the files that `gkctl` and the agent share: the [`identity`] of this machine, the agent's
 //! [`session`], what it put into the kernel's list of reserved ports ([`protection`]), what container [`engines`] told it,
-//! and the [`lock`] that tells whether an agent runs. And [`get_local`], the one request to somebody else's server: a read
+//! and the [`lock`] that tells whether an agent runs; and the tokens that `gkctl login` keeps ([`login`]). And [`get_local`], the one request to somebody else's server: a read
 //! over a Unix socket of this machine, which no token goes to.
 //!
 //! This is the only crate that names an HTTP client; its errors speak of servers and sockets instead.
@@ -25,6 +25,7 @@ pub mod identity;
 pub mod join;
 mod local;
 pub mod lock;
+pub mod login;
 mod pages;
 pub mod protection;
 mod retry;

@@ -3,13 +3,17 @@
 use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::health::Health;
 use gk_model::history::{Event, Interval};
-use gk_model::id::{InstanceId, InstanceRef, ReservationId};
+use gk_model::id::{InstanceId, InstanceRef, ReservationId, TokenId};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::paths;
 use gk_model::port_state::PortState;
 use gk_model::protection::ReservedPorts;
-use gk_model::query::{EventQuery, HistoryQuery, InstanceQuery, Page, PortQuery, ReservationQuery};
+use gk_model::query::{
+    EventQuery, HistoryQuery, InstanceQuery, Page, PortQuery, ReservationQuery, TokenQuery,
+};
 use gk_model::reservation::{Reservation, ReserveRequest};
+use gk_model::time::Timestamp;
+use gk_model::token::{CreatedToken, Token, TokenRequest, Whoami};
 use serde::Serialize;
 
 use crate::client::Client;
@@ -70,6 +74,16 @@ impl Client {
         patch: &InstancePatch,
     ) -> Result<Instance, ClientError> {
         self.fetch(&Call::patch(&paths::instance(instance), patch))
+    }
+
+    /// Changes an instance if it is still at this version (412 otherwise).
+    pub fn update_instance_version(
+        &self,
+        instance: &InstanceRef,
+        patch: &InstancePatch,
+        version: u64,
+    ) -> Result<Instance, ClientError> {
+        self.fetch(&Call::patch(&paths::instance(instance), patch).if_version(Some(version)))
     }
 
     /// Takes an instance out; with `release`, its reservations too.
@@ -141,5 +155,31 @@ impl Client {
     /// Whether the server is ready to serve, and what it says of itself.
     pub fn ready(&self) -> Result<Health, ClientError> {
         self.fetch(&Call::get(paths::READY, &NoQuery {}))
+    }
+
+    /// The same, with what the server's clock showed, to the second.
+    pub fn ready_at(&self) -> Result<(Health, Option<Timestamp>), ClientError> {
+        let answer = self.exchange(&Call::get(paths::READY, &NoQuery {}))?;
+        Ok((self.value(&answer)?, answer.date))
+    }
+
+    /// A page of tokens, newest first; their secrets are nowhere.
+    pub fn list_tokens(&self, query: &TokenQuery) -> Result<Page<Token>, ClientError> {
+        self.fetch(&Call::get(paths::TOKENS, query))
+    }
+
+    /// Makes a token. With the hash of a secret of the caller's own, a lost answer is asked for again.
+    pub fn create_token(&self, request: &TokenRequest) -> Result<CreatedToken, ClientError> {
+        self.fetch(&Call::post(paths::TOKENS, request))
+    }
+
+    /// Ends a token. Answers it as it ended.
+    pub fn revoke_token(&self, id: TokenId) -> Result<Token, ClientError> {
+        self.fetch(&Call::delete(&paths::token(id), &NoQuery {}))
+    }
+
+    /// Who the server takes the caller for.
+    pub fn whoami(&self) -> Result<Whoami, ClientError> {
+        self.fetch(&Call::get(paths::WHOAMI, &NoQuery {}))
     }
 }

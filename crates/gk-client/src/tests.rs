@@ -4,11 +4,12 @@ use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
+use gk_model::access::Role;
 use gk_model::contact::{Contact, ContactAnswer, ContactBody, Session};
 use gk_model::facts::Facts;
 use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, ReservationId};
-use gk_model::instance::JoinRequest;
+use gk_model::instance::{InstancePatch, JoinRequest};
 use gk_model::listener::Digest;
 use gk_model::pin::Pin;
 use gk_model::problem::Code;
@@ -16,6 +17,7 @@ use gk_model::query::{EventQuery, InstanceQuery, Limit, PortQuery};
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::SecretKind;
 use gk_model::time::Timestamp;
+use gk_model::token::TokenRequest;
 
 use crate::canned::{Canned, json, with_header};
 use crate::identity::generate_secret;
@@ -276,6 +278,52 @@ fn flags_of_deletions_are_written_when_set() {
     assert!(server.request().0.starts_with(&format!("DELETE /v1/instances/{id} HTTP")));
     assert!(server.request().0.starts_with("DELETE /v1/instances/web-1?release=true HTTP"));
     assert!(server.request().0.contains("?force=true HTTP"));
+}
+
+#[test]
+fn a_name_that_nobody_knows_is_not_found() {
+    let nowhere = Client::new("http://nowhere.invalid:5000".parse().unwrap(), None);
+    match list(&nowhere).unwrap_err() {
+        // Where nobody is there to be asked for names, that may take too long.
+        ClientError::Unreachable { source, .. } => {
+            assert!(matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::TimedOut), "{source:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_change_may_insist_on_its_version_and_an_answer_tells_the_servers_time() {
+    let health = r#"{"status":"ok","version":"0.1.0","address":null}"#;
+    let dated = with_header(200, "date: Tue, 14 Nov 2023 22:13:20 GMT", health);
+    let server = Canned::tcp(vec![vec![json(412, "{}"), dated, json(200, health)]]);
+    let client = server.client();
+    client.update_instance_version(&an_id().into(), &InstancePatch::default(), 7).unwrap_err();
+    assert!(server.request().0.contains("if-match: \"7\"\r\n"));
+    let (_, date) = client.ready_at().unwrap();
+    assert_eq!(date, Some(Timestamp::from_micros(1_700_000_000_000_000)));
+    assert_eq!(client.ready_at().unwrap().1, None);
+}
+
+#[test]
+fn a_token_goes_by_its_hash_and_is_asked_for_again_under_the_same_key() {
+    let server = Canned::tcp(vec![vec![json(503, "{}"), json(503, "{}")]]);
+    let secret = generate_secret(SecretKind::Subject);
+    let request = TokenRequest {
+        hash: Some(secret.hash()),
+        ..TokenRequest::for_subject("ci".parse().unwrap(), Role::User)
+    };
+    let client = server.client().with_patience(Duration::from_secs(1));
+    client.create_token(&request).unwrap_err();
+    let requests = [server.request(), server.request()];
+    let key =
+        |head: &str| head.lines().find(|line| line.starts_with("idempotency-key: ")).unwrap().to_owned();
+    assert_eq!(key(&requests[0].0), key(&requests[1].0));
+    for (head, body) in requests {
+        let body = String::from_utf8(body).unwrap();
+        assert!(!head.contains(secret.reveal()) && !body.contains(secret.reveal()), "{body}");
+        assert!(body.contains(&secret.hash().to_string()), "{body}");
+    }
 }
 
 #[test]

@@ -79,12 +79,20 @@ impl Resolver for Names {
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, Error> {
         if self.needed {
-            return self.dns.resolve(uri, config, timeout);
+            return self.dns.resolve(uri, config, timeout).map_err(no_such_host);
         }
         // The trait promises at least one address; the dialer never looks at it.
         let mut addresses = self.empty();
         addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         Ok(addresses)
+    }
+}
+
+/// The standard library has no kind of error for a name that nobody knows.
+fn no_such_host(error: Error) -> Error {
+    match error {
+        Error::Io(error) => Error::Io(io::Error::new(io::ErrorKind::NotFound, error.to_string())),
+        other => other,
     }
 }
 

@@ -82,6 +82,22 @@ impl Labels {
         self.0.get(key)
     }
 
+    /// The same with one more, or with another value under its key.
+    ///
+    /// # Errors
+    /// [`LabelError::TooMany`].
+    pub fn with(mut self, label: Label) -> Result<Labels, LabelError> {
+        self.0.insert(label.key, label.value);
+        self.0.try_into()
+    }
+
+    /// The same without the one under this key, if there was one.
+    #[must_use]
+    pub fn without(mut self, key: &LabelKey) -> Labels {
+        self.0.remove(key);
+        self
+    }
+
     /// Each of them, by key.
     pub fn iter(&self) -> impl Iterator<Item = Label> {
         self.0.iter().map(|(key, value)| Label { key: key.clone(), value: value.clone() })

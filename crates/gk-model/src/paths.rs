@@ -78,6 +78,9 @@ pub const SPOOL_FILE: &str = "spool";
 /// Locked by the agent that runs, inside its state directory.
 pub const AGENT_LOCK_FILE: &str = "agent.lock";
 
+/// Tokens that `gkctl login` keeps, inside the configuration directory; mode 0600.
+pub const LOGIN_FILE: &str = "login.json";
+
 const SYSTEM: &str = "/var/lib/gatekeeper";
 
 /// Where the server keeps its data: `GATEKEEPER_DATA`, else `/var/lib/gatekeeper/server` for root, else under
@@ -92,6 +95,11 @@ pub fn state_dir(is_root: bool, env: impl Fn(&str) -> Option<PathBuf>) -> PathBu
     place("GATEKEEPER_STATE", "agent", ("XDG_STATE_HOME", ".local/state"), is_root, env)
 }
 
+/// Where an account keeps what it chose: under `$XDG_CONFIG_HOME`, also for root.
+pub fn config_dir(env: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    under_home("XDG_CONFIG_HOME", ".config", env)
+}
+
 /// The state directory of the system's own agent, where an account without one of its own finds "this machine".
 pub fn system_state_dir() -> PathBuf {
     Path::new(SYSTEM).join("agent")
@@ -104,14 +112,17 @@ fn place(
     is_root: bool,
     env: impl Fn(&str) -> Option<PathBuf>,
 ) -> PathBuf {
-    // Without a home there is no place of one's own: better a path that cannot be made than the working directory.
-    let under_home = || env("HOME").unwrap_or_else(|| PathBuf::from("/nonexistent")).join(below_home);
-    let set = |name: &str| env(name).filter(|path| path.is_absolute());
     match env(variable).filter(|path| !path.as_os_str().is_empty()) {
         Some(chosen) => chosen,
         None if is_root => Path::new(SYSTEM).join(role),
-        None => set(xdg).unwrap_or_else(under_home).join("gatekeeper").join(role),
+        None => under_home(xdg, below_home, env).join(role),
     }
+}
+
+fn under_home(xdg: &str, below_home: &str, env: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    // Without a home there is no place of one's own: better a path that cannot be made than the working directory.
+    let home = || env("HOME").unwrap_or_else(|| PathBuf::from("/nonexistent")).join(below_home);
+    env(xdg).filter(|path| path.is_absolute()).unwrap_or_else(home).join("gatekeeper")
 }
 
 #[cfg(test)]
@@ -126,6 +137,7 @@ mod tests {
         let home = |name: &str| (name == "HOME").then(|| PathBuf::from("/home/ada"));
         assert_eq!(data_dir(false, home), Path::new("/home/ada/.local/share/gatekeeper/server"));
         assert!(data_dir(false, none).is_absolute(), "no secret lands in the working directory");
+        assert_eq!(config_dir(home), Path::new("/home/ada/.config/gatekeeper"));
         let xdg = |name: &str| (name == "XDG_STATE_HOME").then(|| PathBuf::from("/state"));
         assert_eq!(state_dir(false, xdg), Path::new("/state/gatekeeper/agent"));
         let chosen = |name: &str| (name == "GATEKEEPER_STATE").then(|| PathBuf::from("/x"));

@@ -74,7 +74,7 @@ impl Timestamp {
                 .ok()
                 .map(|zoned| zoned.timestamp())
         };
-        parse_age(text)
+        parse_span(text)
             .map(|age| now.minus(age))
             .or_else(|| text.parse().ok())
             .or_else(|| civil().map(|instant| Timestamp(instant.as_microsecond())))
@@ -85,6 +85,12 @@ impl Timestamp {
 }
 
 impl Timestamp {
+    /// Reads the `Date` of an HTTP answer, which is whole seconds; none when it is no date.
+    pub fn parse_http_date(text: &str) -> Option<Timestamp> {
+        let instant = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+        Some(Timestamp(instant.as_microsecond()))
+    }
+
     /// Fills in the digits: a page of history has thousands of times, and a calendar of the world is slow at it. Years
     /// with a sign are left to that.
     fn write(self, text: &mut [u8; 27]) -> Option<&str> {
@@ -128,8 +134,8 @@ fn micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// `90s`, `30m`, `2h`, `7d`.
-fn parse_age(text: &str) -> Option<Duration> {
+/// A span of time as people write it: `90s`, `30m`, `2h`, `7d`; none when it is anything else.
+pub fn parse_span(text: &str) -> Option<Duration> {
     let unit = text.chars().next_back()?;
     let seconds = match unit {
         's' => 1,
@@ -219,6 +225,17 @@ mod tests {
         for bad in ["", "yesterday", "h", "-3h", "3", "99999999999999999999d"] {
             assert!(Timestamp::parse_from_people(bad, now).is_err(), "{bad:?} was taken for a time");
         }
+    }
+
+    #[test]
+    fn the_date_of_an_answer_is_read() {
+        let read = Timestamp::parse_http_date;
+        assert_eq!(
+            read("Tue, 14 Nov 2023 22:13:20 GMT"),
+            Some(Timestamp::from_micros(1_700_000_000_000_000))
+        );
+        assert_eq!(read("2023-11-14T22:13:20Z"), None);
+        assert_eq!(read(""), None);
     }
 
     #[test]

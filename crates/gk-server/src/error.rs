@@ -123,8 +123,8 @@ impl ApiError {
     }
 
     fn hint(&self) -> Option<String> {
-        const TOKEN: &str = "run gkctl on the server's machine as the server's own account or as root, or put a \
-                             token into GATEKEEPER_TOKEN";
+        const TOKEN: &str = "log in with `gkctl login`, or put a token into GATEKEEPER_TOKEN; on the server's \
+                             machine, root and the server's own account need none";
         match self {
             ApiError::Unauthenticated(_) => Some(TOKEN.to_owned()),
             ApiError::NoSuchRoute | ApiError::MethodNotAllowed => {
@@ -146,7 +146,7 @@ impl ApiError {
             | ApiError::NeedsAdmin
             | ApiError::NeedsOperator
             | ApiError::NeedsOperatorToReplace => {
-                Some("use a token with that role, in GATEKEEPER_TOKEN".to_owned())
+                Some("use a token with that role: `gkctl login`, or GATEKEEPER_TOKEN; `gkctl whoami` tells what yours may do".to_owned())
             }
             ApiError::SecretShownOnce(token) => {
                 Some(format!("if the secret was lost, end it and make another: gkctl token revoke {token}"))

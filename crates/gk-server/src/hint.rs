@@ -74,7 +74,7 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
             format!("ask for what it is, or end it first: {}", release(held))
         }
         Refusal::BeyondOwnInstance => {
-            "use a subject's token with the role user, in GATEKEEPER_TOKEN".to_owned()
+            "use a subject's token with the role user: `gkctl login`, or GATEKEEPER_TOKEN".to_owned()
         }
         Refusal::NotTheHolder(held) => format!("an operator may: {} --force", release(held)),
         Refusal::NameTaken(name) => format!("gkctl instance join --name {name}-2"),
@@ -87,7 +87,7 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::ReservationsLive { instance, .. } => {
             format!("gkctl instance leave {} --release", instance.name)
         }
-        Refusal::CredentialReplaced => "to see how this machine stands: gkctl status".to_owned(),
+        Refusal::CredentialReplaced => "to see how this machine stands: gkctl doctor".to_owned(),
         Refusal::CredentialTaken => "make a new credential; one is never shared".to_owned(),
         Refusal::JoinTokenUsed => "ask for a new join token".to_owned(),
         Refusal::BadCursor => "start again without `cursor`".to_owned(),

@@ -1,6 +1,9 @@
 //! What can be typed. The texts here are the manual that people read first, so each verb says in one sentence what it
 //! does and shows one command that works.
 
+mod instance;
+mod token;
+
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -8,12 +11,21 @@ use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceRef;
-use gk_model::instance::Presence;
 use gk_model::pin::Pin;
 use gk_model::port::{Port, PortError, PortRange, Protocol};
 use gk_model::port_state::State;
-use gk_model::text::{InstanceName, Note, PoolName, PortName, ServiceName, Subject};
+use gk_model::text::{Note, PoolName, PortName, ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
+
+pub(crate) use self::instance::{
+    InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
+};
+pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
+
+const LOGIN_EXAMPLE: &str = "\
+Example: gkctl login --server http://127.0.0.1:5000
+
+It asks for the token. In a script: gkctl login --token-file FILE, where - is stdin.";
 
 const FIRST_COMMANDS: &str = "\
 The first five commands:
@@ -60,7 +72,8 @@ pub(crate) struct Global {
     /// The pin of its authority, as the server prints it at start: sha256:… [env: GATEKEEPER_CA_PIN]
     #[arg(long, global = true, value_name = "PIN")]
     pub(crate) ca_pin: Vec<Pin>,
-    /// A file that holds a token, or `-` for stdin [env: GATEKEEPER_TOKEN holds the token itself]
+    /// A file that holds a token; `-` for stdin, or to be asked [env: GATEKEEPER_TOKEN holds the
+    /// token itself]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// How to print: table, json, csv or name.
@@ -107,91 +120,30 @@ pub(crate) enum Verb {
     /// Tell whether server, agent and this machine are in order.
     #[command(after_help = "Example: gkctl status")]
     Status,
+    /// Find out what is wrong between here, agent and server, and how to mend it.
+    #[command(after_help = "Example: gkctl doctor\n\nIt ends with 0 when all is well, else with 1.")]
+    Doctor,
+    /// Keep a token for a server, so that later commands need none.
+    #[command(after_help = LOGIN_EXAMPLE)]
+    Login,
+    /// Forget the token that is kept for a server.
+    #[command(after_help = "Example: gkctl logout")]
+    Logout,
+    /// Tell who the server takes you for, and what you may do.
+    #[command(after_help = "Example: gkctl whoami")]
+    Whoami,
     /// Machines that have joined.
     #[command(subcommand)]
     Instance(InstanceVerb),
     /// Ports: who may use them, and who does.
     #[command(subcommand)]
     Port(PortVerb),
+    /// Secrets that let people, programs and machines in.
+    #[command(subcommand)]
+    Token(TokenVerb),
     /// List what happened in the fleet, oldest first.
     #[command(after_help = with_times!("Example: gkctl events --since 2h --kind reserved"))]
     Events(EventFilters),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum InstanceVerb {
-    /// Bring this machine in, or refresh what is known of it.
-    #[command(after_help = "Example: gkctl instance join --server https://gk.example:5000 --ca-pin sha256:…")]
-    Join(Join),
-    /// List the machines that have joined.
-    #[command(after_help = "Example: gkctl instance list --presence offline")]
-    List(InstanceFilters),
-    /// Show everything that is known of a machine.
-    #[command(after_help = "Example: gkctl instance show web-1")]
-    Show(OneInstance),
-    /// Take a machine out; its history stays.
-    #[command(after_help = "Example: gkctl instance leave --release")]
-    Leave(Leave),
-    /// Give a machine another name.
-    #[command(
-        after_help = "Example: gkctl instance rename web-1 web-2",
-        override_usage = "gkctl instance rename [OPTIONS] [INSTANCE] <NEW-NAME>"
-    )]
-    Rename(Rename),
-}
-
-#[derive(Debug, Default, ClapArgs)]
-pub(crate) struct Join {
-    /// The name to join under; the host name when left out.
-    #[arg(long)]
-    pub(crate) name: Option<InstanceName>,
-    /// Take over this instance's id, because its credential was lost.
-    #[arg(long, value_name = "INSTANCE")]
-    pub(crate) replace: Option<InstanceRef>,
-}
-
-#[derive(Debug, Default, ClapArgs)]
-pub(crate) struct InstanceFilters {
-    /// Only the one with this name.
-    #[arg(long)]
-    pub(crate) name: Option<InstanceName>,
-    /// Only those that are online, offline, or have left.
-    #[arg(long)]
-    pub(crate) presence: Option<Presence>,
-    /// Show their ids too.
-    #[arg(long)]
-    pub(crate) wide: bool,
-    /// Only those with this text in their name.
-    #[arg(short = 'q', long, value_name = "TEXT")]
-    pub(crate) search: Option<String>,
-    /// At most so many.
-    #[arg(long, value_name = "COUNT")]
-    pub(crate) limit: Option<NonZeroU32>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct OneInstance {
-    /// Its name or id; this machine when left out.
-    #[arg(value_name = "INSTANCE")]
-    pub(crate) which: Option<InstanceRef>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Leave {
-    /// Its name or id; this machine when left out.
-    #[arg(value_name = "INSTANCE")]
-    pub(crate) which: Option<InstanceRef>,
-    /// Release its reservations too.
-    #[arg(long)]
-    pub(crate) release: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Rename {
-    /// The instance (this machine when left out), then its new name.
-    // One list, because a required value cannot follow an optional one.
-    #[arg(value_name = "NAMES", num_args = 1..=2, required = true)]
-    pub(crate) names: Vec<InstanceRef>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -333,7 +285,7 @@ pub(crate) struct HistoryFilters {
 
 #[derive(Debug, Default, ClapArgs)]
 pub(crate) struct EventFilters {
-    /// Only what this subject did.
+    /// Only what this subject did; also shows from where.
     #[arg(long, value_name = "SUBJECT")]
     pub(crate) actor: Option<Subject>,
     /// Only what touches this port or range.
@@ -342,6 +294,9 @@ pub(crate) struct EventFilters {
     /// Only this kind, such as joined, reserved, released, opened or closed.
     #[arg(long)]
     pub(crate) kind: Option<EventKind>,
+    /// Show from where each was asked for: address and token.
+    #[arg(long)]
+    pub(crate) origin: bool,
     /// Only what happened at this time or later.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
@@ -426,6 +381,21 @@ mod tests {
             "gkctl port show 8080 --instance web-1",
             "gkctl port history --port 8000:8009 --since 2h --limit 5",
             "gkctl events --actor local:root --kind reserved",
+            "gkctl events --origin",
+            "gkctl doctor -o json",
+            "gkctl login --server http://web-1:5000 --token-file -",
+            "gkctl logout",
+            "gkctl whoami",
+            "gkctl instance join --label env=prod --label team=web",
+            "gkctl instance label web-1 env=prod team=web old-",
+            "gkctl instance label env=prod",
+            "gkctl instance label web-1",
+            "gkctl instance label",
+            "gkctl token create --subject ci --role user --limit-instances env=dev --limit-pool a --limit-pool b",
+            "gkctl token create --subject ci --role viewer --ttl 90d --note builds",
+            "gkctl token create --join --reusable --label env=dev --forget-after 7d --ttl 1h",
+            "gkctl token list --ended --kind join --subject ci",
+            "gkctl token revoke 0190163d-8694 0190163d-8694-739b-aea5-966c26f8ad91",
             "gkctl --server unix:/run/gk.sock status",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
@@ -495,6 +465,22 @@ mod tests {
             "gkctl port list --limit 0",
             "gkctl port list -o yaml",
             "gkctl port history --since yesterday",
+            "gkctl token create",
+            "gkctl token create --subject ci",
+            "gkctl token create --role user",
+            "gkctl token create --join --role user",
+            "gkctl token create --join --subject ci --role user",
+            "gkctl token create --join --limit-pool a",
+            "gkctl token create --subject ci --role user --reusable",
+            "gkctl token create --subject ci --role user --ttl 90",
+            "gkctl token create --subject ci --role user --ttl 1s",
+            "gkctl token create --subject ci --role root",
+            "gkctl token create --join --forget-after 1m",
+            "gkctl token create --join --label env",
+            "gkctl token revoke",
+            "gkctl token revoke 12",
+            "gkctl token revoke web-1",
+            "gkctl instance join --label env",
             "gkctl status --server web-1:5000",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");

@@ -1,5 +1,6 @@
 //! What every verb is given: the options, the moment, this machine, and ways to the server and to the terminal.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::num::NonZeroU32;
@@ -7,16 +8,18 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use gk_client::identity::load_credential;
-use gk_client::{Client, ClientError, all_pages};
+use gk_client::{Client, ClientError, ServerAddress, all_pages};
 use gk_model::id::InstanceRef;
+use gk_model::paths;
 use gk_model::query::{Limit, Page};
 use gk_model::secret::Secret;
 use gk_model::time::Timestamp;
 
 use crate::args::{Format, Global};
-use crate::connect::{self, Connection, How};
+use crate::connect::{self, Connection, How, Shown};
 use crate::error::{Exit, Failure};
-use crate::machine;
+use crate::machine::{self, Account};
+use crate::secret_input;
 use crate::this_machine::ThisMachine;
 
 /// What a verb works with.
@@ -25,15 +28,17 @@ pub(crate) struct Context<'a> {
     pub(crate) global: &'a Global,
     pub(crate) now: Timestamp,
     pub(crate) machine: ThisMachine,
-    is_root: bool,
+    pub(crate) account: Account,
+    /// Found once: a token that was typed, or came by stdin, is not there a second time.
+    connection: RefCell<Option<Connection>>,
 }
 
 impl<'a> Context<'a> {
     /// Finds out which machine this is; opens no connection.
     pub(crate) fn new(global: &'a Global, now: Timestamp) -> Result<Context<'a>> {
-        let is_root = machine::is_root();
-        let machine = ThisMachine::find(global.state_dir.as_deref(), is_root, env)?;
-        Ok(Context { global, now, machine, is_root })
+        let account = machine::account();
+        let machine = ThisMachine::find(global.state_dir.as_deref(), account.is_root(), env)?;
+        Ok(Context { global, now, machine, account, connection: RefCell::new(None) })
     }
 
     /// How to print.
@@ -41,9 +46,50 @@ impl<'a> Context<'a> {
         self.global.output
     }
 
-    /// The server, and how it was found.
+    /// The server, how it was found, and what is presented there.
     pub(crate) fn connect(&self) -> Result<Connection> {
-        connect::connect(self.global, &self.machine, self.is_root, env)
+        if let Some(connection) = &*self.connection.borrow() {
+            return Ok(connection.clone());
+        }
+        let connection = connect::connect(self.global, &self.machine, self.account, env)?;
+        Ok(self.connection.borrow_mut().insert(connection).clone())
+    }
+
+    /// A client of the server; where nothing can be presented to it that would help, what is typed at the terminal.
+    pub(crate) fn client_or_ask(&self, prompt: &str) -> Result<Client> {
+        let connection = self.connect()?;
+        let Connection { client, .. } = &connection;
+        let knows_the_account = matches!(client.server(), ServerAddress::Unix(_));
+        if client.has_token() || knows_the_account || !secret_input::can_ask() {
+            return Ok(connection.client);
+        }
+        // Nobody types a token first and learns then that it was for nothing.
+        client.check_may_send_token()?;
+        client.ready()?;
+        let token = secret_input::read_stdin(&format!("{prompt} for {}", client.server()))?;
+        let client = client.clone().with_token(token);
+        let connection = Connection { client, shown: Shown::Typed, ..connection };
+        Ok(self.connection.borrow_mut().insert(connection).client.clone())
+    }
+
+    /// What was presented to the server, if one was looked for.
+    pub(crate) fn shown(&self) -> Option<Shown> {
+        self.connection.borrow().as_ref().map(|connection| connection.shown)
+    }
+
+    /// A client, without a token, of the server to log in to or out of.
+    pub(crate) fn client_to_log_in(&self) -> Result<Client> {
+        connect::connect_to_log_in(self.global, &self.machine, self.account, env)
+    }
+
+    /// Where this account keeps what it chose.
+    pub(crate) fn config_dir(&self) -> PathBuf {
+        paths::config_dir(env)
+    }
+
+    /// Whether a variable of the environment is set to something.
+    pub(crate) fn has_variable(&self, name: &str) -> bool {
+        env(name).is_some_and(|value| !value.as_os_str().is_empty())
     }
 
     /// A client of the server.
@@ -75,10 +121,10 @@ impl<'a> Context<'a> {
     }
 
     fn not_joined(&self) -> Result<Failure> {
-        let Connection { client, how } = self.connect()?;
+        let Connection { client, how, .. } = self.connect()?;
         match client.ready() {
             Err(ClientError::Unreachable { .. } | ClientError::Protocol { .. }) if how == How::Default => {
-                Ok(connect::no_server(client.server(), self.is_root, env))
+                Ok(connect::no_server(client.server(), self.account.is_root(), env))
             }
             Err(error @ ClientError::Unreachable { .. }) => Err(error.into()),
             // Whatever else is wrong there, the next command will tell.

@@ -11,6 +11,7 @@ use gk_model::paths::DEFAULT_LISTEN;
 use gk_model::problem::{Code, Holder, Problem};
 use gk_model::time::Timestamp;
 
+use crate::connect::Shown;
 use crate::output::age;
 
 /// Exit codes, as promised in the manual.
@@ -56,13 +57,13 @@ pub(crate) struct Advised {
 #[error("cannot print the result")]
 pub(crate) struct OutputError(#[from] pub(crate) io::Error);
 
-/// Prints the failure and answers how to end.
-pub(crate) fn report(error: &Error) -> ExitCode {
+/// Prints the failure and answers how to end. What was shown to the server matters where it let nobody in.
+pub(crate) fn report(error: &Error, shown: Option<Shown>) -> ExitCode {
     if is_enough(error) {
         return ExitCode::SUCCESS;
     }
     // Nobody is left to tell when stderr is closed.
-    let _ = io::stderr().write_all(describe(error, Timestamp::from_clock()).as_bytes());
+    let _ = io::stderr().write_all(describe(error, shown, Timestamp::from_clock()).as_bytes());
     ExitCode::from(exit_of(error) as u8)
 }
 
@@ -146,11 +147,17 @@ fn exit_of_code(code: Code) -> Exit {
 }
 
 /// The lines for stderr: what went wrong with its whole chain of reasons, who stands in the way, what to do.
-fn describe(error: &Error, now: Timestamp) -> String {
+fn describe(error: &Error, shown: Option<Shown>, now: Timestamp) -> String {
     let mut lines = vec![format!("error: {}", chain(error))];
     match client_error(error) {
         Some(ClientError::Refused(problem)) => {
-            let hint = problem.hint.clone().or_else(|| own_hint(problem.code).map(str::to_owned));
+            let of_token = shown.and_then(|shown| token_hint(problem.code, shown));
+            let hint = of_token
+                .or_else(|| problem.hint.clone())
+                .or_else(|| own_hint(problem.code).map(str::to_owned));
+            lines.extend(
+                shown.filter(|shown| *shown != Shown::Nothing && is_about_token(problem.code)).map(sent),
+            );
             lines.extend(describe_problem(problem, hint.as_slice(), now));
         }
         Some(ClientError::Unreachable { server, source }) => {
@@ -169,11 +176,21 @@ fn describe(error: &Error, now: Timestamp) -> String {
     lines.join("\n")
 }
 
-fn where_to_look(server: &ServerAddress, kind: io::ErrorKind) -> String {
+/// What to do about a server that nobody could talk to.
+pub(crate) fn where_to_look(server: &ServerAddress, kind: io::ErrorKind) -> String {
     if kind == io::ErrorKind::PermissionDenied {
-        return "this account may not use that socket; name the server's address with --server, and give a token with \
-                --token-file FILE or GATEKEEPER_TOKEN"
+        return "this account may not use that socket; log in to the server's address with `gkctl login --server \
+                http://…`, or give that address with --server and a token in GATEKEEPER_TOKEN"
             .to_owned();
+    }
+    if matches!(server, ServerAddress::Http(_) | ServerAddress::Https(_)) && !server.is_local() {
+        match kind {
+            io::ErrorKind::NotFound => return "check the name, or write the server's IP address".to_owned(),
+            io::ErrorKind::TimedOut => {
+                return "nothing answers there: check the address, and the firewalls on the way".to_owned();
+            }
+            _ => {}
+        }
     }
     let start = match server.is_local() {
         true => {
@@ -190,6 +207,13 @@ fn listen(server: &ServerAddress) -> String {
     let address = text.strip_prefix("http://").and_then(|rest| rest.parse::<SocketAddr>().ok());
     let address = address.map(|address| address.to_string()).filter(|address| address != DEFAULT_LISTEN);
     address.map(|address| format!(" --listen {address}")).unwrap_or_default()
+}
+
+/// The message of a failure and its hints, for whoever goes on in spite of it.
+pub(crate) fn in_words(error: &Error, shown: Option<Shown>, now: Timestamp) -> (String, Option<String>) {
+    let text = describe(error, shown, now);
+    let hints: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("hint: ")).collect();
+    (chain(error), (!hints.is_empty()).then(|| hints.join("; or ")))
 }
 
 /// Every reason once: some errors show their source as themselves.
@@ -230,12 +254,38 @@ fn describe_holder(holder: &Holder, now: Timestamp) -> Option<String> {
     }
 }
 
+/// Whether another token would have got another answer.
+fn is_about_token(code: Code) -> bool {
+    matches!(code, Code::Unauthenticated | Code::Forbidden | Code::BeyondLimits)
+}
+
+fn sent(shown: Shown) -> String {
+    format!("sent: {shown}")
+}
+
+/// What to do about a token that was not let in. The server cannot know where it came from; for one that was given by
+/// hand, it knows best what is wrong.
+fn token_hint(code: Code, shown: Shown) -> Option<String> {
+    let hint = match (code, shown) {
+        (Code::Unauthenticated, Shown::Nothing) => GIVE_A_TOKEN,
+        (Code::Unauthenticated, Shown::Login) => "ask for a new token, and log in again with `gkctl login`",
+        (Code::Unauthenticated, Shown::Credential) => "see how this machine stands with: gkctl doctor",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+const GIVE_A_TOKEN: &str = "log in with `gkctl login`, or give a token in GATEKEEPER_TOKEN or with --token-file FILE; on \
+                            the server's machine, root and the server's own account need none";
+
 /// Where the server gives no hint, what this program knows to help.
 fn own_hint(code: Code) -> Option<&'static str> {
     let hint = match code {
-        Code::Unauthenticated => {
-            "give a token with --token-file FILE or GATEKEEPER_TOKEN, or run gkctl as the account that runs the server"
+        Code::Unauthenticated => GIVE_A_TOKEN,
+        Code::Forbidden => {
+            "see what you may do with `gkctl whoami`; another token goes into GATEKEEPER_TOKEN, or to `gkctl login`"
         }
+        Code::BeyondLimits => "see what your token may do with: gkctl whoami",
         Code::NotTheHolder => "an operator may release it with --force",
         Code::PortInUse => "if that process is the rightful one, add --adopt",
         Code::NoSuchInstance => "see which have joined with: gkctl instance list",
@@ -323,7 +373,7 @@ mod tests {
         let error = Error::from(Advised { problem: Box::new(refusal), hints });
         assert_eq!(exit_of(&error), Exit::Conflict);
         assert_eq!(
-            describe(&error, now),
+            describe(&error, None, now),
             "error: 8080/tcp on web-1 is reserved\n\
              held by billing-api (local:root) since 2023-11-14 19:13:20 UTC (3 h ago); \
              nginx (pid 812) listens there\n\
@@ -353,7 +403,7 @@ mod tests {
         let server = "http://127.0.0.1:5000".parse().unwrap();
         let source = io::Error::other("Connection refused");
         let error = Error::from(OpenError::Client(ClientError::Unreachable { server, source }));
-        let text = describe(&error, Timestamp::from_micros(0));
+        let text = describe(&error, None, Timestamp::from_micros(0));
         assert!(
             text.starts_with(
                 "error: cannot reach the server at http://127.0.0.1:5000: Connection refused\nhint: "
@@ -374,14 +424,69 @@ mod tests {
             let hint = where_to_look(&server.parse().unwrap(), io::ErrorKind::ConnectionRefused);
             assert!(hint.starts_with(said), "{hint}");
         }
+        let far = "http://web-1:5000".parse().unwrap();
+        assert!(where_to_look(&far, io::ErrorKind::NotFound).starts_with("check the name"));
+        assert!(where_to_look(&far, io::ErrorKind::TimedOut).contains("firewalls"));
     }
 
     #[test]
     fn the_servers_hint_is_preferred_to_ours() {
         let now = Timestamp::from_micros(0);
-        let ours = describe(&refused(problem(Code::NotTheHolder)), now);
+        let ours = describe(&refused(problem(Code::NotTheHolder)), None, now);
         assert!(ours.contains("hint: an operator may release it with --force\n"), "{ours}");
         let told = Problem { hint: Some("ask ada".to_owned()), ..problem(Code::NotTheHolder) };
-        assert!(describe(&refused(told), now).ends_with("\nhint: ask ada\n"));
+        assert!(describe(&refused(told), None, now).ends_with("\nhint: ask ada\n"));
+    }
+
+    #[test]
+    fn who_is_not_let_in_hears_with_what_and_what_to_do() {
+        let now = Timestamp::from_micros(0);
+        let refusal = |code, hint: Option<&str>| {
+            refused(Problem { hint: hint.map(str::to_owned), detail: "no".to_owned(), ..problem(code) })
+        };
+        let says = "the server's word";
+        let table = [
+            (
+                Code::Unauthenticated,
+                Some(says),
+                Shown::Nothing,
+                "error: no\nhint: log in with `gkctl login`, or give",
+            ),
+            (
+                Code::Unauthenticated,
+                Some(says),
+                Shown::Login,
+                "error: no\nsent: the token that gkctl login stored\nhint: ask for a new token, and log in again",
+            ),
+            (
+                Code::Unauthenticated,
+                Some(says),
+                Shown::Credential,
+                "error: no\nsent: this machine's own credential\nhint: see how this machine stands with: gkctl doctor",
+            ),
+            (
+                Code::Unauthenticated,
+                Some(says),
+                Shown::Environment,
+                "error: no\nsent: the token in GATEKEEPER_TOKEN\nhint: the server's word",
+            ),
+            (
+                Code::Forbidden,
+                Some(says),
+                Shown::Login,
+                "error: no\nsent: the token that gkctl login stored\nhint: the s",
+            ),
+            (
+                Code::Forbidden,
+                None,
+                Shown::Nothing,
+                "error: no\nhint: see what you may do with `gkctl whoami`; another",
+            ),
+            (Code::NoSuchInstance, Some(says), Shown::Login, "error: no\nhint: the server's word"),
+        ];
+        for (code, hint, shown, said) in table {
+            let text = describe(&refusal(code, hint), Some(shown), now);
+            assert!(text.starts_with(said), "{code} {shown}: {text}");
+        }
     }
 }

@@ -1,17 +1,19 @@
 //! `gkctl events`: the log of the fleet, line by line.
 
 use anyhow::Result;
-use gk_model::history::Event;
+use gk_model::history::{Event, Origin};
 use gk_model::id::InstanceRef;
 use gk_model::port::PortRange;
 use gk_model::query::EventQuery;
 
-use crate::args::EventFilters;
+use crate::args::{EventFilters, Format};
 use crate::context::{Context, collect};
 use crate::left::or_left;
 use crate::output::{Column, List, age, exact, or_dash};
+use crate::token::short;
 
-const COLUMNS: [Column<Event>; 7] = [
+/// From where each was asked for comes last, so that it can be left out; programs get it in three columns of their own.
+const COLUMNS: [Column<Event>; 8] = [
     Column::new("SEQ", |event: &Event| event.seq.to_string()),
     Column::new("AT", |event: &Event| event.at.to_string())
         .shown_as(|event, context| age::ago(event.at, context.now)),
@@ -21,7 +23,32 @@ const COLUMNS: [Column<Event>; 7] = [
     Column::new("PORT", |event: &Event| exact(ports(event))).shown_as(|event, _| or_dash(ports(event))),
     Column::new("ACTOR", |event: &Event| event.actor.to_string()),
     Column::new("MESSAGE", |event: &Event| event.message.clone()),
+    Column::new("FROM", |event: &Event| exact(origin(event))).shown_as(|event, _| or_dash(origin(event))),
 ];
+
+const EXACT_COLUMNS: [Column<Event>; 10] = [
+    Column::new("SEQ", |event: &Event| event.seq.to_string()),
+    Column::new("AT", |event: &Event| event.at.to_string()),
+    Column::new("KIND", |event: &Event| event.kind.to_string()),
+    Column::new("INSTANCE", |event: &Event| exact(instance(event))),
+    Column::new("PORT", |event: &Event| exact(ports(event))),
+    Column::new("ACTOR", |event: &Event| event.actor.to_string()),
+    Column::new("MESSAGE", |event: &Event| event.message.clone()),
+    Column::new("ADDRESS", |event: &Event| exact(event.origin.as_ref().and_then(|origin| origin.address))),
+    Column::new("TOKEN", |event: &Event| exact(event.origin.as_ref().and_then(|origin| origin.token))),
+    Column::new("REQUEST", |event: &Event| exact(event.origin.as_ref().map(|origin| &origin.request))),
+];
+
+/// Where it was asked for: `192.0.2.7 with token 0190163d-8694`, or `socket` on the server's own machine. The server's
+/// own doings and what agents report came from nowhere.
+fn origin(event: &Event) -> Option<String> {
+    let Origin { token, address, request: _ } = event.origin.as_deref()?;
+    let address = address.map_or_else(|| "socket".to_owned(), |address| address.to_string());
+    Some(match token {
+        Some(token) => format!("{address} with token {}", short(*token)),
+        None => address,
+    })
+}
 
 /// Lists events, oldest first: of the fleet, or of the instance named by `--instance`.
 pub(crate) fn list(context: &Context, wanted: &EventFilters) -> Result<()> {
@@ -45,7 +72,12 @@ pub(crate) fn list(context: &Context, wanted: &EventFilters) -> Result<()> {
         None => read(None)?,
     };
     let list = List {
-        columns: &COLUMNS,
+        columns: match context.format() {
+            Format::Csv => &EXACT_COLUMNS,
+            // Whoever asks what somebody did asks from where, too.
+            _ if wanted.origin || wanted.actor.is_some() => &COLUMNS,
+            _ => &COLUMNS[..COLUMNS.len() - 1],
+        },
         name: |event| event.seq.to_string(),
         when_empty: "No event matches. Look at all of them with `gkctl events`.",
     };

@@ -20,11 +20,14 @@ use crate::error::{Exit, Failure};
 use crate::left::or_left;
 use crate::machine;
 use crate::output::{Column, List, Tint, age, exact, or_dash, print_json, print_pairs};
+use crate::token::span_in_words;
 
 /// The id comes last, so that it can be left out.
-const COLUMNS: [Column<Instance>; 7] = [
+const COLUMNS: [Column<Instance>; 8] = [
     Column::new("NAME", |instance: &Instance| instance.name.to_string()),
     Column::new("PRESENCE", |instance: &Instance| instance.presence.to_string()).tinted(tint),
+    Column::new("LABELS", |instance: &Instance| instance.labels.to_string())
+        .shown_as(|instance, _| or_dash(labels(instance))),
     Column::new("OS", |instance: &Instance| exact(instance.facts.os.as_ref()))
         .shown_as(|instance, _| or_dash(instance.facts.os.as_ref())),
     Column::new("ADDRESSES", addresses).shown_as(|instance, _| or_dash(first_address(instance))),
@@ -158,6 +161,10 @@ fn tint(instance: &Instance) -> Tint {
     }
 }
 
+fn labels(instance: &Instance) -> Option<String> {
+    (!instance.labels.is_empty()).then(|| instance.labels.to_string())
+}
+
 fn addresses(instance: &Instance) -> String {
     let addresses: Vec<String> = instance.facts.addresses.iter().map(ToString::to_string).collect();
     addresses.join(" ")
@@ -185,9 +192,16 @@ fn describe(instance: &Instance, now: Timestamp) -> Vec<(&'static str, String)> 
         ("name", Some(instance.name.to_string())),
         ("id", Some(instance.id.to_string())),
         ("presence", Some(instance.presence.to_string())),
+        ("labels", labels(instance)),
         ("joined", at(Some(instance.joined_at))),
         ("left", at(instance.left_at)),
         ("last contact", at(instance.last_contact_at)),
+        (
+            "forgotten",
+            instance
+                .forget_after_seconds
+                .map(|span| format!("after {} of silence", span_in_words(span.duration()))),
+        ),
         ("listeners as of", at(instance.observed_at)),
         ("host name", Some(facts.host_name.to_string())),
         ("os", text(&facts.os)),

@@ -17,6 +17,7 @@ use gk_model::facts::Facts;
 use gk_model::id::InstanceId;
 use gk_model::identity::Identity;
 use gk_model::instance::{Instance, JoinRequest};
+use gk_model::labels::{Label, LabelError, Labels};
 use gk_model::paths::IDENTITY_FILE;
 use gk_model::problem::Code;
 use gk_model::secret::{Secret, SecretHash};
@@ -25,6 +26,7 @@ use crate::args::{Format, Join};
 use crate::connect::{Connection, How};
 use crate::context::{Context, note};
 use crate::error::{Exit, Failure};
+use crate::label::{Change, relabel, told};
 use crate::machine;
 use crate::output::{print, print_json};
 use crate::status::describe_agent;
@@ -49,6 +51,7 @@ pub(crate) fn join(context: &Context, wanted: &Join) -> Result<()> {
     };
     let Outcome { instance, headline, client } = outcome;
     tell(context, &headline)?;
+    let instance = add_labels(context, wanted, instance)?;
     if context.format() == Format::Json {
         print_json(&instance)?;
     }
@@ -58,6 +61,20 @@ pub(crate) fn join(context: &Context, wanted: &Join) -> Result<()> {
         print(&format!("{}\n", instance.name))?;
     }
     Ok(())
+}
+
+/// An instance that was there before keeps its labels, and gets those that were asked for. No machine labels itself, so
+/// this takes the authority of whoever types, and none where nothing is missing.
+fn add_labels(context: &Context, wanted: &Join, instance: Instance) -> Result<Instance> {
+    let is_there = |label: &Label| instance.labels.get(&label.key) == Some(&label.value);
+    if wanted.labels.iter().all(is_there) {
+        return Ok(instance);
+    }
+    let change = Change::to(wanted.labels.clone());
+    let labelled = relabel(&context.client()?, &instance.id.into(), &change);
+    let labelled = labelled.context("joined, and not labelled")?;
+    tell(context, &told(&labelled))?;
+    Ok(labelled)
 }
 
 /// The story goes to stdout for people, and out of the way of whoever reads stdout with a program.
@@ -115,7 +132,7 @@ fn keep_what_the_agent_told(context: &Context, client: &Client, id: InstanceId, 
 
 /// A credential that was made for one server is not shown to another, and a machine is not moved by accident.
 fn refuse_another_server(context: &Context, identity: &Identity) -> Result<()> {
-    let Connection { client, how } = context.connect()?;
+    let Connection { client, how, .. } = context.connect()?;
     let socket = identity.socket.clone().map(ServerAddress::Unix);
     let joined = identity.server.parse::<ServerAddress>();
     let is_same =
@@ -162,20 +179,28 @@ fn request(wanted: &Join, credential_hash: SecretHash) -> JoinRequest {
         name: wanted.name.clone(),
         credential_hash,
         facts: machine::facts(),
-        labels: gk_model::labels::Labels::default(),
+        labels: Labels::default(),
         replace: wanted.replace.clone(),
     }
 }
 
+/// The labels that a new instance begins with. One that is taken over has some.
+fn first_labels(wanted: &Join) -> Result<Labels, Failure> {
+    let labels = if wanted.replace.is_some() { Vec::new() } else { wanted.labels.clone() };
+    labels.try_into().map_err(|error: LabelError| Failure::new(Exit::Usage, error.to_string()))
+}
+
 fn join_anew(context: &Context, wanted: &Join) -> Result<Outcome> {
-    let client = context.client()?;
+    let labels = first_labels(wanted)?;
+    let client = context.client_or_ask("join token")?;
     let state_dir = &context.machine.own_dir;
     prepare_state_dir(state_dir).context("cannot keep the identity of this machine")?;
     // A machine that the server has forgotten keeps its name, unless told.
     let known_as = context.machine.identity.as_ref().map(|identity| identity.name.clone());
     let ask = |hash| {
         let request = request(wanted, hash);
-        JoinRequest { name: request.name.clone().or_else(|| known_as.clone()), ..request }
+        let name = request.name.clone().or_else(|| known_as.clone());
+        JoinRequest { name, labels: labels.clone(), ..request }
     };
     let begun = begin_join(&client, state_dir, ask).map_err(|error| match error {
         JoinError::State(error) => Error::from(error).context("cannot keep the credential of this machine"),

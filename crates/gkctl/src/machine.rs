@@ -1,5 +1,5 @@
 //! What this machine itself can tell: its sockets, its facts, and whose process this is. The only module that asks the
-//! kernel.
+//! kernel for more than files and terminals.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,9 +17,41 @@ use gk_model::time::Timestamp;
 /// The version that is told to servers.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Whether this process runs as root: the owner of its own directory in `/proc` is its effective user.
-pub(crate) fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+/// Whose process this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Account {
+    pub(crate) uid: u32,
+}
+
+impl Account {
+    pub(crate) fn is_root(self) -> bool {
+        self.uid == 0
+    }
+}
+
+/// The account of this process: the owner of its own directory in `/proc` is its effective user. Without a `/proc` it is
+/// nobody, who owns no file of tokens.
+pub(crate) fn account() -> Account {
+    Account { uid: std::fs::metadata("/proc/self").map_or(u32::MAX, |process| process.uid()) }
+}
+
+/// What a file system still takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) free_bytes: u64,
+    /// None where files are not counted.
+    pub(crate) free_files: Option<u64>,
+    pub(crate) is_read_only: bool,
+}
+
+/// What the file system of this path still takes from accounts other than root.
+pub(crate) fn room(path: &Path) -> io::Result<Room> {
+    let told = rustix::fs::statvfs(path)?;
+    Ok(Room {
+        free_bytes: told.f_bavail.saturating_mul(told.f_frsize),
+        free_files: (told.f_files > 0).then_some(told.f_favail),
+        is_read_only: told.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+    })
 }
 
 /// What this machine says of itself.

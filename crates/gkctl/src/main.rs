@@ -6,51 +6,47 @@
 mod args;
 mod connect;
 mod context;
+mod doctor;
 mod error;
 mod event;
 mod history;
 mod instance;
+mod invitation;
 mod join;
+mod label;
 mod left;
+mod login;
 mod machine;
 mod output;
 mod port;
 mod release;
 mod reserve;
+mod run;
+mod secret_input;
 mod status;
 mod this_machine;
+mod token;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 use gk_model::time::Timestamp;
 
-use crate::args::{Args, InstanceVerb, PortVerb, Verb};
+use crate::args::Args;
 use crate::context::Context;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => error::report(&error),
+    let words: Vec<_> = std::env::args_os().collect();
+    if let Err(failure) = secret_input::refuse_in_arguments(words.iter().map(AsRef::as_ref)) {
+        return error::report(&failure.into(), None);
     }
-}
-
-fn run(args: &Args) -> Result<()> {
-    let context = Context::new(&args.global, Timestamp::from_clock())?;
-    match &args.verb {
-        Verb::Status => status::status(&context),
-        Verb::Instance(InstanceVerb::Join(wanted)) => join::join(&context, wanted),
-        Verb::Instance(InstanceVerb::List(wanted)) => instance::list(&context, wanted),
-        Verb::Instance(InstanceVerb::Show(wanted)) => instance::show(&context, wanted),
-        Verb::Instance(InstanceVerb::Leave(wanted)) => instance::leave(&context, wanted),
-        Verb::Instance(InstanceVerb::Rename(wanted)) => instance::rename(&context, wanted),
-        Verb::Port(PortVerb::Reserve(wanted)) => reserve::reserve(&context, wanted),
-        Verb::Port(PortVerb::Release(wanted)) => release::release(&context, wanted),
-        Verb::Port(PortVerb::List(wanted)) => port::list(&context, wanted),
-        Verb::Port(PortVerb::Show(wanted)) => port::show(&context, wanted),
-        Verb::Port(PortVerb::History(wanted)) => history::list(&context, wanted),
-        Verb::Events(wanted) => event::list(&context, wanted),
+    let args = Args::parse_from(words);
+    let context = match Context::new(&args.global, Timestamp::from_clock()) {
+        Ok(context) => context,
+        Err(error) => return error::report(&error, None),
+    };
+    match run::run(&context, &args.verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error::report(&error, context.shown()),
     }
 }

@@ -44,6 +44,15 @@ pub(crate) fn ago_in_words(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// `in 3h` for what is to come, and as [`ago`] for what has been.
+pub(crate) fn around(then: Timestamp, now: Timestamp) -> String {
+    if then <= now {
+        return ago(then, now);
+    }
+    let (count, unit) = split(then.since(now));
+    format!("in {count}{unit}")
+}
+
 fn split(span: Duration) -> (u64, &'static str) {
     let seconds = span.as_secs();
     match seconds {
@@ -80,6 +89,16 @@ mod tests {
         let hour = Duration::from_hours(1);
         assert_eq!(ago_until(hour, now.minus(hour), now), "1h ago");
         assert_eq!(ago_until(hour, now.minus(Duration::from_mins(61)), now), "2023-11-14 21:12:20");
+    }
+
+    #[test]
+    fn what_lies_ahead_is_told_in_one_unit() {
+        let now = Timestamp::from_micros(1_700_000_000_000_000);
+        let table = [(0, "just now"), (1, "in 1s"), (3_599, "in 59m"), (90 * 86_400, "in 90d")];
+        for (seconds, said) in table {
+            assert_eq!(around(now.plus(Duration::from_secs(seconds)), now), said);
+        }
+        assert_eq!(around(now.minus(Duration::from_mins(1)), now), "1m ago");
     }
 
     #[test]

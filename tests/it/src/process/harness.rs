@@ -52,8 +52,9 @@ pub(crate) fn program(name: &str) -> Command {
     for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("GATEKEEPER_")) {
         command.env_remove(variable);
     }
-    // Whoever runs the tests may have one of another program, and containers.
+    // Whoever runs the tests may have one of another program, and containers, and may be logged in somewhere.
     command.env_remove("DATABASE_URL").env("GATEKEEPER_ENGINE_SOCKET", "none");
+    command.env("XDG_CONFIG_HOME", "/nonexistent");
     command
 }
 

@@ -358,3 +358,25 @@ fn a_machine_that_joined_in_clear_goes_over_to_tls_with_its_identity() {
     let after = load_identity(&house.state()).unwrap().unwrap();
     assert_eq!((after.id, after.server, after.pins.len()), (before.id, https, 2));
 }
+
+#[test]
+fn a_login_keeps_who_vouches_for_its_server_and_an_invitation_tells_it() {
+    let house = House::new();
+    let pin = pin_of(&house.server).to_string();
+    let gkctl = |words: &[&str]| {
+        let mut gkctl = program("gkctl");
+        gkctl.args(words).env("GATEKEEPER_STATE", house.state());
+        gkctl.env("XDG_CONFIG_HOME", house.place.join("config")).output().unwrap()
+    };
+    let token = house.token.display().to_string();
+    let log_in = ["login", "--server", &house.url, "--token-file", &token];
+    let untrusted = gkctl(&log_in);
+    assert_eq!(untrusted.status.code(), Some(5), "nobody vouches for it yet: {untrusted:?}");
+    let logged_in = gkctl(&[&log_in[..], &["--ca-pin", &pin]].concat());
+    assert!(logged_in.status.success(), "{logged_in:?}");
+    let whoami = stdout(&gkctl(&["whoami"]));
+    assert!(whoami.contains("ada") && whoami.contains(&house.url), "{whoami}");
+    let invited = gkctl(&["token", "create", "--join"]);
+    let told = String::from_utf8(invited.stderr).unwrap();
+    assert!(told.contains(&format!("--ca-pin {pin}")) && !told.contains("--insecure-http"), "{told}");
+}
