@@ -183,6 +183,12 @@ fn parse_token(value: &Path) -> Result<Secret, Failure> {
 
 fn read_token(file: &Path) -> Result<Secret> {
     let mut text = String::new();
+    if Secret::is_begun_by(&file.to_string_lossy()) {
+        let message = "--token-file names a file, and this looks like the token itself, which every account can read now";
+        return Err(Failure::new(Exit::Usage, message)
+            .hint("put a new token into a file of mode 0600, or into GATEKEEPER_TOKEN, and revoke this one")
+            .into());
+    }
     if file.as_os_str() == "-" {
         std::io::stdin().read_to_string(&mut text).context("cannot read a token from stdin")?;
     } else {

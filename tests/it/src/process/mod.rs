@@ -7,6 +7,7 @@ mod contract;
 pub(crate) mod crash;
 mod disk;
 pub(crate) mod harness;
+mod host;
 mod postgres;
 mod protect;
 mod retries;
