@@ -235,3 +235,18 @@ fn read_all(
     let (_, sum) = copy::walk(connection, &schema::list_tables(version)?, progress, |_, _| Ok(()))?;
     Ok((promised, sum))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn the_place_is_taken_before_anything_is_written_there() {
+        let place = tempfile::tempdir().unwrap();
+        let partial = Partial::beside(&place.path().join("backup")).unwrap();
+        assert_eq!(std::fs::metadata(&partial.0).unwrap().mode() & 0o777, 0o600);
+        assert!(File::create_new(&partial.0).is_err(), "nobody else can take it any more");
+    }
+}
