@@ -9,9 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use gk_model::secret::{Secret, SecretKind};
 
-use super::harness::{
-    Place, Process, Server, gkctl, gkctl_at, is_root, program, refusal_of, stdout, wait_for,
-};
+use super::harness::{Place, Process, Server, gkctl, is_root, program, refusal_of, stdout, wait_for};
 
 const UMASKS: [&str; 3] = ["000", "022", "077"];
 
@@ -261,93 +259,135 @@ fn typed(state: &Path, words: &[&str], env: Option<&Secret>, input: &str) -> Out
     child.wait_with_output().unwrap()
 }
 
+/// A server that speaks TLS and logs everything, with the tokens and the agent that it knows.
+struct Scene {
+    place: Place,
+    server: Server,
+    watcher: Process,
+    /// How `gkctl` is told where the server is.
+    there: [String; 4],
+    admin: Secret,
+    join: Secret,
+    credential: Secret,
+    /// A token that the server does not know.
+    unknown: Secret,
+}
+
+impl Scene {
+    fn set() -> Scene {
+        let place = Place::new();
+        let server = Server::start_with(&place.join("data"), "127.0.0.1:0", |command| {
+            command.args(["--tls", "auto"]).env("GATEKEEPER_LOG", "trace");
+        });
+        let by = |kind, byte| Secret::from_random(kind, &[byte; 32]);
+        let (admin, join) = (by(SecretKind::Subject, 0xa1), by(SecretKind::Join, 0xb2));
+        make_token(&server, &admin, r#""kind": "subject", "subject": "ada", "role": "admin""#);
+        make_token(&server, &join, r#""kind": "join""#);
+        let (state, join_file) = (place.join("state"), place.join("join-token"));
+        fs::write(&join_file, join.reveal()).unwrap();
+        let url = format!("https://{}", server.address);
+        let pin = server.admin().health().unwrap().pins[0].to_string();
+        let there = ["--server".to_owned(), url, "--ca-pin".to_owned(), pin];
+        let mut watcher = agent(&state);
+        watcher.args(&there).args(["--name", "here", "--join-token-file"]).arg(&join_file);
+        let watcher = Process::start(&mut watcher, place.join("agent.log"));
+        let credential = wait_for("the agent to join", || {
+            fs::read_to_string(state.join("credential")).ok().filter(|_| watcher.log().contains("in contact"))
+        });
+        let credential = credential.parse().unwrap();
+        Scene {
+            place,
+            server,
+            watcher,
+            there,
+            admin,
+            join,
+            credential,
+            unknown: by(SecretKind::Subject, 0xc3),
+        }
+    }
+
+    /// What our programs say when they are given secrets, rightly and wrongly.
+    fn say(&self) -> Vec<(&'static str, String)> {
+        let (state, admin) = (self.place.join("state"), &self.admin);
+        let admin_file = self.place.join("admin-token");
+        fs::write(&admin_file, admin.reveal()).unwrap();
+        let file = admin_file.to_str().unwrap();
+        let gkctl = |words: &[&str], env: Option<&Secret>, input: &str| {
+            let there = self.there.iter().map(String::as_str);
+            typed(&state, &there.chain(words.iter().copied()).collect::<Vec<_>>(), env, input)
+        };
+        let reserve = ["port", "reserve", "--service", "web"];
+        let list = ["--token-file", "-", "port", "list"];
+        let events = ["--token-file", file, "events", "--output", "json"];
+        let mut misplaced = agent(&self.place.join("nowhere"));
+        misplaced.args(&self.there).args(["--join-token-file", self.join.reveal()]);
+        let mut database = program("gatekeeper");
+        let address = format!("postgres://ada:{PASSWORD}@127.0.0.1:1/gatekeeper");
+        database.args(["verify", "--log", "trace"]).env("DATABASE_URL", address);
+        let outputs = [
+            ("by the environment", gkctl(&reserve, Some(admin), ""), 0),
+            ("by stdin", gkctl(&list, None, admin.reveal()), 0),
+            ("by a file", gkctl(&events, None, ""), 0),
+            ("to an unknown token", gkctl(&reserve, Some(&self.unknown), ""), 5),
+            ("to half a token", gkctl(&list, None, &admin.reveal()[..60]), 2),
+            ("to the name of a file", gkctl(&["--token-file", admin.reveal(), "status"], None, ""), 2),
+            ("to the name of the agent's file", misplaced.output().unwrap(), 1),
+            ("to the database's password", database.output().unwrap(), 1),
+        ];
+        outputs
+            .map(|(how, output, code)| {
+                assert_eq!(output.status.code(), Some(code), "{how}: {}", told(&output));
+                (how, told(&output))
+            })
+            .into()
+    }
+
+    /// Where a secret could be seen, and what is there.
+    fn seen(&self) -> Vec<(String, String)> {
+        let state = self.place.join("state");
+        let mut seen = vec![
+            ("the server's log".to_owned(), self.server.process.log()),
+            ("the agent's log".to_owned(), self.watcher.log()),
+            ("events".to_owned(), stdout(&gkctl(&self.server, &state, &["events", "--output", "json"]))),
+        ];
+        for process in [&self.server.process, &self.watcher] {
+            let (cmdline, children) = seen_of(process);
+            assert!(cmdline.contains("gatekeeper"), "{cmdline}");
+            assert_eq!(children, "", "a child would have the environment too");
+            seen.push(("the list of processes".to_owned(), cmdline));
+        }
+        for path in fs::read_dir(&self.server.data).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_file() {
+                let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+                seen.push((path.display().to_string(), text));
+            }
+        }
+        seen
+    }
+}
+
+const PASSWORD: &str = "c0ffee5e5a3e";
+
 #[test]
 fn no_secret_is_told_in_a_log_an_error_an_event_or_the_list_of_processes() {
-    let place = Place::new();
-    let server = Server::start_with(&place.join("data"), "127.0.0.1:0", |command| {
-        command.args(["--tls", "auto"]).env("GATEKEEPER_LOG", "trace");
-    });
-    let by = |kind, byte| Secret::from_random(kind, &[byte; 32]);
-    let (admin, join) = (by(SecretKind::Subject, 0xa1), by(SecretKind::Join, 0xb2));
-    make_token(&server, &admin, r#""kind": "subject", "subject": "ada", "role": "admin""#);
-    make_token(&server, &join, r#""kind": "join""#);
-    // Somebody else's, and one that was revoked, as far as this server knows.
-    let unknown = by(SecretKind::Subject, 0xc3);
-
-    let (state, join_file) = (place.join("state"), place.join("join-token"));
-    fs::write(&join_file, join.reveal()).unwrap();
-    let health = server.admin().health().unwrap();
-    let url = format!("https://{}", server.address);
-    let pin = health.pins[0].to_string();
-    let mut watcher = agent(&state);
-    watcher.args(["--name", "here", "--server", &url, "--ca-pin", &pin, "--join-token-file"]).arg(&join_file);
-    let watcher = Process::start(&mut watcher, place.join("agent.log"));
-    let credential = wait_for("the agent to join", || {
-        fs::read_to_string(state.join("credential")).ok().filter(|_| watcher.log().contains("in contact"))
-    });
-    let credential: Secret = credential.parse().unwrap();
-
-    let admin_file = place.join("admin-token");
-    fs::write(&admin_file, admin.reveal()).unwrap();
-    let (file, there) = (admin_file.to_str().unwrap(), ["--server", &url, "--ca-pin", &pin]);
-    let words = |more: &[&'static str]| [&there[..], more].concat();
-    let reserve = words(&["port", "reserve", "--service", "web"]);
-    let from_file = [&there[..], &["--token-file", file, "events", "--output", "json"]].concat();
-    let as_a_file = [&there[..], &["--token-file", admin.reveal(), "status"]].concat();
-    let mut outputs = vec![
-        ("by the environment", typed(&state, &reserve, Some(&admin), ""), 0),
-        ("by stdin", typed(&state, &words(&["--token-file", "-", "port", "list"]), None, admin.reveal()), 0),
-        ("by a file", typed(&state, &from_file, None, ""), 0),
-        ("unknown", typed(&state, &reserve, Some(&unknown), ""), 5),
-        (
-            "cut off",
-            typed(&state, &words(&["--token-file", "-", "port", "list"]), None, &admin.reveal()[..60]),
-            2,
-        ),
-        ("as the name of a file", typed(&state, &as_a_file, None, ""), 2),
+    let scene = Scene::set();
+    let said = scene.say();
+    assert!(said[2].1.contains("\"reserved\""), "the events are there: {}", said[2].1);
+    let said = said.into_iter().map(|(how, text)| (format!("what was said {how}"), text));
+    let key = fs::read_to_string(scene.server.data.join("tls/ca.pem")).unwrap();
+    let key = key.lines().skip_while(|line| !line.contains("PRIVATE KEY")).nth(1).unwrap();
+    // Half of it is too much as well.
+    let half = |secret: &Secret| secret.reveal()[4..36].to_owned();
+    let secrets = [
+        ("the password", PASSWORD.to_owned()),
+        ("the authority's key", key.to_owned()),
+        ("the admin's token", half(&scene.admin)),
+        ("the join token", half(&scene.join)),
+        ("the unknown token", half(&scene.unknown)),
+        ("the credential", half(&scene.credential)),
     ];
-    let mut misplaced = agent(&place.join("nowhere"));
-    misplaced.args(["--server", &url, "--join-token-file", join.reveal()]);
-    outputs.push(("as the name of the agent's file", misplaced.output().unwrap(), 1));
-    let mut database = program("gatekeeper");
-    let address = "postgres://ada:c0ffee5e5a3e@127.0.0.1:1/gatekeeper";
-    database.args(["verify", "--log", "trace"]).env("DATABASE_URL", address);
-    outputs.push(("the database's password", database.output().unwrap(), 1));
-    for (how, output, code) in &outputs {
-        assert_eq!(output.status.code(), Some(*code), "{how}: {}", told(output));
-    }
-    assert!(told(&outputs[2].1).contains("\"reserved\""), "the events are there: {}", told(&outputs[2].1));
-
-    let mut searched: Vec<(String, String)> = vec![
-        ("the server's log".to_owned(), server.process.log()),
-        ("the agent's log".to_owned(), watcher.log()),
-        ("events at the socket".to_owned(), stdout(&gkctl(&server, &state, &["events", "--output", "json"]))),
-        ("who is asked".to_owned(), told(&gkctl_at(&url, &place.join("stranger"), &["status"]))),
-    ];
-    searched.extend(outputs.iter().map(|(how, output, _)| (format!("what was said {how}"), told(output))));
-    for process in [&server.process, &watcher] {
-        let (cmdline, children) = seen_of(process);
-        assert!(cmdline.contains("gatekeeper"), "{cmdline}");
-        assert_eq!(children, "", "a child would have the environment too");
-        searched.push(("the list of processes".to_owned(), cmdline));
-    }
-    for path in
-        tree(&server.data).into_iter().filter(|path| path.is_file() && path.parent() == Some(&server.data))
-    {
-        let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
-        searched.push((path.display().to_string(), text));
-    }
-    let key = fs::read_to_string(server.data.join("tls/ca.pem")).unwrap();
-    let key =
-        key.lines().nth(1 + key.lines().position(|line| line.contains("PRIVATE KEY")).unwrap()).unwrap();
-    let mut secrets =
-        vec![("the password", "c0ffee5e5a3e".to_owned()), ("the authority's key", key.to_owned())];
-    for (what, secret) in [("admin", admin), ("join", join), ("unknown", unknown), ("credential", credential)]
-    {
-        // Half of it is too much as well.
-        secrets.push((what, secret.reveal()[4..36].to_owned()));
-    }
-    for (place, text) in &searched {
+    for (place, text) in scene.seen().into_iter().chain(said) {
         for (what, secret) in &secrets {
             assert!(!text.contains(secret), "{place} tells {what}");
         }
