@@ -4,7 +4,7 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: help run test build lint release static tarball soak fuzz bench clean
+.PHONY: help run test build lint release static tarball soak fuzz audit advisories bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,7 +46,7 @@ soak: ## the long runs: hundreds of kills instead of ten
 	@.ci/prerequisites test
 	$(CARGO) build --locked --bins
 	skip=$$(.ci/prerequisites skip) && GATEKEEPER_SOAK=1 $(CARGO) test --locked -p it -- $(ARGS) $$skip
-	$(MAKE) fuzz tarball
+	$(MAKE) audit fuzz tarball
 
 fuzz: ## ten minutes for every parser of other people's bytes (FUZZ_SECONDS=600)
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
@@ -55,6 +55,14 @@ fuzz: ## ten minutes for every parser of other people's bytes (FUZZ_SECONDS=600)
 		$(CARGO) fuzz run --sanitizer none $$target target/fuzz/$$target fuzz/corpus/$$target -- \
 			-max_total_time=$${FUZZ_SECONDS:-600} -max_len=16384 -print_final_stats=1 || exit 1; \
 	done
+
+audit: ## licences, sources and who depends on what, as deny.toml says; needs no network
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --locked check --hide-inclusion-graph bans licenses sources
+
+advisories: ## known weaknesses of what we depend on; fetches the database of them from GitHub
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --locked check --hide-inclusion-graph advisories
 
 bench: release ## how fast, as ratios, into docs/benchmarks.md
 	$(CARGO) run --locked --release -p bench -- $(ARGS)

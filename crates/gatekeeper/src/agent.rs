@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use gk_agent::{AgentConfig, AgentError, JoinBy, Stopper};
 use gk_model::paths;
 use gk_model::secret::Secret;
@@ -78,6 +78,12 @@ pub(crate) fn state_dir(chosen: Option<&PathBuf>) -> PathBuf {
 }
 
 fn read_token(file: &Path) -> anyhow::Result<Secret> {
+    if Secret::is_begun_by(&file.to_string_lossy()) {
+        bail!(
+            "--join-token-file names a file, and this looks like the token itself, which every account can read now: put \
+             a new token into a file of mode 0600, and revoke this one"
+        );
+    }
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     text.parse().with_context(|| format!("{} holds no token", file.display()))
 }

@@ -219,7 +219,7 @@ fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
         0..=107 => format!("cannot listen on {}", path.display()),
         _ => format!("cannot listen on {}: the path of a Unix socket has at most 107 bytes", path.display()),
     })?;
-    // The directory is private already, unless somebody opened an existing one.
+    // The directory is private already; this is for whoever opens it later, with a server that runs.
     std::fs::set_permissions(path, Permissions::from_mode(0o600))
         .context("cannot make the socket private")?;
     Ok(socket)

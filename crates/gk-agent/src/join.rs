@@ -28,6 +28,9 @@ impl Home {
     pub(crate) fn enter(config: &AgentConfig) -> Result<Home, AgentError> {
         let dir = &config.state_dir;
         let lock = AgentLock::acquire(dir)?.ok_or_else(|| AgentError::AlreadyRuns(dir.clone()))?;
+        for file in lock.closed() {
+            tracing::warn!(file = %file.display(), "other accounts could read this, and cannot any more");
+        }
         let (identity, credential) = match (load_identity(dir)?, load_credential(dir)?, &config.join) {
             (Some(identity), Some(credential), _) => {
                 // One that was interrupted at its very end is over all the same.

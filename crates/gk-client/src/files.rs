@@ -1,9 +1,14 @@
 //! Small files that survive a crash: written beside, synced, renamed into place, and the directory synced.
+//!
+//! A file that somebody else may have written is not believed: it says to which server secrets go. Who may have is told by
+//! `trust`.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use crate::trust;
 
 /// Who may read a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -14,14 +19,19 @@ pub(crate) enum Readers {
     Owner,
 }
 
-/// Makes the directory, world-readable. One that exists keeps its mode: it may be somebody's home.
+/// Makes the directory and the one above, world-readable. One that exists keeps its mode: it may be somebody's home.
 pub(crate) fn ensure_dir(dir: &Path) -> io::Result<()> {
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or(Ok(()), make_readable).and_then(|()| make_readable(dir)).map_err(|error| at(dir, &error))
+}
+
+fn make_readable(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
-    DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(|error| at(dir, &error))?;
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     // The umask may have taken bits away, and everyone on this machine is to find the identity.
-    fs::set_permissions(dir, Permissions::from_mode(0o755)).map_err(|error| at(dir, &error))
+    fs::set_permissions(dir, Permissions::from_mode(0o755))
 }
 
 /// Replaces a file as a whole, or leaves it as it was.
@@ -68,13 +78,21 @@ pub(crate) fn remove(dir: &Path, name: &str) -> io::Result<()> {
 /// The text of a file; none when there is no such file.
 pub(crate) fn read(dir: &Path, name: &str) -> io::Result<Option<String>> {
     let path = dir.join(name);
-    match fs::read_to_string(&path) {
+    match read_trusted(dir, &path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(None)
         }
         Err(error) => Err(at(&path, &error)),
     }
+}
+
+fn read_trusted(dir: &Path, path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    trust::check_read(dir, &file.metadata()?)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The same error, naming the file.

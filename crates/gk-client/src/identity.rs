@@ -12,6 +12,7 @@ use gk_model::paths::{CREDENTIAL_FILE, IDENTITY_FILE, PENDING_CREDENTIAL_FILE, S
 use gk_model::secret::{Secret, SecretKind};
 
 use crate::files::{self, Readers};
+use crate::trust;
 
 /// Reads who this machine is; none when it has not joined.
 ///
@@ -38,9 +39,10 @@ pub fn load_credential(state_dir: &Path) -> io::Result<Option<Secret>> {
 /// Makes the state directory and tries to write there, so that a join fails before the server hears of it.
 ///
 /// # Errors
-/// When the directory cannot be made or written to.
+/// When the directory cannot be made or written to, or somebody else may have changed what is in it.
 pub fn prepare_state_dir(state_dir: &Path) -> io::Result<()> {
     files::ensure_dir(state_dir)?;
+    trust::close_to_others(state_dir)?;
     files::probe(state_dir)
 }
 

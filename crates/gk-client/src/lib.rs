@@ -33,6 +33,7 @@ mod routes;
 pub mod session;
 mod tls;
 mod transport;
+mod trust;
 
 #[cfg(test)]
 mod canned;

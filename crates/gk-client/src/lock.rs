@@ -6,30 +6,41 @@
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gk_model::paths::AGENT_LOCK_FILE;
 
-use crate::files;
+use crate::{files, trust};
 
 /// Held as long as it lives; whoever holds it may use the session of this state directory.
 #[derive(Debug)]
-pub struct AgentLock(#[expect(dead_code, reason = "the lock lives as long as the open file")] File);
+pub struct AgentLock {
+    #[expect(dead_code, reason = "the lock lives as long as the open file")]
+    file: File,
+    closed: Vec<PathBuf>,
+}
 
 impl AgentLock {
-    /// Takes the lock; none when somebody else holds it.
+    /// Takes the lock; none when somebody else holds it. Private files of the directory are its owner's alone from then on.
     ///
     /// # Errors
-    /// When the file cannot be made or locked for any other reason.
+    /// When somebody else may have changed what is in the directory, or the file cannot be made or locked for any other
+    /// reason.
     pub fn acquire(state_dir: &Path) -> io::Result<Option<AgentLock>> {
         files::ensure_dir(state_dir)?;
+        let closed = trust::close_to_others(state_dir)?;
         let path = state_dir.join(AGENT_LOCK_FILE);
         let file = open(&path).map_err(|error| files::at(&path, &error))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(AgentLock(file))),
+            Ok(()) => Ok(Some(AgentLock { file, closed })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(files::at(&path, &error)),
         }
+    }
+
+    /// The private files that other accounts could read until now.
+    pub fn closed(&self) -> &[PathBuf] {
+        &self.closed
     }
 }
 

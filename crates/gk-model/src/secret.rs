@@ -52,6 +52,12 @@ impl Secret {
         Secret { kind, text: format!("{}{}", kind.prefix(), hex(bytes)) }
     }
 
+    /// Whether a text begins like a secret, whole or not. Where the name of a file is expected, such a text must not be repeated,
+    /// because somebody meant the secret itself.
+    pub fn is_begun_by(text: &str) -> bool {
+        SecretKind::ALL.iter().any(|kind| text.starts_with(kind.prefix()))
+    }
+
     /// What it is for.
     pub fn kind(&self) -> SecretKind {
         self.kind

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use gk_model::time::Timestamp;
@@ -144,11 +145,11 @@ impl Partial {
         let mut name = file.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.partial", std::process::id()));
         let path = file.with_file_name(name);
-        // A leftover of a killed process that had our number. Whether the place can be written shows at once.
+        // A leftover of a killed process that had our number. Whether the place can be written shows at once. The file stays:
+        // where others may write too, as in /tmp, one of theirs might take its place, and everything would go into that.
         let about = |source| BackupError::File { path: file.to_owned(), source };
         remove(&path).map_err(about)?;
-        File::create_new(&path).map_err(about)?;
-        remove(&path).map_err(about)?;
+        File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(about)?;
         Ok(Partial(path))
     }
 
@@ -233,4 +234,19 @@ fn read_all(
     let promised = mark.map_or_else(|| Ok(String::new()), |mut row| row.take())?;
     let (_, sum) = copy::walk(connection, &schema::list_tables(version)?, progress, |_, _| Ok(()))?;
     Ok((promised, sum))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn the_place_is_taken_before_anything_is_written_there() {
+        let place = tempfile::tempdir().unwrap();
+        let partial = Partial::beside(&place.path().join("backup")).unwrap();
+        assert_eq!(std::fs::metadata(&partial.0).unwrap().mode() & 0o777, 0o600);
+        assert!(File::create_new(&partial.0).is_err(), "nobody else can take it any more");
+    }
 }

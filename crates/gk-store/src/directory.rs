@@ -1,11 +1,12 @@
 //! The data directory: made private, and owned by one process at a time.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
+use crate::private::{self, Exposed};
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +19,9 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
-    /// Other accounts could change what is in it.
-    #[error("others may write to the data directory {}: run chmod go-w on it", .0.display())]
-    WritableByOthers(PathBuf),
+    /// Other accounts could change what is in it, or could have.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// Another process owns it.
     #[error("another server is using the data directory {}: stop it, or choose another one with --data", .0.display())]
     Locked(PathBuf),
@@ -75,10 +76,9 @@ impl Drop for DirectoryLock {
 impl DirectoryLock {
     pub(crate) fn acquire(directory: &Path) -> Result<DirectoryLock, OpenError> {
         let about = |source| OpenError::Directory { path: directory.to_owned(), source };
-        create_private(directory).map_err(about)?;
-        if fs::metadata(directory).map_err(about)?.mode() & 0o022 != 0 {
-            return Err(OpenError::WritableByOthers(directory.to_owned()));
-        }
+        private::make(directory).map_err(about)?;
+        private::close_to_others(directory)?;
+        // No link by now, and nobody else can lay one.
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -94,17 +94,6 @@ impl DirectoryLock {
     }
 }
 
-/// Creates the directory for its owner alone, and whatever is missing above it as usual: others may have business there.
-fn create_private(directory: &Path) -> io::Result<()> {
-    if let Some(parent) = directory.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    match DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        created => created,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,19 +105,5 @@ mod tests {
         let _inherited = lock.file.try_clone().unwrap();
         drop(lock);
         DirectoryLock::acquire(place.path()).unwrap();
-    }
-
-    #[test]
-    fn the_data_directory_is_private_and_what_is_above_it_is_not() {
-        let place = tempfile::tempdir().unwrap();
-        let directory = place.path().join("gatekeeper/server");
-        let _lock = DirectoryLock::acquire(&directory).unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!(mode(&directory), 0o700);
-        assert_eq!(
-            mode(directory.parent().unwrap()) & 0o055,
-            0o055,
-            "an agent's identity beside it stays readable"
-        );
     }
 }

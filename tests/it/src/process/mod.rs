@@ -8,6 +8,7 @@ pub(crate) mod crash;
 mod disk;
 mod doctor;
 pub(crate) mod harness;
+mod host;
 mod postgres;
 mod protect;
 mod retries;
