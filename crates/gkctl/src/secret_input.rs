@@ -17,6 +17,12 @@ const MOST_BYTES: u64 = 4 << 10;
 
 /// Reads the secret in a file; for `-`, from stdin, which asks for it (`prompt`) where it is a terminal.
 pub(crate) fn read(file: &Path, prompt: &str) -> Result<Secret> {
+    if Secret::is_begun_by(&file.to_string_lossy()) {
+        let message = "this option names a file, and that looks like the token itself, which every account can read now";
+        return Err(Failure::new(Exit::Usage, message)
+            .hint("put a new token into a file of mode 0600, or into GATEKEEPER_TOKEN, and revoke this one")
+            .into());
+    }
     if file.as_os_str() == "-" {
         return read_stdin(prompt);
     }
