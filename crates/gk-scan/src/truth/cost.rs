@@ -39,7 +39,7 @@ fn a_poll_without_news_takes_few_instructions_a_socket() {
         exercised(facility);
         // What a poll costs anyhow is in both.
         let each = (counts[1] - counts[0]) / u64::from(POLLS * (MANY - FEW));
-        assert!((500..=u64::from(MOST)).contains(&each), "{each} instructions a socket: {counts:?}");
+        assert!((100..=u64::from(MOST)).contains(&each), "{each} instructions a socket: {counts:?}");
     });
 }
 

@@ -195,41 +195,47 @@ fn a_passed_descriptor_is_owned_by_whoever_has_it() {
 
 /// One byte with a descriptor, as unix(7) says.
 fn send_descriptor(channel: i32, descriptor: i32) -> io::Result<()> {
-    with_message(|message, control| {
-        control.cmsg_level = libc::SOL_SOCKET;
-        control.cmsg_type = libc::SCM_RIGHTS;
-        // SAFETY: numbers only.
-        control.cmsg_len = unsafe { libc::CMSG_LEN(4) } as _;
-        // SAFETY: the buffer of `control` has room for one descriptor after its head.
-        unsafe { libc::CMSG_DATA(control).cast::<i32>().write_unaligned(descriptor) };
+    with_message(|message| {
+        // SAFETY: the buffer behind the message has room for a head and one descriptor.
+        unsafe {
+            let head = libc::CMSG_FIRSTHDR(message);
+            (*head).cmsg_level = libc::SOL_SOCKET;
+            (*head).cmsg_type = libc::SCM_RIGHTS;
+            (*head).cmsg_len = libc::CMSG_LEN(4) as _;
+            libc::CMSG_DATA(head).cast::<i32>().write_unaligned(descriptor);
+        }
         // SAFETY: `message` points to buffers that live until the end of this closure.
         check(unsafe { libc::sendmsg(channel, message, 0) } as i32)
     })
 }
 
 fn receive_descriptor(channel: &UnixStream) -> io::Result<OwnedFd> {
-    with_message(|message, control| {
+    with_message(|message| {
         // SAFETY: `message` points to buffers that live until the end of this closure, and the kernel writes into them.
         check(unsafe { libc::recvmsg(channel.as_raw_fd(), message, libc::MSG_CMSG_CLOEXEC) } as i32)?;
-        // SAFETY: the kernel has written one descriptor there, which nobody else knows.
-        Ok(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(control).cast::<i32>().read_unaligned()) })
+        // SAFETY: the message is the kernel's now, with a head that is inside of the buffer, or null.
+        let head = unsafe { libc::CMSG_FIRSTHDR(message).as_ref() }.ok_or(io::ErrorKind::InvalidData)?;
+        assert_eq!((head.cmsg_level, head.cmsg_type), (libc::SOL_SOCKET, libc::SCM_RIGHTS));
+        // SAFETY: after a head of that type the kernel has written one descriptor, which nobody else knows.
+        unsafe {
+            let data = libc::CMSG_DATA(libc::CMSG_FIRSTHDR(message));
+            Ok(OwnedFd::from_raw_fd(data.cast::<i32>().read_unaligned()))
+        }
     })
 }
 
-fn with_message<T>(
-    run: impl FnOnce(*mut libc::msghdr, &mut libc::cmsghdr) -> io::Result<T>,
-) -> io::Result<T> {
+/// The kernel reads and writes the buffers by the pointers in the message, so nothing here may hold a reference to them
+/// meanwhile: the compiler would take it that nobody else writes there, and read what was there before.
+fn with_message<T>(run: impl FnOnce(*mut libc::msghdr) -> io::Result<T>) -> io::Result<T> {
     let mut byte = [0u8; 1];
-    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut control = [0u64; 3];
     // SAFETY: msghdr is numbers and pointers, for which zero is valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
-    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_control = (&raw mut control).cast();
     message.msg_controllen = size_of_val(&control) as _;
-    let head = control.as_mut_ptr().cast::<libc::cmsghdr>();
-    // SAFETY: `control` is aligned and larger than its head, and lives as long as this function.
-    run(&raw mut message, unsafe { &mut *head })
+    run(&raw mut message)
 }
 
 #[test]
