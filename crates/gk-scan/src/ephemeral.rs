@@ -17,33 +17,58 @@ use std::time::Duration;
 use gk_model::port::{Port, PortRange};
 use gk_model::port_set::PortSet;
 
-use crate::reserved::reserved_ports;
+use crate::polled::Polled;
+use crate::reserved;
 
 /// A client rarely keeps an unconnected socket that long.
 pub(crate) const CLIENT_LIFETIME: Duration = Duration::from_secs(30);
 
 /// The ports that the kernel gives to sockets that ask for any, in one network namespace.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GivenPorts {
     range: Option<PortRange>,
     reserved: PortSet,
 }
 
 impl GivenPorts {
-    /// Reads both settings; `/proc/sys/net` shows those of the calling thread's network namespace.
-    pub(crate) fn read() -> GivenPorts {
-        GivenPorts { range: ephemeral_range(), reserved: reserved_ports().unwrap_or_default() }
-    }
-
     /// Whether the kernel may have given this port. When the range is unknown, any.
     pub(crate) fn contains(&self, port: Port) -> bool {
         self.range.is_none_or(|range| range.contains(port)) && !self.reserved.contains(port)
     }
 }
 
+/// The two settings that say which those are, in the network namespace of the thread that reads them first.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    range: Polled,
+    reserved: Polled,
+    given: GivenPorts,
+}
+
+impl Settings {
+    /// Not yet read.
+    pub(crate) fn new() -> Settings {
+        let (range, reserved) = (Polled::new(RANGE), Polled::new(reserved::LIST));
+        Settings { range, reserved, given: GivenPorts::default() }
+    }
+
+    /// What they say now.
+    pub(crate) fn read(&mut self) -> &GivenPorts {
+        if self.range.refresh() {
+            self.given.range = parse_range(self.range.text());
+        }
+        if self.reserved.refresh() {
+            self.given.reserved = reserved::parse(self.reserved.text());
+        }
+        &self.given
+    }
+}
+
+const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
 /// `net.ipv4.ip_local_port_range`, which counts for IPv6 too.
 pub fn ephemeral_range() -> Option<PortRange> {
-    parse_range(&fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
+    parse_range(&fs::read_to_string(RANGE).ok()?)
 }
 
 /// Two numbers and white space: `32768\t60999\n`.

@@ -13,7 +13,8 @@
 //! **Refuses** to keep time (`now` is an argument), and to talk to a container engine.
 //!
 //! ```text
-//! Scanner ┬ Namespace ─ Tables ─ Netlink ─ parse      the sockets of one network namespace
+//! Scanner ┬ Namespace ─ Tables ─ Netlink ┬ Dump       the sockets of one network namespace
+//!         │                              └ parse
 //!         ├ Others ┬ Doors ─ Mounts                   which other ones there are
 //!         │        └ Visitor ─ Namespace              the thread that looks into them
 //!         ├ Processes
@@ -25,6 +26,7 @@
 mod accounts;
 mod cgroup;
 mod doors;
+mod dump;
 mod ephemeral;
 mod error;
 mod facts;
@@ -39,6 +41,7 @@ mod others;
 mod owners;
 mod parse;
 mod place;
+mod polled;
 mod ports;
 mod privileges;
 mod process;

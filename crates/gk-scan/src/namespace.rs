@@ -12,6 +12,7 @@ use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 
 use crate::ScanError;
+use crate::dump::Dump;
 use crate::ephemeral::{CLIENT_LIFETIME, GivenPorts};
 use crate::error::Chain;
 use crate::owners::{Owners, SocketId};
@@ -25,9 +26,8 @@ pub(crate) struct Namespace {
     netns: Netns,
     /// The parts that could be dumped last time, in order.
     covered: Vec<Part>,
-    /// What each of its parts dumped last time and the time before, to see at a glance whether anything changed.
-    dumps: [Vec<Socket>; PARTS],
-    dumps_before: [Vec<Socket>; PARTS],
+    /// What each of its parts dumped last time.
+    dumps: [Dump; PARTS],
     given: GivenPorts,
     /// The names of interfaces that sockets are bound to, by index, asked for when the sockets change.
     interfaces: HashMap<u32, Observed>,
@@ -59,7 +59,6 @@ impl Namespace {
             netns,
             covered: Vec::new(),
             dumps: Default::default(),
-            dumps_before: Default::default(),
             given: GivenPorts::default(),
             interfaces: HashMap::new(),
             is_news: false,
@@ -77,31 +76,25 @@ impl Namespace {
     /// # Errors
     /// When no part could be dumped: why the first could not. Then none is covered.
     pub(crate) fn dump(&mut self, tables: &mut Tables) -> Result<(), ScanError> {
-        std::mem::swap(&mut self.dumps, &mut self.dumps_before);
         let (mut covered, mut failure) = (Vec::with_capacity(PARTS), None);
         for (index, part) in parts_of(self.netns).into_iter().enumerate() {
-            let (dump, before, listening) =
-                (&mut self.dumps[index], &self.dumps_before[index], &self.listening);
-            let mut is_same = false;
-            let missing = |found: &[Socket]| {
-                is_same = found == before;
-                if is_same { HashSet::new() } else { missing(listening, part, found) }
-            };
-            match tables.dump_listening(part, dump, missing) {
+            let (dump, listening) = (&mut self.dumps[index], &self.listening);
+            match tables.dump_listening(part, dump, |found| missing(listening, part, found)) {
                 Ok(()) => covered.push(part),
                 Err(error) => {
                     tracing::debug!(scan.part = ?part, error = %Chain(&error), "a part of the scan is missing");
                     dump.clear();
-                    is_same = false;
                     failure = failure.or(Some(error));
                 }
             }
-            // What a second dump added may make it the same again.
-            self.is_news |= !is_same && *dump != *before;
+            self.is_news |= dump.is_news();
         }
-        let given = GivenPorts::read();
-        self.is_news |= covered != self.covered || given != self.given;
-        self.given = given;
+        let given = tables.given_ports();
+        if *given != self.given {
+            self.given = given.clone();
+            self.is_news = true;
+        }
+        self.is_news |= covered != self.covered;
         self.covered = covered;
         if self.is_news {
             self.name_interfaces();
@@ -113,7 +106,8 @@ impl Namespace {
     fn name_interfaces(&mut self) {
         let name = |index: u32| sys::interface_name(index).unwrap_or_else(|| index.to_string());
         self.interfaces.clear();
-        for socket in self.dumps.iter().flatten().filter(|socket| socket.interface_index != 0) {
+        let sockets = self.dumps.iter().flat_map(Dump::sockets);
+        for socket in sockets.filter(|socket| socket.interface_index != 0) {
             let index = socket.interface_index;
             self.interfaces.entry(index).or_insert_with(|| Observed::new(&name(index)));
         }
@@ -123,7 +117,7 @@ impl Namespace {
     pub(crate) fn lose_sight(&mut self) {
         self.is_news |= !self.covered.is_empty();
         self.covered.clear();
-        self.dumps.iter_mut().for_each(Vec::clear);
+        self.dumps.iter_mut().for_each(Dump::clear);
     }
 
     /// It was dumped at this time.
@@ -196,7 +190,7 @@ impl Namespace {
         let mut changed = false;
         let dumps = std::mem::take(&mut self.dumps);
         for (part, dump) in parts_of(self.netns).into_iter().zip(&dumps) {
-            for socket in dump {
+            for socket in dump.sockets() {
                 if self.is_server(socket, now) {
                     changed |= self.note_listening(part, socket, owners);
                 } else {
@@ -234,7 +228,7 @@ impl Namespace {
     }
 
     /// Forgets the sockets of covered parts that this round did not see; whether there were any that listened.
-    fn forget_what_is_gone(&mut self, dumps: &[Vec<Socket>], owners: &mut Owners) -> bool {
+    fn forget_what_is_gone(&mut self, dumps: &[Dump], owners: &mut Owners) -> bool {
         let count_before = self.listening.len();
         let (round, covered, netns) = (self.round, &self.covered, self.netns);
         self.listening.retain(|cookie, known| {
@@ -246,7 +240,7 @@ impl Namespace {
         });
         // With all parts at hand; what was not looked at keeps its age.
         if self.covered.len() == PARTS {
-            let there: HashSet<Cookie> = dumps.iter().flatten().map(|socket| socket.cookie).collect();
+            let there: HashSet<Cookie> = dumps.iter().flat_map(Dump::sockets).map(|socket| socket.cookie).collect();
             self.maybe_clients.retain(|cookie, _| there.contains(cookie));
         }
         self.listening.len() != count_before
@@ -257,14 +251,16 @@ impl Namespace {
 impl Namespace {
     /// How many sockets the kernel told of last time.
     pub(crate) fn told_sockets(&self) -> usize {
-        self.dumps.iter().map(Vec::len).sum()
+        self.dumps.iter().map(|dump| dump.sockets().len()).sum()
     }
 
     /// As if the tables of this protocol could not have been dumped.
     pub(crate) fn lose_sight_of(&mut self, protocol: Protocol) {
         self.covered.retain(|part| part.protocol != protocol);
         for (part, dump) in parts_of(self.netns).iter().zip(&mut self.dumps) {
-            dump.retain(|_| part.protocol != protocol);
+            if part.protocol == protocol {
+                dump.clear();
+            }
         }
         self.is_news = true;
     }
@@ -319,19 +315,25 @@ mod tests {
             let cookies: HashSet<Cookie> = known.keys().copied().collect();
             assert_eq!(missing(known, part, &[]), cookies);
             assert_eq!(missing(known, other_part, &[]), HashSet::new());
-            let mut all = Vec::new();
-            tables.dump_listening(part, &mut all, |found| missing(known, part, found)).unwrap();
-            assert_eq!((all.len(), missing(known, part, &all).len()), (3, 0));
+            let mut dump = Dump::default();
+            tables.dump_listening(part, &mut dump, |found| missing(known, part, found)).unwrap();
+            let all = dump.sockets();
+            assert_eq!((all.len(), missing(known, part, all).len()), (3, 0));
             assert_eq!(missing(known, part, &all[1..]), HashSet::from([all[0].cookie]));
             // As if the first dump had missed one: the second adds that one and no other.
             let one = all[0].cookie;
-            tables.dump_listening(part, &mut all, |_| HashSet::from([one])).unwrap();
-            assert_eq!(all.len(), 4);
-            assert_eq!(all[3].cookie, one);
+            let mut dump = Dump::default();
+            tables.dump_listening(part, &mut dump, |_| HashSet::from([one])).unwrap();
+            assert_eq!((dump.sockets().len(), dump.sockets()[3].cookie), (4, one));
+            // Nor is it taken for granted from then on, though the first dump tells the same again.
+            tables.dump_listening(part, &mut dump, |found| missing(known, part, found)).unwrap();
+            assert_eq!((dump.sockets().len(), dump.is_news()), (3, true));
+            tables.dump_listening(part, &mut dump, |_| unreachable!("nothing is new")).unwrap();
+            assert_eq!((dump.sockets().len(), dump.is_news()), (3, false));
             // As if it had missed all, and they were gone by the second: none is made up.
             drop(sockets);
-            tables.dump_listening(part, &mut all, |_| cookies).unwrap();
-            assert_eq!(all, []);
+            tables.dump_listening(part, &mut dump, |_| cookies).unwrap();
+            assert_eq!(dump.sockets(), []);
         });
     }
 

@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::ScanError;
-use crate::parse::{Message, Query, Socket, messages};
+use crate::dump::Dump;
+use crate::parse::{Message, Query, messages};
 
 /// The kernel fills at most 32 KiB per datagram of a dump; twice that leaves room for a change of mind.
 const RECEIVE_BYTES: usize = 64 * 1024;
@@ -36,14 +37,15 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
     }
 
-    /// Appends every socket that the query asks for to `found`. After an error `found` holds an unknown part of them,
-    /// and this socket may still receive the rest of the dump: open another one.
-    pub(crate) fn dump(&mut self, query: Query, found: &mut Vec<Socket>) -> Result<(), ScanError> {
-        let before = found.len();
+    /// Brings `dump` to what the query finds now. After an error it holds an unknown part of that, and this socket may
+    /// still receive the rest: open another one.
+    pub(crate) fn dump(&mut self, query: Query, dump: &mut Dump) -> Result<(), ScanError> {
+        dump.begin();
         for _ in 0..DUMP_ATTEMPTS {
-            found.truncate(before);
-            let settled = self.dump_once(query, found)?;
+            dump.rewind();
+            let settled = self.dump_once(query, dump)?;
             if settled {
+                dump.end(query.protocol);
                 return Ok(());
             }
         }
@@ -51,7 +53,7 @@ impl Netlink {
     }
 
     /// Whether the table held still during the dump.
-    fn dump_once(&mut self, query: Query, found: &mut Vec<Socket>) -> Result<bool, ScanError> {
+    fn dump_once(&mut self, query: Query, dump: &mut Dump) -> Result<bool, ScanError> {
         self.sequence = self.sequence.wrapping_add(1);
         self.send(&query.encode(self.sequence)).map_err(ScanError::Exchange)?;
         let mut settled = true;
@@ -67,11 +69,7 @@ impl Netlink {
                 }
                 settled &= !envelope.interrupted;
                 match envelope.message {
-                    Message::Socket(told) => {
-                        if let Some(socket) = told.read(query.protocol) {
-                            found.push(socket);
-                        }
-                    }
+                    Message::Socket(told) => dump.hear(told),
                     Message::Done => return Ok(settled),
                     Message::Failed(errno) => {
                         return Err(ScanError::Refused(io::Error::from_raw_os_error(errno)));

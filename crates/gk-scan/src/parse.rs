@@ -241,7 +241,32 @@ fn ending<'a>(payload: &[u8], fine: Message<'a>) -> Message<'a> {
     }
 }
 
-impl Told<'_> {
+impl<'a> Told<'a> {
+    /// One that was kept by [`Told::keep`], at the beginning of these bytes, and what follows it.
+    pub(crate) fn kept(bytes: &'a [u8]) -> Option<(Told<'a>, &'a [u8])> {
+        let (length, rest) = bytes.split_first_chunk()?;
+        let (payload, rest) = rest.split_at_checked(usize::from(u16::from_ne_bytes(*length)))?;
+        let (fixed, attributes) = payload.split_first_chunk()?;
+        Some((Told { fixed, attributes }, rest))
+    }
+
+    /// Adds it to `bytes`. One that is longer than any netlink attribute may be is not kept: it never was told.
+    pub(crate) fn keep(self, bytes: &mut Vec<u8>) {
+        let Ok(length) = u16::try_from(SOCKET_BYTES + self.attributes.len()) else { return };
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(self.fixed);
+        bytes.extend(self.attributes);
+    }
+
+    /// Whether it tells the same but for timers and queues, which say nothing of who a socket is.
+    pub(crate) fn is_same(self, other: Told<'_>) -> bool {
+        let [state, ports_to_cookie, account] = [0..2, 4..52, 64..72];
+        self.fixed[ports_to_cookie.clone()] == other.fixed[ports_to_cookie]
+            && self.fixed[account.clone()] == other.fixed[account]
+            && self.fixed[state.clone()] == other.fixed[state]
+            && self.attributes == other.attributes
+    }
+
     /// `None` when it holds no port, or is of a family that has none. The kernel does not repeat the protocol that it was
     /// asked for.
     pub(crate) fn read(self, protocol: Protocol) -> Option<Socket> {

@@ -45,12 +45,6 @@ impl Pid {
         pids
     }
 
-    /// The number given last, in our pid namespace: as long as it stays, no process was made. Threads count too.
-    pub(crate) fn last_given() -> Option<Pid> {
-        let load = fs::read_to_string("/proc/loadavg").ok()?;
-        load.trim_end().rsplit(' ').next()?.parse().ok().map(Pid)
-    }
-
     /// Reads who it is; `None` when it is gone.
     pub(crate) fn describe(self, accounts: &Accounts) -> Option<Description> {
         let stat = self.read("stat")?;
@@ -172,7 +166,7 @@ mod tests {
         assert_eq!(Some(description.owner.started_ticks), me.started_ticks());
         let exe = std::env::current_exe().unwrap();
         assert_eq!(description.owner.exe.unwrap().as_str(), exe.to_str().unwrap());
-        assert!(Pid::list().contains(&me) && Pid::last_given().is_some());
+        assert!(Pid::list().contains(&me));
         assert!(Pid(u32::MAX).describe(&Accounts::new("/nonexistent")).is_none());
     }
 }

@@ -1,21 +1,29 @@
 //! Which processes there are, listed as seldom as possible.
 
+use crate::polled::Polled;
 use crate::process::Pid;
 
 /// Every process at the last listing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Processes {
     /// Lowest first.
     pids: Vec<Pid>,
     /// The number given last before that listing.
     last_given: Option<Pid>,
+    load: Polled,
+}
+
+impl Default for Processes {
+    fn default() -> Processes {
+        Processes { pids: Vec::new(), last_given: None, load: Polled::new("/proc/loadavg") }
+    }
 }
 
 impl Processes {
     /// Lists them anew if a process was made since; those that are new, the highest number first. `None` when nothing
     /// was listed: processes may have ended all the same.
     pub(crate) fn refresh(&mut self) -> Option<Vec<Pid>> {
-        let last_given = Pid::last_given();
+        let last_given = self.last_given();
         if last_given.is_some() && last_given == self.last_given {
             return None;
         }
@@ -23,6 +31,12 @@ impl Processes {
         self.last_given = last_given;
         let before = std::mem::replace(&mut self.pids, Pid::list());
         Some(self.pids.iter().rev().filter(|pid| before.binary_search(pid).is_err()).copied().collect())
+    }
+
+    /// The number given last, in our pid namespace: as long as it stays, no process was made. Threads count too.
+    fn last_given(&mut self) -> Option<Pid> {
+        self.load.refresh();
+        self.load.text().trim_end().rsplit(' ').next()?.parse().ok().map(Pid)
     }
 
     /// Lowest first.

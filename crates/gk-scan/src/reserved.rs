@@ -24,7 +24,8 @@ use std::os::unix::fs::FileExt;
 use gk_model::port::PortRange;
 use gk_model::port_set::PortSet;
 
-const LIST: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// Where it is.
+pub(crate) const LIST: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// The most bytes that the kernel takes at once: one less than a page of 4 KiB, the smallest there is.
 const LONGEST_WRITE: usize = 4_095;
@@ -105,7 +106,7 @@ fn read(file: &File) -> io::Result<PortSet> {
 }
 
 /// `8080,9148-9150`, or an empty line. Port 0, which the kernel takes as well, is none.
-fn parse(text: &str) -> PortSet {
+pub(crate) fn parse(text: &str) -> PortSet {
     let mut ports = PortSet::default();
     for entry in text.trim().split(',') {
         let range = match entry.strip_prefix("0-") {

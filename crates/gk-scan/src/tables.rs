@@ -7,6 +7,8 @@ use gk_model::listener::Netns;
 use gk_model::port::Protocol;
 
 use crate::ScanError;
+use crate::dump::Dump;
+use crate::ephemeral::{GivenPorts, Settings};
 use crate::netlink::Netlink;
 use crate::parse::{Cookie, Query, Socket, State, States};
 
@@ -29,35 +31,38 @@ pub(crate) fn parts_of(netns: Netns) -> [Part; PARTS] {
 #[derive(Debug)]
 pub(crate) struct Tables {
     netlink: Option<Netlink>,
+    settings: Settings,
 }
 
 impl Tables {
     /// Those of the calling thread's network namespace.
     pub(crate) fn open() -> Result<Tables, ScanError> {
-        Ok(Tables { netlink: Some(Netlink::open()?) })
+        Ok(Tables { netlink: Some(Netlink::open()?), settings: Settings::new() })
+    }
+
+    /// The ports that the kernel gives by itself, as of now.
+    pub(crate) fn given_ports(&mut self) -> &GivenPorts {
+        self.settings.read()
     }
 
     /// Every socket of a part that is in one of the states.
     pub(crate) fn dump(&mut self, part: Part, states: States) -> Result<Vec<Socket>, ScanError> {
-        let mut found = Vec::new();
-        self.dump_into(part, states, &mut found)?;
-        Ok(found)
+        let mut dump = Dump::default();
+        self.dump_into(part, states, &mut dump)?;
+        Ok(dump.into_sockets())
     }
 
-    /// Puts them in place of what `found` held.
-    fn dump_into(&mut self, part: Part, states: States, found: &mut Vec<Socket>) -> Result<(), ScanError> {
+    fn dump_into(&mut self, part: Part, states: States, dump: &mut Dump) -> Result<(), ScanError> {
         let mut netlink = match self.netlink.take() {
             Some(netlink) => netlink,
             None => Netlink::open()?,
         };
-        found.clear();
-        netlink.dump(Query { protocol: part.protocol, family: part.family, states }, found)?;
+        netlink.dump(Query { protocol: part.protocol, family: part.family, states }, dump)?;
         self.netlink = Some(netlink);
         Ok(())
     }
 
-    /// Puts the sockets of a part that listen or may (TCP in LISTEN, and every UDP socket) in place of what `found`
-    /// held.
+    /// Brings a dump of the sockets of a part that listen or may (TCP in LISTEN, and every UDP socket) up to date.
     ///
     /// A dump takes several system calls and misses a socket when its neighbours come and go in between. So sockets
     /// that were there before and are `missing` from the first dump get a second chance. A socket that is gone is in
@@ -65,7 +70,7 @@ impl Tables {
     pub(crate) fn dump_listening(
         &mut self,
         part: Part,
-        found: &mut Vec<Socket>,
+        dump: &mut Dump,
         missing: impl FnOnce(&[Socket]) -> HashSet<Cookie>,
     ) -> Result<(), ScanError> {
         const LISTENING: States = States::of(&[State::LISTEN]);
@@ -74,11 +79,12 @@ impl Tables {
             Protocol::Tcp => LISTENING,
             Protocol::Udp => UDP,
         };
-        self.dump_into(part, states, found)?;
-        let missing = missing(found);
+        self.dump_into(part, states, dump)?;
+        let missing = if dump.is_news() { missing(dump.sockets()) } else { HashSet::new() };
         if !missing.is_empty() {
-            let again = self.dump(part, states)?;
-            found.extend(again.into_iter().filter(|socket| missing.contains(&socket.cookie)));
+            let mut again = Dump::default();
+            self.dump_into(part, states, &mut again)?;
+            dump.add(again, |cookie| missing.contains(&cookie));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 
 use super::world::{Spec, at, become_nobody, exercised, give_ports_from, in_new_namespace, listen, port_of};
-use crate::ephemeral::GivenPorts;
+use crate::ephemeral::Settings;
 use crate::reserved::{ReservedList, reserved_ports};
 
 const LIST: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -113,7 +113,8 @@ fn a_list_longer_than_one_write_is_complete() {
         assert_eq!(fs::metadata(LIST).unwrap().len(), 0, "its size tells nobody how long it is");
         assert_eq!(reserved_ports().unwrap().len(), 3_500);
         give_ports_from("10000 60999");
-        let given = GivenPorts::read();
+        let mut settings = Settings::new();
+        let given = settings.read();
         assert!(ours.iter().all(|port| !given.contains(port)), "a scan knows all of them");
         assert_eq!(list.take_out(&ours).unwrap(), theirs);
         let all: PortSet = scattered(1, 32_768);
