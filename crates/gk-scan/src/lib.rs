@@ -18,7 +18,7 @@
 //!         ├ Others ┬ Doors ─ Mounts                   which other ones there are
 //!         │        └ Visitor ─ Namespace              the thread that looks into them
 //!         ├ Processes
-//!         ├ Owners ─ Process ─ sys                    who holds the sockets
+//!         ├ Owners ─ look ─ Process ─ sys             who holds the sockets
 //!         ├ Cgroups ─ place                           unit and container
 //!         └ Accounts                                  names of accounts
 //! ```
@@ -33,6 +33,7 @@ mod facts;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod look;
 mod machine_id;
 mod mounts;
 mod namespace;

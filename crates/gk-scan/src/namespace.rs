@@ -240,7 +240,8 @@ impl Namespace {
         });
         // With all parts at hand; what was not looked at keeps its age.
         if self.covered.len() == PARTS {
-            let there: HashSet<Cookie> = dumps.iter().flat_map(Dump::sockets).map(|socket| socket.cookie).collect();
+            let there: HashSet<Cookie> =
+                dumps.iter().flat_map(Dump::sockets).map(|socket| socket.cookie).collect();
             self.maybe_clients.retain(|cookie, _| there.contains(cookie));
         }
         self.listening.len() != count_before

@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use gk_model::listener::Netns;
 
 use crate::accounts::Accounts;
+use crate::look::{Look, look_into, look_into_all};
 use crate::parse::{Cookie, Inode};
 use crate::process::{Description, Pid};
 use crate::processes::Processes;
@@ -128,7 +129,7 @@ impl Owners {
         let mut visited = HashSet::new();
         if let Some(new) = new {
             self.descriptor_counts.retain(|pid, _| processes.contains(*pid));
-            new.iter().for_each(|pid| self.visit(*pid, accounts));
+            self.visit_all(new, accounts);
             visited.extend(new);
         }
         self.verify_completely(&fresh, accounts);
@@ -188,16 +189,21 @@ impl Owners {
         self.descriptor_counts.remove(&pid);
     }
 
+    /// Looks through all descriptors of these processes.
+    fn visit_all(&mut self, pids: &[Pid], accounts: &Accounts) {
+        for (pid, look) in look_into_all(pids, &self.wanted) {
+            self.take_in(pid, look, accounts);
+        }
+    }
+
     /// Looks through all descriptors of a process.
     fn visit(&mut self, pid: Pid, accounts: &Accounts) {
-        let count = pid.open_descriptors();
-        let mut held = HashMap::new();
-        let read = pid.for_each_socket(|descriptor, inode| {
-            if let Some(socket) = self.wanted.get(&inode) {
-                held.entry(*socket).or_insert(descriptor);
-            }
-        });
-        self.descriptor_counts.insert(pid, count.filter(|_| read.is_ok()).unwrap_or(0));
+        self.take_in(pid, look_into(pid, &self.wanted), accounts);
+    }
+
+    fn take_in(&mut self, pid: Pid, look: Look, accounts: &Accounts) {
+        let Look { count, held } = look;
+        self.descriptor_counts.insert(pid, count);
         for socket in self.held_by(pid) {
             if !held.contains_key(&socket) {
                 self.drop_holding(pid, socket);

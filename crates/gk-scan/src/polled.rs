@@ -16,27 +16,32 @@ pub(crate) struct Polled {
     path: &'static str,
     file: Option<File>,
     text: Vec<u8>,
+    /// To read into.
+    buffer: Vec<u8>,
 }
 
 impl Polled {
     /// Not yet opened. A setting below `/proc/sys/net` is that of the thread that reads it first.
     pub(crate) const fn new(path: &'static str) -> Polled {
-        Polled { path, file: None, text: Vec::new() }
+        Polled { path, file: None, text: Vec::new(), buffer: Vec::new() }
     }
 
     /// Reads it again; whether it holds something else than before. One that cannot be read holds nothing.
     pub(crate) fn refresh(&mut self) -> bool {
-        let mut buffer = [0; USUAL_BYTES];
-        let is_same = match self.read(&mut buffer) {
-            // What fills the buffer was cut.
-            Ok(USUAL_BYTES) => return self.refresh_long(),
-            Ok(length) => self.take(&buffer[..length]),
-            Err(_) => {
-                self.file = None;
-                self.take(&[])
-            }
-        };
-        !is_same
+        self.buffer.resize(self.buffer.len().max(USUAL_BYTES), 0);
+        let mut length = self.read().unwrap_or(0);
+        // What fills the buffer was cut.
+        if length == self.buffer.len() && length < MOST_BYTES {
+            self.buffer.resize(MOST_BYTES, 0);
+            length = self.read().unwrap_or(0);
+        }
+        let found = &self.buffer[..length];
+        let is_other = self.text != found;
+        if is_other {
+            self.text.clear();
+            self.text.extend_from_slice(found);
+        }
+        is_other
     }
 
     /// What it held.
@@ -44,29 +49,16 @@ impl Polled {
         std::str::from_utf8(&self.text).unwrap_or_default()
     }
 
-    fn refresh_long(&mut self) -> bool {
-        let mut buffer = vec![0; MOST_BYTES];
-        let length = self.read(&mut buffer).unwrap_or(0);
-        !self.take(&buffer[..length])
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// After an error it is opened anew.
+    fn read(&mut self) -> io::Result<usize> {
         let file = match self.file.take() {
             Some(file) => file,
             None => File::open(self.path)?,
         };
         // The kernel makes the text anew for whoever reads at the beginning.
-        self.file.insert(file).read_at(buffer, 0)
-    }
-
-    /// Whether it was the same.
-    fn take(&mut self, text: &[u8]) -> bool {
-        let is_same = self.text == text;
-        if !is_same {
-            self.text.clear();
-            self.text.extend_from_slice(text);
-        }
-        is_same
+        let length = file.read_at(&mut self.buffer, 0)?;
+        self.file = Some(file);
+        Ok(length)
     }
 }
 

@@ -1,7 +1,7 @@
 //! One process, as `/proc/PID` tells of it. Formats: proc_pid_stat(5), proc_pid_status(5).
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 
 use gk_model::listener::{Container, Owner};
 use gk_model::text::Observed;
@@ -24,6 +24,9 @@ pub fn is_running(name: &str) -> Option<bool> {
     // The first process is root's, and never ends.
     (found || name_of(Pid(1)).is_some()).then_some(found)
 }
+
+/// More than `stat`, `status` and `cgroup` usually hold.
+const USUAL_BYTES: usize = 4 * 1024;
 
 /// What a process says of itself besides its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +114,9 @@ impl Pid {
 
     /// A file of its directory, with what is no UTF-8 replaced: a process may call itself anything.
     fn read(self, file: &str) -> Option<String> {
-        let bytes = fs::read(format!("/proc/{}/{file}", self.0)).ok()?;
+        // The kernel tells no length, and without room std would read a few bytes at a time.
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
+        File::open(format!("/proc/{}/{file}", self.0)).ok()?.read_to_end(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 }

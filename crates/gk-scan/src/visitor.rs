@@ -39,34 +39,46 @@ pub(crate) enum Outcome {
 }
 
 /// The thread, as seen from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Visitor(Option<Running>);
+
 #[derive(Debug)]
-pub(crate) struct Visitor {
+struct Running {
     errands: Sender<Vec<Errand>>,
     answers: Receiver<Vec<Errand>>,
 }
 
 impl Visitor {
-    /// Starts it. Home is the network namespace of the calling thread.
-    pub(crate) fn start() -> io::Result<Visitor> {
+    /// Looks at each of them and waits for all. The thread is started for the first, since many machines have nothing
+    /// to visit, and replaced when it has ended. Home is the network namespace of the calling thread.
+    pub(crate) fn visit(&mut self, errands: Vec<Errand>) -> Vec<Errand> {
+        let errands = match &self.0 {
+            Some(running) => match running.visit(errands) {
+                Ok(answers) => return answers,
+                Err(errands) => errands,
+            },
+            None => errands,
+        };
+        match Running::start() {
+            Ok(running) => self.0.insert(running).visit(errands).unwrap_or_else(deny),
+            Err(_) => deny(errands),
+        }
+    }
+}
+
+impl Running {
+    fn start() -> io::Result<Running> {
         let (errands, inbox) = channel();
         let (outbox, answers) = channel();
         let home = File::open("/proc/thread-self/ns/net")?;
         thread::Builder::new().name("namespaces".to_owned()).spawn(move || travel(&home, inbox, &outbox))?;
-        Ok(Visitor { errands, answers })
+        Ok(Running { errands, answers })
     }
 
-    /// Looks at each of them and waits for all. A thread that has ended is replaced.
-    pub(crate) fn visit(&mut self, errands: Vec<Errand>) -> Vec<Errand> {
-        if let Err(SendError(errands)) = self.errands.send(errands) {
-            match Visitor::start() {
-                Ok(next) => *self = next,
-                Err(_) => return deny(errands),
-            }
-            if let Err(SendError(errands)) = self.errands.send(errands) {
-                return deny(errands);
-            }
-        }
-        self.answers.recv().expect("the thread answers before it ends, and does not panic")
+    /// The errands themselves when nobody is there to take them.
+    fn visit(&self, errands: Vec<Errand>) -> Result<Vec<Errand>, Vec<Errand>> {
+        self.errands.send(errands).map_err(|SendError(errands)| errands)?;
+        Ok(self.answers.recv().expect("the thread answers before it ends, and does not panic"))
     }
 }
 
