@@ -138,6 +138,8 @@ pub(crate) struct Engines {
     hint: u64,
     /// Published ports that had a socket, with how often engines have to tell of them before they are without.
     with_socket: BTreeMap<Published, u8>,
+    /// Whether anything was added to the last scan.
+    added: bool,
     /// None where there is nobody to ask, and in an agent that runs once.
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -148,19 +150,25 @@ impl Engines {
         let asker = Asker::open(config);
         let news = asker.news();
         if asker.sockets.is_empty() {
-            return Ok(Engines { news, hint: 0, with_socket: BTreeMap::new(), thread: None });
+            return Ok(Engines { news, hint: 0, with_socket: BTreeMap::new(), added: false, thread: None });
         }
         let (hints, hinted) = mpsc::channel();
         let work = move || serve(asker, &events, &hinted);
         let thread = thread::Builder::new().name("engines".to_owned()).spawn(work)?;
-        Ok(Engines { news, hint: 0, with_socket: BTreeMap::new(), thread: Some((hints, thread)) })
+        Ok(Engines {
+            news,
+            hint: 0,
+            with_socket: BTreeMap::new(),
+            added: false,
+            thread: Some((hints, thread)),
+        })
     }
 
     /// Asks and waits, for an agent that runs once.
     pub(crate) fn once(config: &AgentConfig) -> Engines {
         let mut asker = Asker::open(config);
         asker.ask_due(Duration::ZERO);
-        Engines { news: asker.news(), hint: 0, with_socket: BTreeMap::new(), thread: None }
+        Engines { news: asker.news(), hint: 0, with_socket: BTreeMap::new(), added: false, thread: None }
     }
 
     /// Passes a panic of the thread on: containers that are never asked for again would look unchanged.
@@ -174,14 +182,16 @@ impl Engines {
 
     /// Adds to a scan what the engines told last, and has them asked when the scan shows that they may have news.
     pub(crate) fn complete(&mut self, snapshot: &mut Snapshot<'_>, now: Timestamp) {
-        let hint = hint(snapshot);
+        let hint = if snapshot.is_same { self.hint } else { hint(snapshot) };
         if let Some((hints, _)) = &self.thread
             && std::mem::replace(&mut self.hint, hint) != hint
         {
             // A thread that is gone has panicked, which is noticed elsewhere.
             let _gone = hints.send(());
         }
-        if self.news.containers.is_empty() {
+        let adds = !self.news.containers.is_empty();
+        snapshot.is_same &= !(std::mem::replace(&mut self.added, adds) || adds);
+        if !adds {
             return;
         }
         let with_socket = &self.with_socket;
@@ -537,8 +547,13 @@ mod tests {
             Containers::of([&parse(&gk_client::LocalAnswer { server: None, body }).unwrap()])
         };
         let news = |fresh| News { containers: told(&[80]), fresh, summary: String::new(), is_answered: true };
-        let mut engines =
-            Engines { news: news(told(&[80])), hint: 0, with_socket: BTreeMap::new(), thread: None };
+        let mut engines = Engines {
+            news: news(told(&[80])),
+            hint: 0,
+            with_socket: BTreeMap::new(),
+            added: false,
+            thread: None,
+        };
         let shown = |engines: &mut Engines, socket: bool| {
             let mut proxy = listener(80, 1);
             proxy.owners[0].name = "docker-proxy".into();
@@ -586,6 +601,7 @@ mod tests {
             news,
             hint: 0,
             with_socket: BTreeMap::new(),
+            added: false,
             thread: Some((hints, thread::spawn(|| {}))),
         };
         for _ in 0..3 {

@@ -339,6 +339,7 @@ impl Agent {
                 known: scan.namespaces.clone(),
                 are_all: scan.knows_all_namespaces,
             }),
+            is_same: !scan.changed,
         };
         self.engines.complete(&mut snapshot, now);
         self.state.observe(snapshot, self.clock.at(elapsed), elapsed);

@@ -45,7 +45,7 @@ pub(crate) fn parts() -> [Part; 2] {
 pub(crate) fn snapshot(listeners: impl IntoIterator<Item = Listener>, now: Timestamp) -> Snapshot<'static> {
     let listeners =
         listeners.into_iter().map(|listener| Listener { first_seen_at: now, last_seen_at: now, ..listener });
-    Snapshot { covered: parts().to_vec(), listeners: listeners.collect(), occupied: None, namespaces: None }
+    Snapshot { covered: parts().to_vec(), listeners: listeners.collect(), ..Snapshot::default() }
 }
 
 pub(crate) fn problem(status: u16, code: Code) -> Problem {
