@@ -6,6 +6,7 @@ mod args;
 mod data;
 mod dev;
 mod logs;
+mod memory;
 mod scan;
 mod server;
 mod service;
