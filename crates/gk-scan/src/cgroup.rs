@@ -5,30 +5,30 @@
 //! that was not there before. A number that is still unknown then never will be known: its cgroup is gone, or lies
 //! outside of our cgroup namespace.
 
-use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::numbers::NumberMap;
 use crate::parse::CgroupId;
 
 /// The cgroups of the machine, as far as sockets asked for them.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     mount: Option<PathBuf>,
-    paths: HashMap<CgroupId, Option<String>>,
+    paths: NumberMap<CgroupId, Option<String>>,
 }
 
 impl Cgroups {
     /// Of the cgroup2 file system mounted in our mount namespace; knows nothing when there is none.
     pub(crate) fn find() -> Cgroups {
         let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        Cgroups { mount: cgroup2_mount(&String::from_utf8_lossy(&mounts)), paths: HashMap::new() }
+        Cgroups { mount: cgroup2_mount(&String::from_utf8_lossy(&mounts)), paths: NumberMap::default() }
     }
 
     /// Makes the paths of these numbers known, and forgets all others.
     pub(crate) fn learn(&mut self, wanted: impl IntoIterator<Item = CgroupId>) {
-        let mut paths = HashMap::new();
+        let mut paths = NumberMap::default();
         let mut unknown = false;
         for id in wanted {
             let path = self.paths.remove(&id);
@@ -48,7 +48,7 @@ impl Cgroups {
 }
 
 /// Fills in the paths of those directories whose inodes are asked for.
-fn walk(directory: &Path, path: &str, paths: &mut HashMap<CgroupId, Option<String>>) {
+fn walk(directory: &Path, path: &str, paths: &mut NumberMap<CgroupId, Option<String>>) {
     let inode = fs::metadata(directory).map(|metadata| CgroupId(metadata.ino()));
     if let Some(known) = inode.ok().and_then(|inode| paths.get_mut(&inode)) {
         *known = Some(path.to_owned());
@@ -101,7 +101,7 @@ mod tests {
 
     fn tree() -> (tempfile::TempDir, Cgroups) {
         let directory = tempfile::tempdir().unwrap();
-        let cgroups = Cgroups { mount: Some(directory.path().to_owned()), paths: HashMap::new() };
+        let cgroups = Cgroups { mount: Some(directory.path().to_owned()), paths: NumberMap::default() };
         (directory, cgroups)
     }
 

@@ -38,6 +38,7 @@ mod machine_id;
 mod mounts;
 mod namespace;
 mod netlink;
+mod numbers;
 mod others;
 mod owners;
 mod parse;

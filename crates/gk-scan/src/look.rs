@@ -3,10 +3,10 @@
 //! The kernel takes 3 to 4 microseconds for each descriptor, and looks into several processes at once as quickly as
 //! into one: it is the first scan that takes long, and whoever typed `gatekeeper scan` waits for it.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use crate::numbers::NumberMap;
 use crate::owners::SocketId;
 use crate::parse::Inode;
 use crate::process::Pid;
@@ -23,13 +23,13 @@ pub(crate) struct Look {
     /// How many descriptors it has; 0 when that is not told, or they could not be read.
     pub(crate) count: u64,
     /// Which of the sockets it holds, and by which descriptor.
-    pub(crate) held: HashMap<SocketId, u32>,
+    pub(crate) held: NumberMap<SocketId, u32>,
 }
 
 /// Looks for these sockets through all descriptors of a process.
-pub(crate) fn look_into(pid: Pid, wanted: &HashMap<Inode, SocketId>) -> Look {
+pub(crate) fn look_into(pid: Pid, wanted: &NumberMap<Inode, SocketId>) -> Look {
     let count = pid.open_descriptors();
-    let mut held = HashMap::new();
+    let mut held = NumberMap::default();
     let read = pid.for_each_socket(|descriptor, inode| {
         if let Some(socket) = wanted.get(&inode) {
             held.entry(*socket).or_insert(descriptor);
@@ -40,7 +40,7 @@ pub(crate) fn look_into(pid: Pid, wanted: &HashMap<Inode, SocketId>) -> Look {
 
 /// The same for many processes, in any order. Each thread takes the next one as soon as it is done with one, because a
 /// single process may hold most of the descriptors of a machine.
-pub(crate) fn look_into_all(pids: &[Pid], wanted: &HashMap<Inode, SocketId>) -> Vec<(Pid, Look)> {
+pub(crate) fn look_into_all(pids: &[Pid], wanted: &NumberMap<Inode, SocketId>) -> Vec<(Pid, Look)> {
     let next = AtomicUsize::new(0);
     let take_turns = || -> Vec<(Pid, Look)> {
         let mine = std::iter::from_fn(|| pids.get(next.fetch_add(1, Ordering::Relaxed)).copied());

@@ -15,6 +15,7 @@ use crate::ScanError;
 use crate::dump::Dump;
 use crate::ephemeral::{CLIENT_LIFETIME, GivenPorts};
 use crate::error::Chain;
+use crate::numbers::NumberMap;
 use crate::owners::{Owners, SocketId};
 use crate::parse::{Cookie, Socket, State};
 use crate::sys;
@@ -34,9 +35,9 @@ pub(crate) struct Namespace {
     /// Whether all of this differs from what was sorted out last.
     is_news: bool,
     /// Every listening socket, those of parts that could not be dumped last time included.
-    listening: HashMap<Cookie, Known>,
+    listening: NumberMap<Cookie, Known>,
     /// When UDP sockets that may be clients were first seen, and whether some are too young to tell.
-    maybe_clients: HashMap<Cookie, Timestamp>,
+    maybe_clients: NumberMap<Cookie, Timestamp>,
     some_are_young: bool,
     /// The ports of sockets that do not listen.
     clients: BTreeSet<Occupied>,
@@ -62,8 +63,8 @@ impl Namespace {
             given: GivenPorts::default(),
             interfaces: HashMap::new(),
             is_news: false,
-            listening: HashMap::new(),
-            maybe_clients: HashMap::new(),
+            listening: NumberMap::default(),
+            maybe_clients: NumberMap::default(),
             some_are_young: false,
             clients: BTreeSet::new(),
             seen_at: Timestamp::from_micros(0),
@@ -268,7 +269,7 @@ impl Namespace {
 }
 
 /// The listening sockets of a part that were there before and are not among those found.
-fn missing(listening: &HashMap<Cookie, Known>, part: Part, found: &[Socket]) -> HashSet<Cookie> {
+fn missing(listening: &NumberMap<Cookie, Known>, part: Part, found: &[Socket]) -> HashSet<Cookie> {
     let expected = listening.values().filter(|known| known.part == part).count();
     let still_there = found.iter().filter(|socket| listening.contains_key(&socket.cookie)).count();
     if still_there >= expected {

@@ -17,7 +17,7 @@
 //!
 //! Not seen: descriptors of a thread that left its process's table (`unshare(CLONE_FILES)`).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -25,6 +25,7 @@ use gk_model::listener::Netns;
 
 use crate::accounts::Accounts;
 use crate::look::{Look, look_into, look_into_all};
+use crate::numbers::NumberMap;
 use crate::parse::{Cookie, Inode};
 use crate::process::{Description, Pid};
 use crate::processes::Processes;
@@ -63,20 +64,21 @@ impl SocketId {
 /// What is known of the owners of all listening sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
-    wanted: HashMap<Inode, SocketId>,
-    inodes: HashMap<SocketId, Inode>,
-    unfound: HashMap<SocketId, Search>,
+    wanted: NumberMap<Inode, SocketId>,
+    inodes: NumberMap<SocketId, Inode>,
+    unfound: NumberMap<SocketId, Search>,
     processes: BTreeMap<Pid, Process>,
     /// Which descriptor of the process is the socket.
     holdings: BTreeMap<(Pid, SocketId), u32>,
     /// Owners found since the last scan, to be verified completely at the next.
     fresh: Vec<Pid>,
-    descriptor_counts: HashMap<Pid, u64>,
+    descriptor_counts: NumberMap<Pid, u64>,
     next_holding: Option<(Pid, SocketId)>,
     next_process: Option<Pid>,
     next_owner: Option<Pid>,
     scan: u64,
     changed: bool,
+    is_idle: bool,
 }
 
 #[derive(Debug)]
@@ -93,9 +95,19 @@ struct Search {
 }
 
 impl Owners {
+    /// Of nobody: no process is looked at, and no socket has an owner.
+    pub(crate) fn idle() -> Owners {
+        Owners { is_idle: true, ..Owners::default() }
+    }
+
+    /// Whether no owner is ever looked for.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_idle
+    }
+
     /// A socket is there whose owners are wanted. One that no process ever held is not looked for.
     pub(crate) fn appear(&mut self, socket: SocketId, inode: Option<Inode>) {
-        if let Some(inode) = inode {
+        if let Some(inode) = inode.filter(|_| !self.is_idle) {
             self.wanted.insert(inode, socket);
             self.inodes.insert(socket, inode);
             self.unfound.insert(socket, Search { due_at_scan: self.scan, pause: 1 });
@@ -141,8 +153,8 @@ impl Owners {
     }
 
     /// The owners of every socket, each lowest pid first.
-    pub(crate) fn by_socket(&self) -> HashMap<SocketId, Vec<&Description>> {
-        let mut owners: HashMap<SocketId, Vec<&Description>> = HashMap::new();
+    pub(crate) fn by_socket(&self) -> NumberMap<SocketId, Vec<&Description>> {
+        let mut owners: NumberMap<SocketId, Vec<&Description>> = NumberMap::default();
         for (pid, socket) in self.holdings.keys() {
             let process = self.processes.get(pid);
             owners.entry(*socket).or_default().extend(process.map(|process| &process.description));

@@ -38,7 +38,6 @@ pub struct Scanner {
     others: Option<Others>,
     processes: Processes,
     owners: Owners,
-    finds_owners: bool,
     accounts: Accounts,
     cgroups: Cgroups,
     first_seen: HashMap<ListenerKey, Timestamp>,
@@ -80,7 +79,6 @@ impl Scanner {
             others: None,
             processes: Processes::default(),
             owners: Owners::default(),
-            finds_owners: true,
             accounts: Accounts::new("/etc/passwd"),
             cgroups: Cgroups::find(),
             first_seen: HashMap::new(),
@@ -104,7 +102,7 @@ impl Scanner {
     /// # Errors
     /// As [`Scanner::new`].
     pub fn without_processes() -> Result<Scanner, ScanError> {
-        Ok(Scanner { finds_owners: false, ..Scanner::new()? })
+        Ok(Scanner { owners: Owners::idle(), ..Scanner::new()? })
     }
 
     /// Scans once; TCP sockets that are bound and do not listen are not looked for.
@@ -184,7 +182,7 @@ impl Scanner {
 
     /// After the dumps: a process made in between may hold what they showed.
     fn refresh_owners(&mut self, listed: Option<Vec<Pid>>) -> bool {
-        if !self.finds_owners {
+        if self.owners.is_idle() {
             return false;
         }
         let later = self.processes.refresh();
