@@ -1,5 +1,6 @@
 //! `gatekeeper scan`: what the agent sees, printed.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 
 use anyhow::Context as _;
@@ -50,39 +51,51 @@ fn json(scan: &Scan) -> anyhow::Result<String> {
 }
 
 fn table(scan: &Scan, all: bool) -> String {
-    let mut rows = vec![["PORT", "LISTENER", "ADDRESS", "ACCOUNT", "NETNS", "CONTAINER"].map(str::to_owned)];
+    // Where there is only the home namespace, two columns that say so for each listener would say nothing.
+    let is_whole = scan.listeners.iter().any(is_elsewhere);
+    let mut rows = vec![["PORT", "LISTENER", "ADDRESS", "ACCOUNT", "NETNS", "CONTAINER"].map(Cow::from)];
     for listener in &scan.listeners {
-        let port = format!("{}/{}", listener.key.port, listener.key.protocol);
-        let account = listener.account.as_ref().map_or_else(nothing, ToString::to_string);
-        let container = listener.container.as_ref().map_or_else(nothing, container);
-        let netns = listener.key.netns.to_string();
-        rows.push([port, listener.describe(), listener.key.bound_to(), account, netns, container]);
+        let port = format!("{}/{}", listener.key.port, listener.key.protocol).into();
+        let account = listener.account.as_ref().map_or(NOTHING, |account| account.as_str().into());
+        let container = listener.container.as_ref().map_or(NOTHING, |told| container(told).into());
+        let netns = if is_whole { listener.key.netns.to_string().into() } else { NOTHING };
+        rows.push([
+            port,
+            listener.describe().into(),
+            listener.key.bound_to().into(),
+            account,
+            netns,
+            container,
+        ]);
     }
     for occupied in scan.occupied.iter().filter(|_| all) {
-        let port = format!("{}/{}", occupied.port, occupied.protocol);
-        let listener = "(no listener)".to_owned();
-        rows.push([port, listener, nothing(), nothing(), Netns::Home.to_string(), nothing()]);
+        let port = format!("{}/{}", occupied.port, occupied.protocol).into();
+        let home = Netns::Home.to_string().into();
+        rows.push([port, "(no listener)".into(), NOTHING, NOTHING, home, NOTHING]);
     }
-    // Where there is only the home namespace, two columns that say so for each listener would say nothing.
-    let columns = if scan.listeners.iter().any(is_elsewhere) { COLUMNS } else { COLUMNS - 2 };
-    align(&rows, columns)
+    align(&rows, if is_whole { COLUMNS } else { COLUMNS - 2 })
 }
 
 const COLUMNS: usize = 6;
 
 /// The first columns, flush left. A library of tables took as long for a thousand rows as the scan itself.
-fn align(rows: &[[String; COLUMNS]], columns: usize) -> String {
+fn align(rows: &[[Cow<'_, str>; COLUMNS]], columns: usize) -> String {
+    let count = |cell: &str| if cell.is_ascii() { cell.len() } else { cell.chars().count() };
     let mut widths = [0; COLUMNS];
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
+        for (width, cell) in widths.iter_mut().zip(row).take(columns) {
+            *width = count(cell).max(*width);
         }
     }
     let mut text = String::new();
     for row in rows {
         for (cell, width) in row.iter().zip(widths).take(columns) {
             text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', width - cell.chars().count() + GAP));
+            let length = text.len() + width - count(cell) + GAP;
+            while text.len() < length {
+                let blanks = BLANKS.len().min(length - text.len());
+                text.push_str(&BLANKS[..blanks]);
+            }
         }
         text.truncate(text.trim_end().len());
         text.push('\n');
@@ -90,6 +103,9 @@ fn align(rows: &[[String; COLUMNS]], columns: usize) -> String {
     text.pop();
     text
 }
+
+/// As many blanks as are written at once.
+const BLANKS: &str = "                                ";
 
 /// Blanks between two columns.
 const GAP: usize = 2;
@@ -109,9 +125,7 @@ fn container(container: &Container) -> String {
     format!("{} {}{pod}", container.engine, if is_number { &id[..12] } else { id })
 }
 
-fn nothing() -> String {
-    "-".to_owned()
-}
+const NOTHING: Cow<'static, str> = Cow::Borrowed("-");
 
 #[cfg(test)]
 mod tests {
