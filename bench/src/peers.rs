@@ -5,18 +5,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::syncs::without_shim;
 
-/// Seconds that a whole command takes; `None` when there is no such program.
+/// Seconds that a whole command takes; `None` when there is no such program. One that fails is no measurement.
 pub(crate) fn time(program: &str, words: &[&str]) -> Result<Option<f64>> {
     let mut command = Command::new(program);
     without_shim(&mut command);
     command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let begun = Instant::now();
     match command.status() {
-        Ok(_) => Ok(Some(begun.elapsed().as_secs_f64())),
+        Ok(status) => {
+            let spent = begun.elapsed().as_secs_f64();
+            // `lsof` fails although it has printed everything, when a file of no interest could not be looked at.
+            let is_well = status.success() || (program == "lsof" && status.code() == Some(1));
+            ensure!(is_well, "`{program} {}` failed: {status}", words.join(" "));
+            Ok(Some(spent))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot run {program}")),
     }
