@@ -9,7 +9,6 @@ use gk_model::secret::Secret;
 use gk_model::time::Timestamp;
 
 use crate::args::{AgentArgs, env};
-use crate::memory::Thrift;
 use crate::server::{is_root, stop_requested};
 use crate::service::{self, Pulse};
 
@@ -23,14 +22,10 @@ pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if args.once {
         return ended(gk_agent::once(&config));
     }
-    let (pulse, thrift) = (Pulse::default(), Thrift::start());
     let (stopper, stop) = gk_agent::stop_channel();
     wait_for_signals(stopper)?;
-    let looked = || {
-        pulse.beat();
-        thrift.turn();
-    };
-    ended(gk_agent::run(&config, &stop, &looked))
+    let pulse = Pulse::default();
+    ended(gk_agent::run(&config, &stop, &|| pulse.beat()))
 }
 
 fn ended(result: Result<(), AgentError>) -> anyhow::Result<()> {

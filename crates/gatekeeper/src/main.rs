@@ -6,7 +6,6 @@ mod args;
 mod data;
 mod dev;
 mod logs;
-mod memory;
 mod scan;
 mod server;
 mod service;
