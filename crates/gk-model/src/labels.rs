@@ -200,7 +200,7 @@ impl fmt::Display for Requirement {
     }
 }
 
-/// Chooses instances by their labels: `env=prod,team in (web,api),!=…`. All requirements must hold.
+/// Chooses instances by their labels, as in `env=prod,team in (web,api),tier!=db`. All requirements must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector(Vec<Requirement>);
 
