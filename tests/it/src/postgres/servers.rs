@@ -12,12 +12,13 @@ use gk_model::port::Protocol;
 use gk_model::query::{EventQuery, Limit};
 use gk_model::reservation::ReserveRequest;
 use gk_model::time::Timestamp;
+use gk_model::token::TokenRequest;
 use gk_store::Refusal;
 use uuid::Uuid;
 
 use super::Server;
 use crate::cluster;
-use crate::store::world::{World, actor, at, join_request, listener, port, refused};
+use crate::store::world::{World, actor, at, credential, join_request, listener, port, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_never_give_one_port_twice_nor_one_number_to_two_events() {
@@ -96,6 +97,26 @@ async fn a_pick_knows_what_another_server_has_just_written() {
     let own = gk_model::access::Actor { authority: own, ..admin };
     world.store.write(move |tx| tx.join(&own, &refreshed, at(0))).await.unwrap();
     assert_eq!(other.next_free(id).await, 8020, "another ephemeral range");
+}
+
+#[tokio::test]
+async fn a_token_that_another_server_ended_is_not_remembered_for_long() {
+    let world = World::new(Some(cluster::shared().create_database())).await;
+    let other = Server::start(world.config.database.as_ref().unwrap()).await;
+    let (admin, hash) = (actor("root", Role::Admin), credential(1));
+    let wanted = TokenRequest::for_subject("ada".parse().unwrap(), Role::User);
+    let create = move |tx: &mut gk_store::Tx<'_>| tx.create_token(&admin, hash, &wanted, at(0));
+    let token = world.store.write(create).await.unwrap();
+    assert!(other.store.find_actor(hash, at(1)).await.unwrap().is_some(), "known there from now on");
+    let admin = actor("root", Role::Admin);
+    world.store.write(move |tx| tx.revoke_token(&admin, token.id, at(2))).await.unwrap();
+    assert_eq!(world.store.find_actor(hash, at(2)).await.unwrap(), None, "here at once");
+    let refused = async {
+        while other.store.find_actor(hash, at(2)).await.unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), refused).await.expect("it is refused there, too");
 }
 
 #[tokio::test]
