@@ -13,6 +13,7 @@ compile_error!(
 pub mod access;
 pub mod contact;
 pub mod engine;
+pub mod expect;
 pub mod facts;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -9,8 +9,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::expect::Expect;
 use crate::id::{GroupId, InstanceId, InstanceRef, ReservationId};
 use crate::instance::InstanceLink;
+use crate::labels::Labels;
 use crate::lease::LeaseTime;
 use crate::port::{Port, PortRange, Protocol};
 use crate::port_set::PortSet;
@@ -61,6 +63,12 @@ pub struct Reservation {
     pub holder: Subject,
     /// A remark.
     pub note: Option<Note>,
+    /// What it is labelled with.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Who should be listening there; anybody may where nothing is expected.
+    #[serde(default)]
+    pub expect: Option<Expect>,
     /// The pool it was drawn from; none when the port was asked for by number.
     pub pool: Option<PoolName>,
     /// When it was made.
@@ -72,6 +80,9 @@ pub struct Reservation {
     pub group: Option<GroupId>,
     /// The reservation that this was a part of, until another part of it was released.
     pub split_from: Option<ReservationId>,
+    /// Since when nobody listens on any of its ports, where they count; none while somebody does.
+    #[serde(default)]
+    pub idle_since: Option<Timestamp>,
     /// When it was released, or expired; the list shows live ones only.
     pub released_at: Option<Timestamp>,
     /// Who released it.

@@ -177,6 +177,10 @@ name! {
     LabelValue, "prod", "a label's value", 63, "letters, digits and any of `.-_/:@+`", is_word_character, |_| Ok(())
 }
 name! {
+    /// What is expected of an observed text, such as the name of a process; compared as it is written.
+    Expected, "nginx", "an expectation", 1024, "anything but control characters", |character| !is_deceptive(character), |_| Ok(())
+}
+name! {
     /// What a client calls a request, so that it can send it again and have it take effect once.
     IdempotencyKey, "0190163d-8694-739b-aea5-966c26f8ad91", "an idempotency key", 200, "visible ASCII characters", |character| character.is_ascii_graphic(), |_| Ok(())
 }

@@ -14,11 +14,11 @@ use crate::page::{self, Filters};
 use crate::rows::Row;
 use crate::space::{Space, take_link};
 use crate::tx::Reader;
-use crate::value::{Value, values};
+use crate::value::{Json, Value, values};
 
 const SELECT: &str = "select r.id, r.instance, n.name, r.scope, r.protocol, r.first_port, r.last_port, r.name, \
                       r.service, r.holder, r.note, r.pool, r.created_at, r.released_at, r.released_by, r.version, \
-                      r.expires_at, r.group_id, r.split_from \
+                      r.expires_at, r.group_id, r.split_from, r.labels, r.expect, r.idle_since \
                       from reservation r left join instance n on n.id = r.instance";
 
 fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
@@ -41,6 +41,9 @@ fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
         expires_at: row.take()?,
         group: row.take()?,
         split_from: row.take()?,
+        labels: row.take::<Option<Json<_>>>()?.map(|Json(labels)| labels).unwrap_or_default(),
+        expect: row.take::<Option<Json<_>>>()?.map(|Json(expect)| expect),
+        idle_since: row.take()?,
     })
 }
 

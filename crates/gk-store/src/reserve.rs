@@ -11,6 +11,7 @@ use gk_model::access::{Actor, Authority};
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::{GroupId, ReservationId};
 use gk_model::instance::InstanceLink;
+use gk_model::labels::Labels;
 use gk_model::pool::Pool;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::reservation::{Reservation, ReserveRequest, Scope};
@@ -22,7 +23,7 @@ use crate::history::NewInterval;
 use crate::limits::{check_numbers, choose_pool};
 use crate::space::Space;
 use crate::tx::{NewEvent, Tx};
-use crate::value::values;
+use crate::value::{Json, values};
 
 /// A request, with everything found that it names.
 pub(crate) struct Wanted<'a> {
@@ -287,8 +288,8 @@ impl Tx<'_> {
     pub(crate) fn insert_reservation(&mut self, made: &Reservation, seq: u64) -> Result<(), StoreError> {
         self.later(
             "insert into reservation (id, instance, scope, protocol, first_port, last_port, name, service, holder, \
-             note, pool, created_at, version, began_seq, expires_at, group_id, split_from) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+             note, pool, created_at, version, began_seq, expires_at, group_id, split_from, labels, expect, idle_since) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
             values![
                 made.id,
                 Space::held_for(made.instance.as_ref()),
@@ -307,6 +308,9 @@ impl Tx<'_> {
                 made.expires_at,
                 made.group,
                 made.split_from,
+                Some(&made.labels).filter(|labels| !labels.is_empty()).map(Json),
+                made.expect.as_ref().map(Json),
+                made.idle_since,
             ],
         )
     }
@@ -341,11 +345,14 @@ fn reservation(
         service: wanted.request.service.clone(),
         holder: wanted.holder.clone(),
         note: wanted.request.note.clone(),
+        labels: Labels::default(),
+        expect: None,
         pool,
         created_at: wanted.now,
         expires_at: wanted.expires_at,
         group,
         split_from: None,
+        idle_since: Some(wanted.now),
         released_at: None,
         released_by: None,
         version: 1,
