@@ -57,13 +57,13 @@ async fn a_next_free_reserve_asks_the_database_nothing_that_it_has_told() {
     let ada = actor("ada", Role::User);
     let own = Actor::new("instance:web-1".parse().unwrap(), Authority::Instance(id, credential(1)));
     let by_name = InstanceRef::Name("web-1".parse().unwrap());
-    // The first one looks the instance and its ports up.
+    // The first one looks the instance, its ports and the pools up.
     let (asked, _) = cost(&world, &ada, id.into()).await;
-    assert!((1..=3).contains(&asked), "{asked} questions");
+    assert!((1..=4).contains(&asked), "{asked} questions");
     assert_eq!(
         cost(&world, &ada, id.into()).await,
-        (0, 40),
-        "event, reservation, claim, interval: each once"
+        (0, 41),
+        "event, reservation, claim, interval: each once; and for all of them, how full the pool is"
     );
     assert_eq!(cost(&world, &ada, by_name).await.0, 0, "by name");
     assert_eq!(cost(&world, &own, id.into()).await.0, 1, "its credential, once");
