@@ -111,7 +111,7 @@ pub enum Refusal {
     },
     /// The pool has too few ports that are not reserved, listened on, in quarantine, or busy.
     #[error(
-        "pool {pool} of {size} ports has {} left {}{}", lacking(*count, *runs, protocols), on(instances), rest(*resting)
+        "pool {pool} of {} has {} left {}{}", ports(*size), lacking(*count, *runs, protocols), on(instances), rest(*resting)
     )]
     PoolExhausted {
         /// The pool.
@@ -273,6 +273,10 @@ fn in_place(held: &Reservation) -> String {
         Scope::Instance => held.place(),
         Scope::Fleet => format!("({})", held.place()),
     }
+}
+
+fn ports(size: u32) -> String {
+    if size == 1 { "1 port".to_owned() } else { format!("{size} ports") }
 }
 
 fn lacking(count: PortCount, runs: usize, protocols: &[Protocol]) -> String {

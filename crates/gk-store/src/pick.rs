@@ -145,6 +145,10 @@ impl Tx<'_> {
                 }
             }
             search.seen.insert_range(window);
+            // Not drawn anew: what was looked at once would then be more likely than the rest.
+            if search.free.covers(run) {
+                return Ok(Some(run));
+            }
         }
     }
 
