@@ -1,8 +1,7 @@
 //! How full pools are: one count for each space, protocol and pool, of the claims on the pool's numbers.
 //!
-//! A batch notes what it claims and gives back, and writes the sums down at its end: one statement for each count that
-//! changed, however many reservations did it. Statements in between would also keep the inserts of a batch from travelling
-//! together.
+//! A batch notes what it claims and gives back, and writes the sums down at its end: each count that changed once, however
+//! many reservations did it. Statements in between would also keep the inserts of a batch from travelling together.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,7 +14,13 @@ use gk_model::text::PoolName;
 use crate::error::StoreError;
 use crate::space::{Space, take_link};
 use crate::tx::{Reader, Tx};
-use crate::value::values;
+use crate::value::{Value, values};
+
+/// How many counts a statement writes: few sizes, because each is another text to prepare.
+const AT_ONCE: [usize; 3] = [64, 8, 1];
+
+/// What is counted apart.
+type Count = (Space, Protocol, PoolName);
 
 /// Something in a batch that changes how full pools are.
 pub(crate) enum UseChange {
@@ -45,25 +50,41 @@ impl Tx<'_> {
             }
         }
         recounted.iter().try_for_each(|pool| self.recount(pool))?;
-        for ((space, protocol, pool), taken) in self.sum_up(&changes)? {
-            let is_gone = matches!(space, Space::Instance(instance) if left.contains(&instance));
-            if taken != 0 && !is_gone && !recounted.contains(&pool) {
-                self.later(
-                    "insert into pool_use (space, protocol, pool, taken) values ($1, $2, $3, $4) \
-                     on conflict (space, protocol, pool) do update set taken = pool_use.taken + excluded.taken",
-                    values![space, protocol, &pool, taken],
-                )?;
-            }
-        }
+        let mut sums: Vec<_> = self.sum_up(&changes)?.into_iter().collect();
+        sums.retain(|((space, _, pool), taken)| {
+            let is_gone = matches!(space, Space::Instance(instance) if left.contains(instance));
+            *taken != 0 && !is_gone && !recounted.contains(pool)
+        });
+        self.add_up(&sums)?;
         left.iter()
             .try_for_each(|instance| self.later("delete from pool_use where space = $1", values![*instance]))
     }
 
+    /// Adds to the counts, each of which is there once.
+    fn add_up(&mut self, mut sums: &[(Count, i64)]) -> Result<(), StoreError> {
+        while let Some(size) = AT_ONCE.into_iter().find(|size| *size <= sums.len()) {
+            let (some, rest) = sums.split_at(size);
+            let row = |row: usize| format!("(${}, ${}, ${}, ${})", row + 1, row + 2, row + 3, row + 4);
+            let rows: Vec<String> = (0..size).map(|index| row(4 * index)).collect();
+            let sql = format!(
+                "insert into pool_use (space, protocol, pool, taken) values {} on conflict (space, protocol, pool) \
+                 do update set taken = pool_use.taken + excluded.taken",
+                rows.join(", ")
+            );
+            let values: Vec<Value> = some
+                .iter()
+                .flat_map(|((space, protocol, pool), taken)| {
+                    [Value::from(*space), Value::from(*protocol), Value::from(pool), Value::from(*taken)]
+                })
+                .collect();
+            self.later(&sql, &values)?;
+            sums = rest;
+        }
+        Ok(())
+    }
+
     /// What the claims of a batch change about each count.
-    fn sum_up(
-        &mut self,
-        changes: &[UseChange],
-    ) -> Result<HashMap<(Space, Protocol, PoolName), i64>, StoreError> {
+    fn sum_up(&mut self, changes: &[UseChange]) -> Result<HashMap<Count, i64>, StoreError> {
         let (pools, mut sums) = (self.pools()?, HashMap::new());
         for change in changes {
             let (space, protocol, ports, sign) = match change {

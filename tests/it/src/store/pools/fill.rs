@@ -159,6 +159,31 @@ async fn what_is_fleet_wide_is_missing_everywhere() {
     assert_eq!((found.reserved, fullest.instance.map(|link| link.id), fullest.left), (5, Some(one), 5));
 }
 
+#[tokio::test]
+async fn however_many_counts_one_change_moves_each_is_right() {
+    let world = new_world().await;
+    let mut ids = Vec::new();
+    for number in 0..75_u8 {
+        ids.push(world.join(&format!("web-{number}"), number).await);
+    }
+    let (first, also_on) = (ids[0], ids[1..].iter().map(|id| (*id).into()).collect());
+    let group = Group { also_on, ..Group::default() };
+    let everywhere = ReserveRequest { group, ..ReserveRequest::next_free(first) };
+    // 75 counts are 64, 8 and three more.
+    let made = world.reserve_group(&ada(), &everywhere, at(0)).await.unwrap();
+    let found = get(&world, "default").await.unwrap();
+    assert_eq!((found.reserved, found.fullest.unwrap().left), (75, 1999));
+    assert_eq!(world.store.verify().await.unwrap().problems(), Vec::<String>::new());
+    let release = move |tx: &mut Tx<'_>| {
+        made.iter()
+            .skip(2)
+            .try_for_each(|held| tx.release(&ada(), held.id, None, false, None, at(1)).map(drop))
+    };
+    world.store.write(release).await.unwrap();
+    assert_eq!(get(&world, "default").await.unwrap().reserved, 2);
+    assert_eq!(world.store.verify().await.unwrap().problems(), Vec::<String>::new());
+}
+
 /// One batch with reservations, a change of a pool, a release, and somebody whose change is undone.
 #[tokio::test]
 async fn what_is_undone_is_not_counted() {
