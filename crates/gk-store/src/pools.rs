@@ -15,7 +15,7 @@ use crate::page::{self, Filters};
 use crate::pool_cache::default_name;
 use crate::pool_use::UseChange;
 use crate::rows::Row;
-use crate::tx::{NewEvent, Reader, Tx};
+use crate::tx::{Reader, Tx};
 use crate::value::{Json, values};
 
 /// How many pools there may be: each reserve looks at all of them.
@@ -192,18 +192,6 @@ impl Tx<'_> {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.maps.pools = None;
-        let by = actor.into();
-        let event = NewEvent {
-            at: now,
-            recorded_at: now,
-            kind,
-            instance: None,
-            ports: None,
-            by,
-            reservation: None,
-            listener: None,
-            message,
-        };
-        self.record(event).map(drop)
+        self.record_change(kind, actor, message, now)
     }
 }

@@ -167,6 +167,28 @@ impl<'a> Tx<'a> {
         Ok(seq)
     }
 
+    /// Writes down what somebody changed that is of no instance.
+    pub(crate) fn record_change(
+        &mut self,
+        kind: EventKind,
+        actor: &Actor,
+        message: String,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let event = NewEvent {
+            at: now,
+            recorded_at: now,
+            kind,
+            instance: None,
+            ports: None,
+            by: actor.into(),
+            reservation: None,
+            listener: None,
+            message,
+        };
+        self.record(event).map(drop)
+    }
+
     /// Tells the other servers that what they may have cached about an instance has changed, though history has nothing
     /// to say about it.
     pub(crate) fn note_change(&mut self, instance: InstanceId) -> Result<(), StoreError> {

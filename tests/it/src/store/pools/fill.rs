@@ -190,6 +190,8 @@ async fn what_is_undone_is_not_counted() {
     let world = new_world().await;
     let id = world.join("web-1", 1).await;
     set(&world, "web", spec("7000-7009")).await.unwrap();
+    // This one is not counted anew in the batch.
+    set(&world, "beside", spec("7000-7009")).await.unwrap();
     let busy = world.occupy().await;
     let changes: Vec<_> = (0..9_u16)
         .map(|number| {
@@ -234,6 +236,7 @@ async fn what_is_undone_is_not_counted() {
     }
     let found = get(&world, "web").await.unwrap();
     assert_eq!((found.reserved, found.fullest.map(|it| it.left)), (3, Some(found.size - 3)));
+    assert_eq!(get(&world, "beside").await.unwrap().reserved, 3);
     assert!(world.store.writer_counters().replays > 0, "somebody was undone");
     assert_eq!(world.store.verify().await.unwrap().problems(), Vec::<String>::new());
 }
