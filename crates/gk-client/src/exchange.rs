@@ -67,9 +67,15 @@ impl Call {
         Call { body: Some(json(body)), ..Call::bare(Method::PATCH, path.to_owned()) }
     }
 
-    /// Changes that version only.
+    /// Makes something what the body says; to say it again changes nothing.
+    pub(crate) fn put(path: &str, body: &impl Serialize) -> Call {
+        let body = Some(json(body));
+        Call { body, repeatable: true, ..Call::bare(Method::PUT, path.to_owned()) }
+    }
+
+    /// Changes that version only. Said again, it would find its own change.
     pub(crate) fn if_version(self, version: Option<u64>) -> Call {
-        Call { version, ..self }
+        Call { version, repeatable: self.repeatable && version.is_none(), ..self }
     }
 
     /// Sends a body that the server can tell from its repetition; compressed when that is worth it.

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::id::{InstanceRef, ReservationId, TokenId};
+use crate::text::PoolName;
 
 /// The address a server listens on, and a client tries, unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5000";
@@ -21,6 +22,8 @@ pub const HISTORY: &str = "/v1/history";
 pub const EVENTS: &str = "/v1/events";
 /// Tokens: list and make.
 pub const TOKENS: &str = "/v1/tokens";
+/// Pools.
+pub const POOLS: &str = "/v1/pools";
 /// Who one is.
 pub const WHOAMI: &str = "/v1/whoami";
 /// Liveness, and what the server says of itself.
@@ -51,6 +54,11 @@ pub fn reserved_ports(instance: &InstanceRef) -> String {
 /// One reservation.
 pub fn reservation(id: ReservationId) -> String {
     format!("{RESERVATIONS}/{id}")
+}
+
+/// One pool.
+pub fn pool(name: &PoolName) -> String {
+    format!("{POOLS}/{name}")
 }
 
 /// One token.

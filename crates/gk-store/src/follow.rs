@@ -117,6 +117,7 @@ fn follow_events(connection: &mut Connection, seq: u64, maps: &mut PortMaps) -> 
                 maps.release(space, protocol, range, until.unwrap_or(Timestamp::from_micros(0)));
             }
             (EventKind::Renewed | EventKind::Split, ..) => {}
+            (EventKind::PoolSet | EventKind::PoolDeleted, ..) => maps.pools = None,
             _ => {
                 if let Some(Space::Instance(instance)) = place {
                     maps.forget(instance);

@@ -16,6 +16,7 @@ use crate::beats::BeatChange;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::follow::{CHANGES_KEPT, Next};
+use crate::pool_use::UseChange;
 use crate::port_map::PortMaps;
 use crate::rows::{Row, Rows};
 use crate::space::Space;
@@ -77,6 +78,7 @@ pub struct Tx<'a> {
     reader: Reader<'a>,
     pub(crate) maps: &'a mut PortMaps,
     pub(crate) beats: &'a mut Vec<BeatChange>,
+    pub(crate) uses: &'a mut Vec<UseChange>,
     next: &'a mut Next,
     wrote: bool,
     /// Whether a savepoint is around this closure, so that its failures must show before it ends.
@@ -122,10 +124,11 @@ impl<'a> Tx<'a> {
         shared: &'a Shared,
         maps: &'a mut PortMaps,
         beats: &'a mut Vec<BeatChange>,
+        uses: &'a mut Vec<UseChange>,
         next: &'a mut Next,
     ) -> Tx<'a> {
         let reader = Reader { asked: Some(&shared.statements.asked), ..Reader::new(connection, shared) };
-        Tx { reader, maps, beats, next, wrote: false, alone: false }
+        Tx { reader, maps, beats, uses, next, wrote: false, alone: false }
     }
 
     /// Says something whose result nobody waits for.
@@ -162,6 +165,28 @@ impl<'a> Tx<'a> {
             ],
         )?;
         Ok(seq)
+    }
+
+    /// Writes down what somebody changed that is of no instance.
+    pub(crate) fn record_change(
+        &mut self,
+        kind: EventKind,
+        actor: &Actor,
+        message: String,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let event = NewEvent {
+            at: now,
+            recorded_at: now,
+            kind,
+            instance: None,
+            ports: None,
+            by: actor.into(),
+            reservation: None,
+            listener: None,
+            message,
+        };
+        self.record(event).map(drop)
     }
 
     /// Tells the other servers that what they may have cached about an instance has changed, though history has nothing

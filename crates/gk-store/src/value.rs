@@ -6,7 +6,9 @@ use gk_model::access::Role;
 use gk_model::contact::Session;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::{FLEET, GroupId, InstanceId, LogId, ReservationId, TokenId};
+use gk_model::labels::Selector;
 use gk_model::listener::{Digest, Netns};
+use gk_model::pool::{Pick, Quarantine};
 use gk_model::port::{Port, Protocol};
 use gk_model::reservation::Scope;
 use gk_model::secret::SecretHash;
@@ -122,17 +124,26 @@ impl Column for u64 {
     }
 }
 
-impl From<ForgetAfter> for Value {
-    fn from(time: ForgetAfter) -> Value {
-        Value::from(time.duration().as_secs())
-    }
+/// Spans of whole seconds within bounds.
+macro_rules! spans {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            impl From<$type> for Value {
+                fn from(time: $type) -> Value {
+                    Value::from(time.duration().as_secs())
+                }
+            }
+
+            impl Column for $type {
+                fn from_cell(cell: Cell<'_>) -> Result<$type, StoreError> {
+                    i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<$type>(cell))
+                }
+            }
+        )+
+    };
 }
 
-impl Column for ForgetAfter {
-    fn from_cell(cell: Cell<'_>) -> Result<ForgetAfter, StoreError> {
-        i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<ForgetAfter>(cell))
-    }
-}
+spans!(ForgetAfter, Quarantine);
 
 impl From<Session> for Value {
     fn from(session: Session) -> Value {
@@ -232,10 +243,14 @@ macro_rules! names {
     ($($type:ty),+ $(,)?) => { by_text!($(|name: &$type| Value::from(name.as_str())),+); };
 }
 
-words!(EventKind, IntervalKind, Protocol, Role, Scope, TokenKind);
+words!(EventKind, IntervalKind, Pick, Protocol, Role, Scope, TokenKind);
 ids!(GroupId, InstanceId, LogId, ReservationId, TokenId);
 names!(InstanceName, Note, PoolName, PortName, ServiceName, Subject);
-by_text!(|digest: Digest| digest.to_string().into(), |hash: SecretHash| hash.to_string().into());
+by_text!(
+    |digest: Digest| digest.to_string().into(),
+    |hash: SecretHash| hash.to_string().into(),
+    |selector: &Selector| selector.to_string().into(),
+);
 
 /// Types that are parsed from the text of a column, where it lies.
 macro_rules! parsed {
@@ -260,6 +275,7 @@ parsed!(
     LogId,
     Netns,
     Note,
+    Pick,
     PoolName,
     PortName,
     Protocol,
@@ -267,6 +283,7 @@ parsed!(
     Role,
     Scope,
     SecretHash,
+    Selector,
     ServiceName,
     Space,
     Subject,

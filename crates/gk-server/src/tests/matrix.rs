@@ -16,7 +16,7 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 25] = [
+const MATRIX: [(&str, &str); 29] = [
     ("GET /", "-"),
     ("GET /docs", "-"),
     ("GET /healthz", "-"),
@@ -33,6 +33,10 @@ const MATRIX: [(&str, &str); 25] = [
     ("POST /v1/instances/{instance}/contact", "nnnnynn"),
     ("GET /v1/instances/{instance}/ports", "yyyyyyn"),
     ("GET /v1/instances/{instance}/reserved", "yyyyyyn"),
+    ("GET /v1/pools", "yyyyyyn"),
+    ("GET /v1/pools/{name}", "yyyyyyn"),
+    ("PUT /v1/pools/{name}", "nnnynnn"),
+    ("DELETE /v1/pools/{name}", "nnnynnn"),
     ("GET /v1/ports", "yyyyyyn"),
     ("GET /v1/reservations", "yyyyyyn"),
     ("POST /v1/reservations", "nyyyynn"),
@@ -76,7 +80,13 @@ impl World {
     }
 
     fn path(&self, route: &str) -> String {
-        let ids = [("{instance}", &self.instance), ("{id}", &self.reservation), ("{token}", &self.token)];
+        let pool = "default".to_owned();
+        let ids = [
+            ("{instance}", &self.instance),
+            ("{id}", &self.reservation),
+            ("{token}", &self.token),
+            ("{name}", &pool),
+        ];
         ids.iter().fold(route.to_owned(), |path, (name, id)| path.replace(name, id))
     }
 
@@ -92,6 +102,7 @@ impl World {
                 "session": 0, "sequence": 0, "sent_at": "2026-11-22T20:00:00Z", "digest": "0".repeat(32),
                 "agent_version": "1", "kind": "heartbeat",
             }),
+            "PUT /v1/pools/{name}" => json!({"ranges": ["8000-8999"]}),
             "PATCH /v1/instances/{instance}" => json!({"name": "web-9"}),
             _ => json!({}),
         }

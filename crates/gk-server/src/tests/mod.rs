@@ -7,6 +7,7 @@ mod idempotency;
 mod matrix;
 mod metrics;
 mod permissions;
+mod pools;
 mod serving;
 mod skew;
 mod surface;

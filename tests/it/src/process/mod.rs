@@ -9,6 +9,7 @@ mod disk;
 mod doctor;
 pub(crate) mod harness;
 mod host;
+mod pools;
 mod postgres;
 mod protect;
 mod retries;

@@ -13,6 +13,7 @@ mod idempotency;
 mod instances;
 mod leases;
 mod model;
+mod pools;
 mod prune;
 mod ranges;
 mod sync;
