@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -108,7 +109,7 @@ fn what_a_joined_machine_keeps_is_public_or_its_own_whatever_the_umask() {
         for path in &all {
             let wanted = match path.file_name().and_then(|name| name.to_str()) {
                 Some("agent") => 0o755,
-                Some("instance.json" | "agent.lock") => 0o644,
+                Some("instance.json") => 0o644,
                 _ => 0o600,
             };
             assert_eq!(mode(path), wanted, "{} under umask {umask}", path.display());
@@ -219,6 +220,33 @@ fn a_machine_believes_no_identity_that_others_could_have_written() {
     let mended = agent(&state).arg("--once").output().unwrap();
     assert_eq!((mended.status.code(), mode(&credential)), (Some(0), 0o600), "{mended:?}");
     assert!(told(&mended).contains("other accounts could read this"), "{mended:?}");
+}
+
+/// Whoever may read a file may lock it, too.
+#[test]
+fn another_account_cannot_keep_an_agent_from_starting() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    set_mode(place.path(), 0o755);
+    let server = Server::start(&place.join("data"));
+    let state = place.join("state");
+    stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
+    let mut stranger = Command::new("flock");
+    stranger.uid(12_345).gid(12_345).args(["--nonblock"]).arg(state.join("agent.lock")).arg("cat");
+    let mut stranger = stranger.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It is ended by the end of its input, if it had its way.
+    let input = stranger.stdin.take();
+    wait_for("the stranger to be refused, or to hold the lock", || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let holds =
+            locks.lines().any(|line| line.split_whitespace().nth(4) == Some(&stranger.id().to_string()));
+        (holds || stranger.try_wait().unwrap().is_some()).then_some(())
+    });
+    stdout(&agent(&state).arg("--once").output().unwrap());
+    drop(input);
+    assert!(!stranger.wait().unwrap().success());
 }
 
 /// Asks the server at its socket for a token with this secret; the request and the answer hold no secret.
