@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use gk_model::time::Timestamp;
 use gk_server::{Cidr, Tls, TlsName, TlsSource};
@@ -35,23 +35,10 @@ pub(crate) struct TlsArgs {
     tls_name: Vec<TlsName>,
     /// Serve HTTPS with the certificate in this file: PEM, followed by those that lead to its authority. Read again by itself
     /// when it changes.
-    #[arg(
-        long,
-        env = "GATEKEEPER_TLS_CERT",
-        hide_env_values = true,
-        value_name = "FILE",
-        requires = "tls_key",
-        conflicts_with = "tls"
-    )]
+    #[arg(long, env = "GATEKEEPER_TLS_CERT", hide_env_values = true, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// The key of that certificate: PEM, and readable by its owner only.
-    #[arg(
-        long,
-        env = "GATEKEEPER_TLS_KEY",
-        hide_env_values = true,
-        value_name = "FILE",
-        requires = "tls_cert"
-    )]
+    #[arg(long, env = "GATEKEEPER_TLS_KEY", hide_env_values = true, value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// Believe a proxy at this address, or in this range (10.0.0.0/8), when it says by X-Forwarded-For or Forwarded whom it
     /// speaks for; may be repeated.
@@ -73,6 +60,18 @@ enum Mode {
 }
 
 impl TlsArgs {
+    /// Whether the options agree, wherever each of them comes from.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match (&self.tls_cert, &self.tls_key, self.tls) {
+            (Some(_), None, _) => bail!("--tls-cert needs --tls-key: the key of that certificate"),
+            (None, Some(_), _) => bail!("--tls-key needs --tls-cert: the certificate that the key is for"),
+            (Some(_), Some(_), Some(Mode::Auto)) => {
+                bail!("--tls auto makes a certificate, and --tls-cert brings one: leave one of them out")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether HTTPS is served at all.
     pub(crate) fn is_wanted(&self) -> bool {
         self.tls.is_some() || self.tls_cert.is_some()

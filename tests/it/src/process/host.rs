@@ -189,11 +189,11 @@ fn a_machine_believes_no_identity_that_others_could_have_written() {
     stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
     let (identity, credential) = (state.join("instance.json"), state.join("credential"));
     let refused = |by: &str| {
-        let output = match by {
-            "agent" => agent(&state).arg("--once").output().unwrap(),
-            _ => gkctl(&server, &state, &["status"]),
+        let (output, code) = match by {
+            "agent" => (agent(&state).arg("--once").output().unwrap(), 3),
+            _ => (gkctl(&server, &state, &["status"]), 1),
         };
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
         told(&output)
     };
     set_mode(&identity, 0o666);
