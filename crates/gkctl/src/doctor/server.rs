@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gk_client::{ClientError, ServerAddress};
+use gk_client::{ClientError, ProtocolFault, ServerAddress};
 use gk_model::problem::Code;
 use gk_model::time::Timestamp;
 use gk_model::token::{Door, Whoami};
@@ -32,7 +32,31 @@ pub(super) fn unready(server: &ServerAddress, how: How, error: ClientError, cont
             format!("{where_} answers, and is not ready: {}", problem.detail),
             "look at its database and its disk; the server's log tells what it waits for",
         ),
-        // The failures of TLS, one by one, belong here as soon as the client tells them apart.
+        ClientError::Untrusted { why, .. } => {
+            let remedy =
+                why.remedy().unwrap_or_else(|| "give the server a certificate that others take".to_owned());
+            Check::bad(
+                "server",
+                format!("{where_} shows a certificate that cannot be trusted: {}", why.what()),
+                remedy,
+            )
+        }
+        // The question has nothing in it that could be malformed. A port for HTTPS answers so in clear.
+        ClientError::Refused(problem)
+            if problem.code == Code::Malformed && matches!(server, ServerAddress::Http(_)) =>
+        {
+            Check::bad(
+                "server",
+                format!("{where_}: {}", problem.detail),
+                format!("name it so: {}", with_tls(server)),
+            )
+        }
+        ClientError::Protocol { fault, .. } if matches!(*fault, ProtocolFault::NoTls) => Check::bad(
+            "server",
+            format!("{where_} does not speak TLS"),
+            "check the port; where it serves plain HTTP, start it with --tls auto, or write http:// and let everything be \
+             read on the way",
+        ),
         ClientError::Protocol { .. } => {
             let Check { found, .. } = Check::failed("server", &error.into(), context);
             let remedy = "something else listens there, or the server speaks TLS: check scheme and port of the address";
@@ -45,6 +69,10 @@ pub(super) fn unready(server: &ServerAddress, how: How, error: ClientError, cont
             Check::bad("server", format!("{found} ({how})"), remedy)
         }
     }
+}
+
+fn with_tls(server: &ServerAddress) -> String {
+    server.to_string().replacen("http://", "https://", 1)
 }
 
 /// Both work together when they are one minor version apart at most.

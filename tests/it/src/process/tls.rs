@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -196,9 +197,14 @@ fn authority() -> Signer {
 
 /// Writes a chain and its key, as an operator's tools do.
 fn issue(authority: &Signer, place: &Place, name: &str, last_year: i32) {
+    issue_for_years(authority, place, name, 1975..=last_year);
+}
+
+fn issue_for_years(authority: &Signer, place: &Place, name: &str, years: RangeInclusive<i32>) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-    params.not_after = rcgen::date_time_ymd(last_year, 12, 31);
+    params.not_before = rcgen::date_time_ymd(*years.start(), 1, 1);
+    params.not_after = rcgen::date_time_ymd(*years.end(), 12, 31);
     let leaf = params.signed_by(&key, authority).unwrap();
     private(&place.join("key.pem"), &key.serialize_pem());
     private(&place.join("cert.pem"), &format!("{}{}", leaf.pem(), authority.pem()));
@@ -379,4 +385,83 @@ fn a_login_keeps_who_vouches_for_its_server_and_an_invitation_tells_it() {
     let invited = gkctl(&["token", "create", "--join"]);
     let told = String::from_utf8(invited.stderr).unwrap();
     assert!(told.contains(&format!("--ca-pin {pin}")) && !told.contains("--insecure-http"), "{told}");
+}
+
+/// What the doctor finds of the server, and what to do about it.
+fn diagnosis(house: &House, url: &str, pin: &str) -> String {
+    let output = house.gkctl_to(url, &["doctor", "-o", "json", "--ca-pin", pin]);
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let check = checks.as_array().unwrap().iter().find(|check| check["check"] == "server").unwrap();
+    let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
+    format!("{}: {} -> {}", text("verdict"), text("found"), text("remedy"))
+}
+
+#[test]
+fn the_doctor_tells_failures_of_tls_apart() {
+    let place = Place::new();
+    let ours = authority();
+    let (data, token) = data_with_token(&place, "data");
+    issue(&ours, &place, "127.0.0.1", 2999);
+    let mut house = House { server: start_with_files(&place, &data), place, token, url: String::new() };
+    let (pin, other) = (pin_of(&house.server).to_string(), Pin::of_public_key(b"another").to_string());
+    let https = |house: &House| format!("https://{}", house.server.address);
+    assert_eq!(diagnosis(&house, &https(&house), &pin).split(':').next(), Some("ok"), "as it should be");
+    for (url, pin, found, remedy) in [
+        (
+            https(&house),
+            &other,
+            "it has none of the pinned keys; pinned is",
+            "join again with `gkctl instance join --ca-pin",
+        ),
+        (
+            format!("http://{}", house.server.address),
+            &pin,
+            "this port speaks HTTPS",
+            "name it so: https://127.0.0.1:",
+        ),
+    ] {
+        let told = diagnosis(&house, &url, pin);
+        assert!(told.starts_with("bad: ") && told.contains(found), "{told}");
+        assert!(told.rsplit(" -> ").next().unwrap().contains(remedy), "{told}");
+    }
+    let cases = [
+        (
+            "127.0.0.1",
+            1975..=2001,
+            "has expired (it ended at 2001-12-31T",
+            "renew it on the server, or set this",
+        ),
+        (
+            "127.0.0.1",
+            2998..=2999,
+            "it is not valid yet (it begins at 2998-01-01T",
+            "set this machine's clock",
+        ),
+        (
+            "gk.example",
+            1975..=2999,
+            "it is for gk.example, and not for 127.0.0.1",
+            "use one of these names in the",
+        ),
+    ];
+    for (name, years, found, remedy) in cases {
+        issue_for_years(&ours, &house.place, name, years);
+        house.server.process.kill();
+        house.server = start_with_files(&house.place, &data);
+        let told = diagnosis(&house, &https(&house), &pin);
+        assert!(told.starts_with("bad: ") && told.contains(found), "{told}");
+        assert!(told.rsplit(" -> ").next().unwrap().contains(remedy), "{told}");
+    }
+    // Nobody vouches for it: neither a pin, nor an authority of the system.
+    std::fs::write(house.place.join("ca.pem"), authority().pem()).unwrap();
+    let mut gkctl = program("gkctl");
+    gkctl.args(["doctor", "--server", &https(&house)]).env("GATEKEEPER_STATE", house.state());
+    let told = gkctl.env("SSL_CERT_FILE", house.place.join("ca.pem")).output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    let (found, remedy) = told.split_once('→').unwrap();
+    assert!(found.contains("not signed by anybody") && remedy.contains("--ca-pin"), "{told}");
+    house.server.process.kill();
+    house.server = start(&data, "127.0.0.1:0", &[]);
+    let told = diagnosis(&house, &https(&house), &pin);
+    assert!(told.contains("does not speak TLS") && told.contains("start it with --tls auto"), "{told}");
 }
