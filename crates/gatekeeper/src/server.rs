@@ -121,7 +121,10 @@ impl Server {
             std::path::absolute(data.join(SOCKET_FILE)).context("cannot tell the working directory")?;
         let unix = bind_socket(&socket)?;
         let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
-        let (url, trusted_proxies) = (args.tls.url(address), args.tls.trusted_proxy.clone());
+        let (url, trusted_proxies) = (
+            args.tls.url(address, &tls.as_ref().map(Tls::names).unwrap_or_default()),
+            args.tls.trusted_proxy.clone(),
+        );
         let (retention, surface) = (args.retention, args.surface.clone());
         Ok(Server {
             address,
@@ -139,13 +142,8 @@ impl Server {
 
     /// What it says of itself to whoever asks; see [`Health`].
     pub(crate) fn health(&self) -> Health {
-        Health {
-            status: String::new(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            address: Some(reachable_here(self.address)),
-            url: Some(self.url.clone()),
-            pins: self.tls.as_ref().map(Tls::pins).unwrap_or_default(),
-        }
+        let address = Some(reachable_here(self.address));
+        gk_server::health_of(env!("CARGO_PKG_VERSION"), address, Some(self.url.clone()), self.tls.as_ref())
     }
 
     /// Serves until `stop`, then finishes what was accepted.

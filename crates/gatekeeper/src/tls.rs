@@ -106,11 +106,13 @@ impl TlsArgs {
         all.into_iter().collect()
     }
 
-    /// Where other machines reach the server, as far as it can be told from here.
-    pub(crate) fn url(&self, address: SocketAddr) -> String {
+    /// Where other machines reach the server, as far as it can be told from here. With a certificate from files that is one
+    /// of the names in it, `certified`: by another one nobody would believe it.
+    pub(crate) fn url(&self, address: SocketAddr, certified: &[String]) -> String {
         let scheme = if self.is_wanted() { "https" } else { "http" };
-        let named = self.tls_name.first().map(ToString::to_string);
-        let host = match named {
+        let told = self.tls_name.first().map(ToString::to_string);
+        let certified = certified.first().filter(|_| self.tls_cert.is_some()).cloned();
+        let host = match told.or(certified) {
             Some(name) => name,
             None if address.ip().is_unspecified() => gk_scan::facts("").host_name.to_string(),
             None => address.ip().to_string(),
@@ -150,11 +152,15 @@ mod tests {
     fn the_url_for_others_is_by_name_where_one_is_told() {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let https = |names| args(Some(Mode::Auto), names);
-        assert_eq!(https(&["gk.example"]).url(address("0.0.0.0:5000")), "https://gk.example:5000");
-        assert_eq!(https(&["2001:db8::1"]).url(address("[::]:5000")), "https://[2001:db8::1]:5000");
-        assert_eq!(https(&[]).url(address("192.0.2.7:5000")), "https://192.0.2.7:5000");
-        assert_eq!(args(None, &[]).url(address("127.0.0.1:5000")), "http://127.0.0.1:5000");
+        let auto = |names, listen: &str| https(names).url(address(listen), &["localhost".to_owned()]);
+        assert_eq!(auto(&["gk.example"], "0.0.0.0:5000"), "https://gk.example:5000");
+        assert_eq!(auto(&["2001:db8::1"], "[::]:5000"), "https://[2001:db8::1]:5000");
+        assert_eq!(auto(&[], "192.0.2.7:5000"), "https://192.0.2.7:5000");
+        assert_eq!(args(None, &[]).url(address("127.0.0.1:5000"), &[]), "http://127.0.0.1:5000");
         let host = gk_scan::facts("").host_name.to_string();
-        assert_eq!(https(&[]).url(address("0.0.0.0:5000")), format!("https://{host}:5000"));
+        assert_eq!(auto(&[], "0.0.0.0:5000"), format!("https://{host}:5000"));
+        let files = TlsArgs { tls_cert: Some("cert.pem".into()), ..args(None, &[]) };
+        let certified = ["gk.example".to_owned(), "192.0.2.7".to_owned()];
+        assert_eq!(files.url(address("0.0.0.0:5000"), &certified), "https://gk.example:5000");
     }
 }

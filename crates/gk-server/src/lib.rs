@@ -102,6 +102,7 @@ mod tests;
 
 pub use app::{Clock, Config};
 pub use auth::Peer;
+pub use health::health_of;
 pub use hosts::{HostName, HostNameError, Hosts};
 pub use proxy::{Cidr, CidrError};
 pub use rates::{RateLimit, RateLimitError};

@@ -20,6 +20,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// From here on ages and ends of tokens are plainly wrong.
 const FAR: Duration = Duration::from_mins(5);
 
+/// A certificate should have been renewed by then; the server says so in its log, too.
+const RENEW_BEFORE: Duration = Duration::from_hours(14 * 24);
+
 /// A token that ends so soon is worth a word.
 const SOON: Duration = Duration::from_hours(7 * 24);
 
@@ -102,6 +105,19 @@ fn parse(version: &str) -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
+/// Whether the server's certificate is good for some time. One that the server makes by itself always is.
+pub(super) fn certificate(end: Timestamp, now: Timestamp) -> Check {
+    const CHECK: &str = "certificate";
+    let remedy =
+        "renew the files of --tls-cert and --tls-key on the server, which reads them again by itself";
+    let found = |verb| format!("the server's certificate {verb} {}", age::around(end, now));
+    match end.since(now) {
+        left if left.is_zero() => Check::bad(CHECK, found("ended"), remedy),
+        left if left < RENEW_BEFORE => Check::warn(CHECK, found("ends"), remedy),
+        _ => Check::ok(CHECK, found("ends")),
+    }
+}
+
 /// The server's clock against ours, which was read before and after. The server tells whole seconds.
 pub(super) fn clocks(before: Timestamp, after: Timestamp, server: Timestamp) -> Check {
     let ahead = before.since(server.plus(Duration::from_secs(1)));
@@ -181,6 +197,22 @@ mod tests {
             let check = clocks(at(before), at(after), at(0));
             assert_eq!((check.verdict, check.found.as_str()), (verdict, found), "{before}");
         }
+    }
+
+    #[test]
+    fn a_certificate_wants_renewal_two_weeks_before_its_end() {
+        let now = Timestamp::from_micros(1_700_000_000_000_000);
+        let in_hours = |hours: u64| certificate(now.plus(Duration::from_hours(hours)), now);
+        assert_eq!(in_hours(14 * 24 + 1).verdict, Verdict::Ok);
+        let soon = in_hours(14 * 24 - 1);
+        assert_eq!(
+            (soon.verdict, soon.found.as_str()),
+            (Verdict::Warn, "the server's certificate ends in 13d")
+        );
+        assert!(soon.remedy.unwrap().contains("--tls-cert"));
+        let over = certificate(now.minus(Duration::from_hours(72)), now);
+        assert_eq!(over.verdict, Verdict::Bad);
+        assert!(over.found.starts_with("the server's certificate ended 2023-11-1"), "{}", over.found);
     }
 
     #[test]

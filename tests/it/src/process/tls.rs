@@ -3,8 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::ops::RangeInclusive;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use gk_client::identity::{generate_secret, load_identity};
 use gk_model::access::{Actor, Authority, Role};
@@ -201,10 +203,14 @@ fn issue(authority: &Signer, place: &Place, name: &str, last_year: i32) {
 }
 
 fn issue_for_years(authority: &Signer, place: &Place, name: &str, years: RangeInclusive<i32>) {
+    issue_until(authority, place, name, *years.start(), (*years.end(), 12, 31));
+}
+
+fn issue_until(authority: &Signer, place: &Place, name: &str, first_year: i32, last: (i32, u8, u8)) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-    params.not_before = rcgen::date_time_ymd(*years.start(), 1, 1);
-    params.not_after = rcgen::date_time_ymd(*years.end(), 12, 31);
+    params.not_before = rcgen::date_time_ymd(first_year, 1, 1);
+    params.not_after = rcgen::date_time_ymd(last.0, last.1, last.2);
     let leaf = params.signed_by(&key, authority).unwrap();
     private(&place.join("key.pem"), &key.serialize_pem());
     private(&place.join("cert.pem"), &format!("{}{}", leaf.pem(), authority.pem()));
@@ -464,4 +470,60 @@ fn the_doctor_tells_failures_of_tls_apart() {
     house.server = start(&data, "127.0.0.1:0", &[]);
     let told = diagnosis(&house, &https(&house), &pin);
     assert!(told.contains("does not speak TLS") && told.contains("start it with --tls auto"), "{told}");
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_told_in_the_log_the_metrics_and_by_the_doctor() {
+    let place = Place::new();
+    let (data, token) = data_with_token(&place, "data");
+    let end = Timestamp::from_clock().plus(Duration::from_hours(10 * 24)).to_string();
+    let date: Vec<i32> = end[..10].split('-').map(|part| part.parse().unwrap()).collect();
+    let ours = authority();
+    issue_until(&ours, &place, "127.0.0.1", 1975, (date[0], date[1] as u8, date[2] as u8));
+    let server = start_with_files(&place, &data);
+    let url = format!("https://{}", server.address);
+    let house = House { place, server, token, url };
+    let told = "the certificate ends soon";
+    wait_for("the warning", || house.server.process.log().contains(told).then_some(()));
+    let pin = pin_of(&house.server).to_string();
+    let certificate = |verdict: &str| {
+        let output = house.gkctl(&["doctor", "-o", "json", "--ca-pin", &pin]);
+        let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let check =
+            checks.as_array().unwrap().iter().find(|check| check["check"] == "certificate").unwrap().clone();
+        (check["verdict"] == verdict).then_some(check)
+    };
+    assert!(certificate("warn").unwrap()["remedy"].as_str().unwrap().contains("--tls-cert"));
+    // What the operator does then.
+    issue(&ours, &house.place, "127.0.0.1", 2999);
+    wait_for("the doctor to be content", || certificate("ok"));
+    assert_eq!(house.server.process.log().matches(told).count(), 1, "once a day, and not of the new one");
+    let mut socket = UnixStream::connect(house.server.data.join("gatekeeper.sock")).unwrap();
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    socket.read_to_string(&mut metrics).unwrap();
+    // The end of 2999-12-30.
+    assert!(metrics.contains("gatekeeper_tls_certificate_end_timestamp_seconds 32503593600\n"), "{metrics}");
+}
+
+#[test]
+fn an_address_is_kept_that_the_certificate_is_for() {
+    let place = Place::new();
+    let (data, token) = data_with_token(&place, "data");
+    issue(&authority(), &place, "localhost", 2999);
+    let mut house = House { server: start_with_files(&place, &data), place, token, url: String::new() };
+    let kept = |house: &House| {
+        let socket = format!("unix:{}", house.server.data.join("gatekeeper.sock").display());
+        stdout(&house.gkctl_to(&socket, &["instance", "join"]));
+        load_identity(&house.state()).unwrap().unwrap().server
+    };
+    let port = house.server.address.rsplit(':').next().unwrap().to_owned();
+    let by_name = format!("https://localhost:{port}");
+    assert_eq!(kept(&house), by_name);
+    // Another account of the machine has nothing but this address and the pin.
+    stdout(&house.gkctl_to(&by_name, &["instance", "list"]));
+    issue(&authority(), &house.place, "127.0.0.1", 2999);
+    house.server.process.kill();
+    house.server = start_with_files(&house.place, &data);
+    assert_eq!(kept(&house), format!("https://{}", house.server.address));
 }
