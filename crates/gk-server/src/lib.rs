@@ -32,6 +32,7 @@ mod jobs;
 mod metrics;
 mod pace;
 mod pages;
+mod places;
 mod ports;
 mod proxy;
 mod rates;
