@@ -2,11 +2,13 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread::JoinHandle;
 
 use gk_model::secret::{Secret, SecretKind};
 
@@ -247,6 +249,58 @@ fn another_account_cannot_keep_an_agent_from_starting() {
     stdout(&agent(&state).arg("--once").output().unwrap());
     drop(input);
     assert!(!stranger.wait().unwrap().success());
+}
+
+/// Whoever listens on a port of this machine: hears what is said, and answers as a server that wants to know more.
+fn squat(address: &str) -> (JoinHandle<Vec<u8>>, TcpListener) {
+    let listener = TcpListener::bind(address).unwrap();
+    let theirs = listener.try_clone().unwrap();
+    let heard = std::thread::spawn(move || {
+        let mut heard = Vec::new();
+        // The end is a connection that says so.
+        while !heard.ends_with(b"enough") {
+            let (mut stream, _) = theirs.accept().unwrap();
+            let mut part = [0; 16 << 10];
+            let length = stream.read(&mut part).unwrap_or(0);
+            heard.extend_from_slice(&part[..length]);
+            let _ = stream.write_all(
+                b"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Bearer\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            );
+        }
+        heard
+    });
+    (heard, listener)
+}
+
+/// Any account may take the server's port while it is down.
+#[test]
+fn a_squatter_on_the_servers_port_is_told_no_secret() {
+    let place = Place::new();
+    let mut server = Server::start(&place.join("data"));
+    let state = place.join("state");
+    stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
+    let credential = fs::read_to_string(state.join("credential")).unwrap();
+    server.process.kill();
+    let (heard, _listener) = squat(&server.address);
+    for words in
+        [&["port", "list"][..], &["port", "reserve"], &["instance", "join"], &["whoami"], &["doctor"]]
+    {
+        // Where the socket was, and as it is found by itself.
+        assert!(!gkctl(&server, &state, words).status.success(), "{words:?}");
+        let mut by_itself = program("gkctl");
+        by_itself.args(words).env("GATEKEEPER_STATE", &state).env("GATEKEEPER_DATA", place.join("none"));
+        assert!(!by_itself.output().unwrap().status.success(), "{words:?}");
+    }
+    // It goes to that port in clear, as told; but not with this.
+    let mut told = program("gkctl");
+    told.args(["port", "list", "--server", &format!("http://{}", server.address)])
+        .env("GATEKEEPER_STATE", &state);
+    assert!(!told.output().unwrap().status.success());
+    assert!(!agent(&state).arg("--once").output().unwrap().status.success());
+    TcpStream::connect(&server.address).unwrap().write_all(b"enough").unwrap();
+    let heard = String::from_utf8_lossy(&heard.join().unwrap()).to_lowercase();
+    assert!(heard.contains("get /v1/"), "it was asked, at least when told so: {heard}");
+    assert!(!heard.contains("authorization") && !heard.contains(&credential.trim()[4..36]), "{heard}");
 }
 
 /// Asks the server at its socket for a token with this secret; the request and the answer hold no secret.

@@ -402,6 +402,11 @@ fn diagnosis(house: &House, url: &str, pin: &str) -> String {
     format!("{}: {} -> {}", text("verdict"), text("found"), text("remedy"))
 }
 
+fn expect(told: &str, found: &str, remedy: &str) {
+    assert!(told.starts_with("bad: ") && told.contains(found), "{told}");
+    assert!(told.rsplit(" -> ").next().unwrap().contains(remedy), "{told}");
+}
+
 #[test]
 fn the_doctor_tells_failures_of_tls_apart() {
     let place = Place::new();
@@ -412,51 +417,24 @@ fn the_doctor_tells_failures_of_tls_apart() {
     let (pin, other) = (pin_of(&house.server).to_string(), Pin::of_public_key(b"another").to_string());
     let https = |house: &House| format!("https://{}", house.server.address);
     assert_eq!(diagnosis(&house, &https(&house), &pin).split(':').next(), Some("ok"), "as it should be");
-    for (url, pin, found, remedy) in [
-        (
-            https(&house),
-            &other,
-            "it has none of the pinned keys; pinned is",
-            "join again with `gkctl instance join --ca-pin",
-        ),
-        (
-            format!("http://{}", house.server.address),
-            &pin,
-            "this port speaks HTTPS",
-            "name it so: https://127.0.0.1:",
-        ),
+    let told = diagnosis(&house, &https(&house), &other);
+    expect(
+        &told,
+        "it has none of the pinned keys; pinned is",
+        "join again with `gkctl instance join --ca-pin",
+    );
+    let told = diagnosis(&house, &format!("http://{}", house.server.address), &pin);
+    expect(&told, "this port speaks HTTPS", "name it so: https://127.0.0.1:");
+    let (soon, never, ever) = (1975..=2001, 2998..=2999, 1975..=2999);
+    for (name, years, found, remedy) in [
+        ("127.0.0.1", soon, "has expired (it ended at 2001-12-31T", "renew it on the server, or set this"),
+        ("127.0.0.1", never, "it is not valid yet (it begins at 2998-01-01T", "set this machine's clock"),
+        ("gk.example", ever, "it is for gk.example, and not for 127.0.0.1", "use one of these names in the"),
     ] {
-        let told = diagnosis(&house, &url, pin);
-        assert!(told.starts_with("bad: ") && told.contains(found), "{told}");
-        assert!(told.rsplit(" -> ").next().unwrap().contains(remedy), "{told}");
-    }
-    let cases = [
-        (
-            "127.0.0.1",
-            1975..=2001,
-            "has expired (it ended at 2001-12-31T",
-            "renew it on the server, or set this",
-        ),
-        (
-            "127.0.0.1",
-            2998..=2999,
-            "it is not valid yet (it begins at 2998-01-01T",
-            "set this machine's clock",
-        ),
-        (
-            "gk.example",
-            1975..=2999,
-            "it is for gk.example, and not for 127.0.0.1",
-            "use one of these names in the",
-        ),
-    ];
-    for (name, years, found, remedy) in cases {
         issue_for_years(&ours, &house.place, name, years);
         house.server.process.kill();
         house.server = start_with_files(&house.place, &data);
-        let told = diagnosis(&house, &https(&house), &pin);
-        assert!(told.starts_with("bad: ") && told.contains(found), "{told}");
-        assert!(told.rsplit(" -> ").next().unwrap().contains(remedy), "{told}");
+        expect(&diagnosis(&house, &https(&house), &pin), found, remedy);
     }
     // Nobody vouches for it: neither a pin, nor an authority of the system.
     std::fs::write(house.place.join("ca.pem"), authority().pem()).unwrap();
