@@ -1,6 +1,7 @@
 //! Which values of options hold a secret, and how they are shown without it.
 
 use gk_model::secret::Secret;
+use gk_store::DatabaseUrl;
 
 /// Stands where a secret was.
 const MASK: &str = "***";
@@ -11,12 +12,15 @@ pub(crate) fn is_secret(value: &str) -> bool {
 }
 
 /// The value as everybody may see it.
-///
-/// Not by the parser of addresses: a password in one that it refuses is a password too.
 pub(crate) fn masked(value: &str) -> String {
-    if Secret::is_begun_by(value) {
-        return MASK.to_owned();
-    }
+    let shown = without_password(value);
+    // However it is written: the parser decodes what we would not look for.
+    let holds_another = shown == value && value.parse().is_ok_and(|url: DatabaseUrl| url.has_password());
+    if holds_another || Secret::is_begun_by(value) { MASK.to_owned() } else { shown }
+}
+
+/// Not by the parser of addresses: a password in one that it refuses is a password too.
+fn without_password(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
     let (address, query) =
         rest.split_once('?').map_or((rest, None), |(address, query)| (address, Some(query)));
@@ -50,6 +54,7 @@ mod tests {
             ("postgres://ada:sesame@db:5432/gk", "postgres://ada:***@db:5432/gk"),
             ("mysql://ada:se:s@me@db/gk", "mysql://ada:***@db/gk"),
             ("postgres:///gk?user=a&password=sesame&x=y", "postgres:///gk?user=a&password=***&x=y"),
+            ("postgres:///gk?user=a&pass%77ord=sesame", "***"),
             ("gkt_0123456789", "***"),
             ("[2001:db8::1]:5000", "[2001:db8::1]:5000"),
         ];

@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::ops::RangeInclusive;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -199,11 +198,7 @@ fn authority() -> Signer {
 
 /// Writes a chain and its key, as an operator's tools do.
 fn issue(authority: &Signer, place: &Place, name: &str, last_year: i32) {
-    issue_for_years(authority, place, name, 1975..=last_year);
-}
-
-fn issue_for_years(authority: &Signer, place: &Place, name: &str, years: RangeInclusive<i32>) {
-    issue_until(authority, place, name, *years.start(), (*years.end(), 12, 31));
+    issue_until(authority, place, name, 1975, (last_year, 12, 31));
 }
 
 fn issue_until(authority: &Signer, place: &Place, name: &str, first_year: i32, last: (i32, u8, u8)) {
@@ -425,13 +420,13 @@ fn the_doctor_tells_failures_of_tls_apart() {
     );
     let told = diagnosis(&house, &format!("http://{}", house.server.address), &pin);
     expect(&told, "this port speaks HTTPS", "name it so: https://127.0.0.1:");
-    let (soon, never, ever) = (1975..=2001, 2998..=2999, 1975..=2999);
+    let (soon, never, ever) = ((1975, 2001), (2998, 2999), (1975, 2999));
     for (name, years, found, remedy) in [
         ("127.0.0.1", soon, "has expired (it ended at 2001-12-31T", "renew it on the server, or set this"),
         ("127.0.0.1", never, "it is not valid yet (it begins at 2998-01-01T", "set this machine's clock"),
         ("gk.example", ever, "it is for gk.example, and not for 127.0.0.1", "use one of these names in the"),
     ] {
-        issue_for_years(&ours, &house.place, name, years);
+        issue_until(&ours, &house.place, name, years.0, (years.1, 12, 31));
         house.server.process.kill();
         house.server = start_with_files(&house.place, &data);
         expect(&diagnosis(&house, &https(&house), &pin), found, remedy);
@@ -472,7 +467,6 @@ fn a_certificate_that_ends_soon_is_told_in_the_log_the_metrics_and_by_the_doctor
         (check["verdict"] == verdict).then_some(check)
     };
     assert!(certificate("warn").unwrap()["remedy"].as_str().unwrap().contains("--tls-cert"));
-    // What the operator does then.
     issue(&ours, &house.place, "127.0.0.1", 2999);
     wait_for("the doctor to be content", || certificate("ok"));
     assert_eq!(house.server.process.log().matches(told).count(), 1, "once a day, and not of the new one");
@@ -480,7 +474,6 @@ fn a_certificate_that_ends_soon_is_told_in_the_log_the_metrics_and_by_the_doctor
     socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
     let mut metrics = String::new();
     socket.read_to_string(&mut metrics).unwrap();
-    // The end of 2999-12-30.
     assert!(metrics.contains("gatekeeper_tls_certificate_end_timestamp_seconds 32503593600\n"), "{metrics}");
 }
 
