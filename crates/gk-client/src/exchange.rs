@@ -262,9 +262,7 @@ impl Client {
             return ClientError::Untrusted { server: self.server().clone(), why: Box::new(why) };
         }
         match error {
-            Error::Io(error) if speaks_no_tls(&error) => {
-                broken("it does not speak TLS: try http://".to_owned())
-            }
+            Error::Io(error) if speaks_no_tls(&error) => self.fault(ProtocolFault::NoTls),
             Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => broken(error.to_string()),
             Error::Io(error) => self.unreachable(error),
             Error::Timeout(reason) => self.unreachable(self.time_is_over(reason)),

@@ -32,6 +32,7 @@ mod jobs;
 mod metrics;
 mod pace;
 mod pages;
+mod places;
 mod pools;
 mod ports;
 mod proxy;
@@ -103,6 +104,7 @@ mod tests;
 
 pub use app::{Clock, Config};
 pub use auth::Peer;
+pub use health::health_of;
 pub use hosts::{HostName, HostNameError, Hosts};
 pub use proxy::{Cidr, CidrError};
 pub use rates::{RateLimit, RateLimitError};

@@ -6,6 +6,7 @@ mod document;
 mod idempotency;
 mod matrix;
 mod metrics;
+mod noise;
 mod permissions;
 mod pools;
 mod serving;

@@ -3,6 +3,7 @@
 mod agent;
 mod backup;
 mod cli;
+mod config;
 mod contract;
 pub(crate) mod crash;
 mod disk;
