@@ -53,6 +53,11 @@ pub fn reservation(id: ReservationId) -> String {
     format!("{RESERVATIONS}/{id}")
 }
 
+/// The lease of one reservation.
+pub fn renew(id: ReservationId) -> String {
+    format!("{RESERVATIONS}/{id}/renew")
+}
+
 /// One token.
 pub fn token(id: TokenId) -> String {
     format!("{TOKENS}/{id}")

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use gk_model::access::{Authority, Permission};
 use gk_model::id::TokenId;
 use gk_model::problem::{Code, Problem};
+use gk_model::reservation::ReserveRequest;
 use gk_store::{Refusal, StoreError};
 
 use crate::admission::whole_seconds;
@@ -73,6 +74,9 @@ pub(crate) enum ApiError {
     Panicked(#[source] Panic),
     #[error(transparent)]
     Refused(Box<Refusal>),
+    /// With a command in the words of the request instead of the usual hint.
+    #[error("{0}")]
+    Advised(Box<Refusal>, String),
     #[error("{}", outward(.0))]
     Failed(#[source] StoreError),
 }
@@ -85,6 +89,17 @@ pub(crate) struct Panic(String);
 impl ApiError {
     pub(crate) fn malformed(field: Option<String>, what: String) -> ApiError {
         ApiError::Malformed { field, what }
+    }
+
+    /// The same with a command that would work, where this request was refused and there is one.
+    pub(crate) fn advised(self, request: &ReserveRequest) -> ApiError {
+        match self {
+            ApiError::Refused(refusal) => match hint::instead(&refusal, request) {
+                Some(hint) => ApiError::Advised(refusal, hint),
+                None => ApiError::Refused(refusal),
+            },
+            other => other,
+        }
     }
 
     /// For the panic-catching layer.
@@ -117,7 +132,7 @@ impl ApiError {
             ApiError::UnsupportedMediaType(_) => Code::UnsupportedMediaType,
             ApiError::TimedOut | ApiError::Crowded => Code::Unavailable,
             ApiError::Panicked(_) => Code::Internal,
-            ApiError::Refused(refusal) => hint::code(refusal),
+            ApiError::Refused(refusal) | ApiError::Advised(refusal, _) => hint::code(refusal),
             ApiError::Failed(error) => failure_code(error),
         }
     }
@@ -152,6 +167,7 @@ impl ApiError {
                 Some(format!("if the secret was lost, end it and make another: gkctl token revoke {token}"))
             }
             ApiError::Refused(refusal) => hint::hint(refusal),
+            ApiError::Advised(_, hint) => Some(hint.clone()),
             ApiError::Failed(StoreError::Away(_)) => Some(
                 "try again shortly: the server goes on by itself when its database is back, and its log tells what it \
                  waits for"
@@ -179,7 +195,7 @@ impl ApiError {
         match self {
             ApiError::Malformed { field, .. } => problem.field.clone_from(field),
             ApiError::Impossible { field, .. } => problem.field = Some((*field).to_owned()),
-            ApiError::Refused(refusal) => {
+            ApiError::Refused(refusal) | ApiError::Advised(refusal, _) => {
                 problem.field = hint::field(refusal).map(str::to_owned);
                 problem.holder = hint::holder(refusal);
                 problem.alternatives = hint::alternatives(refusal);

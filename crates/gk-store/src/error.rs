@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use gk_model::contact::Session;
 use gk_model::id::{InstanceRef, ReservationId, TokenId};
 use gk_model::instance::InstanceLink;
+use gk_model::labels::Selector;
 use gk_model::listener::Listener;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::reservation::{Contradiction, PortCount, Reservation, Scope};
@@ -39,6 +40,9 @@ pub enum Refusal {
     /// No joined instance of that name, or no instance of that id.
     #[error("there is no instance {0}")]
     NoSuchInstance(InstanceRef),
+    /// No joined instance has such labels.
+    #[error("no joined instance is labelled {0}")]
+    NobodyChosen(Selector),
     /// The instance has left.
     #[error("instance {} has left", .0.name)]
     InstanceLeft(InstanceLink),

@@ -31,7 +31,7 @@ pub(crate) fn reserve(context: &Context, wanted: &Reserve) -> Result<()> {
     let request = request(instance, wanted);
     let reservation = match (here, wanted.adopt, wanted.port) {
         (false, _, _) | (true, true, _) => {
-            client.reserve(&request).map_err(|error| advise(error, context, wanted))?
+            reserve_one(&client, &request).map_err(|error| advise(error, context, wanted))?
         }
         (true, false, Some(_)) => reserve_this_very_port(context, &client, &request, wanted)?,
         (true, false, None) => reserve_bindable(&client, request)?,
@@ -48,7 +48,7 @@ pub(crate) fn reserve(context: &Context, wanted: &Reserve) -> Result<()> {
 
 fn request(instance: InstanceRef, wanted: &Reserve) -> ReserveRequest {
     ReserveRequest {
-        protocol: wanted.protocol,
+        protocol: wanted.protocol.into(),
         port: wanted.port,
         pool: wanted.pool.clone(),
         service: wanted.service.clone(),
@@ -67,7 +67,7 @@ fn reserve_this_very_port(
     request: &ReserveRequest,
     wanted: &Reserve,
 ) -> Result<Reservation> {
-    let reservation = client.reserve(request).map_err(|error| advise(error, context, wanted))?;
+    let reservation = reserve_one(client, request).map_err(|error| advise(error, context, wanted))?;
     let (port, protocol) = (reservation.first_port, reservation.protocol);
     let Some(listener) = machine::find_listener(protocol, port, context.now) else { return Ok(reservation) };
     client.release(reservation.id, false).with_context(|| stays_reserved(&reservation))?;
@@ -117,11 +117,15 @@ fn quoted(text: &str) -> String {
     }
 }
 
+fn reserve_one(client: &Client, request: &ReserveRequest) -> Result<Reservation, ClientError> {
+    client.reserve(request).map(|mut made| made.items.remove(0))
+}
+
 fn reserve_bindable(client: &Client, mut request: ReserveRequest) -> Result<Reservation> {
-    let busy = busy_ports(request.protocol);
+    let busy = busy_ports(request.protocol.each()[0]);
     let ask = |busy| {
         request.busy = busy;
-        client.reserve(&request)
+        reserve_one(client, &request)
     };
     let give_back = |id| client.release(id, false).map(drop);
     first_bindable(busy, ask, give_back, |protocol, port| machine::test_bind(protocol, port).is_ok())

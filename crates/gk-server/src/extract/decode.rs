@@ -164,7 +164,7 @@ mod tests {
             (
                 r#"{"instance":"a","protocol":"sctp"}"#,
                 Some("protocol"),
-                "`protocol`: `sctp` is not a protocol: use tcp, udp",
+                "`protocol`: `sctp` is not a protocol: use tcp, udp, both",
             ),
             (r#"{"instance":"a","instance":"b"}"#, Some("instance"), "field `instance` is given twice"),
         ];

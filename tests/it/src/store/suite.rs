@@ -7,6 +7,7 @@ mod batches;
 mod contacts;
 mod ensure;
 mod fleet;
+mod forms;
 mod groups;
 mod history;
 mod idempotency;

@@ -11,12 +11,12 @@ use gk_model::access::{Actor, Role};
 use gk_model::history::{Event, EventKind};
 use gk_model::id::{InstanceId, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
-use gk_model::reservation::{Group, Reservation, ReserveRequest, Scope};
+use gk_model::reservation::{Reservation, ReserveRequest, Scope};
 use gk_store::{Error, Refusal, Store};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::history::{Ask, Say, Where, ask, say};
+use super::history::{Ask, Say, ask, label, say};
 use super::reference::Machine;
 use super::sync::Expected;
 use super::{agents, show};
@@ -91,23 +91,19 @@ impl Client {
     fn request(&self, ask: &Ask) -> ReserveRequest {
         let names = ask.names.iter().map(|name| name.parse().unwrap());
         let id = |machine: usize| self.ids[machine % self.ids.len()];
-        let group = Group {
-            names: names.collect(),
-            also_on: ask.also_on.iter().map(|also| id(*also).into()).collect(),
-            both_protocols: ask.both,
-            everywhere: ask.place == Where::Everywhere,
-        };
         ReserveRequest {
-            protocol: if ask.udp { Protocol::Udp } else { Protocol::Tcp },
+            protocol: ask.protocol(),
+            names: names.collect(),
             port: ask.port.map(port),
             count: count(i64::from(ask.count)),
             service: ask.service.map(|service| service.parse().unwrap()),
-            scope: if ask.place == Where::FleetForOne { Scope::Fleet } else { Scope::Instance },
+            scope: ask.scope(),
             ensure: ask.ensure,
             adopt: ask.adopt,
             busy: ask.busy.iter().copied().chain(ask.busy_from..10_000).filter_map(Port::new).collect(),
-            group,
-            ..ReserveRequest::next_free(id(ask.machine))
+            on: ask.selector(),
+            instance: ask.is_for_one().then(|| id(ask.machine).into()),
+            ..ReserveRequest::default()
         }
     }
 
@@ -119,7 +115,7 @@ impl Client {
             Act::Reserve(ask) => {
                 let request = self.request(ask);
                 let made = self.store.write(move |tx| tx.reserve_group(&who, &request, now)).await;
-                made.map(What::Got)
+                made.map(|made| What::Got(made.items))
             }
             Act::Spoil(ask) => {
                 let request = self.request(ask);
@@ -223,6 +219,7 @@ pub(crate) async fn run(worlds: &[World], load: Load) -> Result<(), String> {
     for (index, says) in load.agents.into_iter().enumerate() {
         let seed = u8::try_from(index + 1).unwrap();
         let id = worlds[0].join(&format!("web-{seed}"), seed).await;
+        worlds[0].label(id, &label(index).to_string()).await;
         let credential = crate::store::world::credential(seed);
         let agent = FakeAgent { id, credential, session: gk_model::contact::Session(0), sequence: 0 };
         ids.push(id);
@@ -406,6 +403,7 @@ impl Replay {
             Refusal::NotTheHolder(_)
             | Refusal::NotInReservation { .. }
             | Refusal::EnsureDiffers { .. }
+            | Refusal::NobodyChosen(_)
             | Refusal::PortInUse { .. }
             | Refusal::NothingToAdopt { .. }
             | Refusal::SeveralOwners { .. } => true,
