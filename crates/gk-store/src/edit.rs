@@ -94,23 +94,21 @@ impl Tx<'_> {
 
 /// `8080/tcp edited by ada: service web instead of billing, note`.
 fn describe(actor: &Actor, held: &Reservation, edited: &Reservation) -> String {
-    fn told(what: &str, before: Option<String>, after: Option<String>) -> Option<String> {
-        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
-        (before != after).then(|| format!("{what} {} instead of {}", or_none(&after), or_none(&before)))
-    }
-    let text = |service: &Option<_>| service.as_ref().map(ToString::to_string);
-    let name = |name: &Option<gk_model::text::PortName>| name.as_ref().map(ToString::to_string);
-    let differs = |is: bool, what: &str| is.then(|| what.to_owned());
     let changes = [
-        told("service", text(&held.service), text(&edited.service)),
-        told("name", name(&held.name), name(&edited.name)),
-        differs(held.note != edited.note, "note"),
-        differs(held.labels != edited.labels, "labels"),
-        differs(held.expect != edited.expect, "expectation"),
+        told("service", held.service.as_ref(), edited.service.as_ref()),
+        told("name", held.name.as_ref(), edited.name.as_ref()),
+        (held.note != edited.note).then(|| "note".to_owned()),
+        (held.labels != edited.labels).then(|| "labels".to_owned()),
+        (held.expect != edited.expect).then(|| "expectation".to_owned()),
     ];
     let changes: Vec<String> = changes.into_iter().flatten().collect();
     let whose =
         if actor.subject == held.holder { String::new() } else { format!(", held by {}", held.holder) };
     let (ports, protocol) = (held.ports(), held.protocol);
     format!("{ports}/{protocol} edited by {}{whose}: {}", actor.subject, changes.join(", "))
+}
+
+fn told<T: PartialEq + ToString>(what: &str, before: Option<&T>, after: Option<&T>) -> Option<String> {
+    let or_none = |text: Option<&T>| text.map_or_else(|| "none".to_owned(), ToString::to_string);
+    (before != after).then(|| format!("{what} {} instead of {}", or_none(after), or_none(before)))
 }

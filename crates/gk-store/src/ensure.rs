@@ -99,9 +99,9 @@ impl Tx<'_> {
 
     /// Gives back what is held already: edited where the request says other things of it, and with its lease renewed if
     /// the request is for one. That is never shortened.
-    pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: Reservation) -> Result<Reservation, Error> {
-        let edited = wanted.request.edit_of(&kept).apply(&kept);
-        let kept = self.set_words(wanted.actor, &kept, edited, wanted.now)?;
+    pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: &Reservation) -> Result<Reservation, Error> {
+        let edited = wanted.request.edit_of(kept).apply(kept);
+        let kept = self.set_words(wanted.actor, kept, edited, wanted.now)?;
         match wanted.later_end(&kept) {
             Some(deadline) => {
                 self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, deadline, wanted.now)

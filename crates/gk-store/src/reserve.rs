@@ -249,7 +249,7 @@ impl Tx<'_> {
         for slot in slots {
             for (cell, kept) in wanted.cells.iter().zip(&slot.kept) {
                 made.push(match kept {
-                    Some(kept) => self.keep(wanted, kept.clone())?,
+                    Some(kept) => self.keep(wanted, kept)?,
                     None => {
                         let id = ReservationId::generate(wanted.now);
                         let new = Reservation { id, group, version: 1, ..unmade(wanted, cell, &slot) };

@@ -4,6 +4,7 @@
 //! program links neither the server nor a database, and opens nothing before it knows that it must.
 
 mod args;
+mod check;
 mod connect;
 mod context;
 mod doctor;
@@ -20,6 +21,7 @@ mod machine;
 mod output;
 mod port;
 mod release;
+mod reservation;
 mod reserve;
 mod run;
 mod secret_input;

@@ -73,7 +73,7 @@ impl Load {
     fn hammer(&self, client: &Client, instance: InstanceId) {
         let mut number = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            let made = match reserve(&client, &ReserveRequest::next_free(instance)) {
+            let made = match reserve(client, &ReserveRequest::next_free(instance)) {
                 Ok(made) => made,
                 Err(error) if self.goes_on(&error) => continue,
                 Err(_gone) => return,

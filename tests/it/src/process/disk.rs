@@ -75,7 +75,7 @@ pub(super) fn reserve_until_put_off(
 ) -> Vec<Problem> {
     let mut put_off = Vec::new();
     while put_off.len() < times {
-        match reserve(&client, &ReserveRequest::next_free(instance)) {
+        match reserve(client, &ReserveRequest::next_free(instance)) {
             Ok(made) => assert!(ledger.insert(made.id, made.first_port.get()).is_none()),
             Err(ClientError::Refused(problem)) => put_off.push(*problem),
             Err(other) => panic!("{other:?}"),

@@ -142,7 +142,7 @@ fn rounds() -> usize {
 /// begun is answered, whatever happens to the server meanwhile.
 fn hammer(client: &Client, instance: InstanceId, ledger: &Ledger, answered: &AtomicUsize, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        match reserve(&client, &ReserveRequest::next_free(instance)) {
+        match reserve(client, &ReserveRequest::next_free(instance)) {
             Ok(made) => {
                 ledger.lock().unwrap().insert(made.id, made.first_port.get());
                 answered.fetch_add(1, Ordering::Relaxed);

@@ -227,7 +227,7 @@ async fn editing_changes_what_is_said_and_nothing_that_is_held() {
     let edited = edited.unwrap();
     let labels = Labels::try_from(vec!["a=b".parse::<Label>().unwrap()]).unwrap();
     assert_eq!(edited, Reservation { note: None, labels, version: 2, ..made.clone() });
-    assert_eq!(world.live().await, [edited.clone()]);
+    assert_eq!(world.live().await, std::slice::from_ref(&edited));
     assert_eq!(world.history().await.len(), 1, "it is held for the same");
     let before = everything(&world).await;
     let same = update(&world, &ada, made.id, r#"{"note":null}"#, (false, None), at(2)).await.unwrap();

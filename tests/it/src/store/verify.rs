@@ -30,7 +30,7 @@ async fn the_invariants_hold_after_every_step() {
     sound(&world, "a change of owner and an end").await;
     let half = gk_model::contact::Part {
         netns: gk_model::listener::Netns::Home,
-        protocol: Protocol::Udp.into(),
+        protocol: Protocol::Udp,
         family: gk_model::contact::Family::ALL[0],
     };
     let contact = agent.report_of(vec![half], &[], at(5));
