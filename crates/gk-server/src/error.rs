@@ -11,7 +11,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTI
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use gk_model::access::{Authority, Permission};
-use gk_model::id::TokenId;
+use gk_model::id::{ReservationId, TokenId};
 use gk_model::problem::{Code, Problem};
 use gk_model::reservation::ReserveRequest;
 use gk_store::{Refusal, StoreError};
@@ -98,6 +98,17 @@ impl ApiError {
                 Some(hint) => ApiError::Advised(refusal, hint),
                 None => ApiError::Refused(refusal),
             },
+            other => other,
+        }
+    }
+
+    /// The same with what an operator may do, where this change of a reservation is not the caller's.
+    pub(crate) fn of_change(self, verb: &str, id: ReservationId) -> ApiError {
+        match self {
+            ApiError::Refused(refusal) if matches!(*refusal, Refusal::NotTheHolder(_)) => {
+                let hint = format!("an operator may, with --force: gkctl reservation {verb} {id}");
+                ApiError::Advised(refusal, hint)
+            }
             other => other,
         }
     }

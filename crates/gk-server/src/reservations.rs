@@ -139,7 +139,7 @@ pub(crate) async fn update_reservation(
     }
     let now = app.now();
     let update = app.store.write(move |tx| tx.update_reservation(&actor, id, &patch, force, version, now));
-    Ok(update.await?.into())
+    Ok(update.await.map_err(|error| ApiError::from(error).of_change("edit", id))?.into())
 }
 
 /// Sets when a lease ends, counted from now. For its holder.
@@ -159,7 +159,7 @@ pub(crate) async fn renew(
     let ttl = request.ttl_seconds;
     let renew =
         write_once(&app, actor, keyed, now, move |tx, actor| tx.renew(actor, id, ttl, force, version, now));
-    let Once { answer, replayed } = renew.await?;
+    let Once { answer, replayed } = renew.await.map_err(|error| error.of_change("renew", id))?;
     Ok((Replayed(replayed), answer.into()))
 }
 

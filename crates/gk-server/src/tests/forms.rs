@@ -360,7 +360,10 @@ async fn a_lease_is_renewed_by_its_holder_once_per_key() {
     let stale = if_match(&api, &ada, post(path.as_str()), "\"1\"", &body).await;
     assert_eq!(stale.refusal(), (412, "version_mismatch", Some("If-Match")));
     let bob = api.token(SecretKind::Subject, Role::User, "bob").await;
-    assert_eq!(api.with_token(&bob, Method::POST, &path, body.clone()).await.refusal().1, "not_the_holder");
+    let others = api.with_token(&bob, Method::POST, &path, body.clone()).await;
+    assert_eq!(others.refusal().1, "not_the_holder");
+    let operator = "an operator may, with --force: gkctl reservation renew ";
+    assert!(others.body["hint"].as_str().unwrap().starts_with(operator), "{}", others.body);
     let forced = api.local(Method::POST, &format!("{path}?force=true"), body.clone()).await;
     assert_eq!(forced.status, StatusCode::OK);
     let forever = api.with_token(&ada, Method::POST, RESERVE, json!({"instance": "web-1"})).await;

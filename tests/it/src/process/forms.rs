@@ -108,30 +108,36 @@ fn every_number_of_an_answer_can_be_bound_here() {
     }
     // By number, who listens anywhere in a range is found, and all is given back.
     let before = live(&desk);
-    let range = format!("{}-{}", taken[0] - 1, taken[0] + 1);
-    let says = [&format!("{}/tcp is in use by", taken[0]), "given back", "--adopt"];
-    let words = ["port", "reserve", "--port", &range, "--instance", "web-1"];
-    let refused = desk.run(&words);
-    let error = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(3), "{error}");
-    assert!(says.iter().all(|said| error.contains(*said)), "{error}");
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let taken = listener.local_addr().unwrap().port();
+    let range = format!("{}-{taken}", taken - 1);
+    let says = [&format!("{taken}/tcp is in use by"), "given back", "--adopt"];
+    desk.fails(&["port", "reserve", "--port", &range], 3, &says);
     assert_eq!(live(&desk), before);
+}
+
+/// A number that nobody else in these tests asks for.
+fn quiet_port() -> String {
+    TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port().to_string()
 }
 
 #[test]
 fn a_service_asks_at_each_start_and_gets_the_same() {
     let desk = Desk::joined();
-    let words = ["port", "reserve", "--service", "shop", "--ensure", "--name", "http", "--name", "grpc"];
-    let first = desk.ok(&words);
-    let number: u16 = first.lines().next().unwrap().strip_prefix("http=").unwrap().parse().unwrap();
+    let number = quiet_port();
+    let words = ["port", "reserve", "--service", "shop", "--ensure"];
+    let first = desk.ok(&[&words[..], &["--port", &number]].concat());
     // It listens when it asks again: nobody takes its port from it for that.
-    let _listener = TcpListener::bind(("0.0.0.0", number)).unwrap();
-    let (again, said) = both(&desk, &words);
-    assert_eq!(again, first);
-    assert!(said.starts_with(&format!("kept {number}/tcp (http) on web-1")), "{said}");
-    let by_number = ["port", "reserve", "--service", "shop", "--ensure", "--name", "http", "--port"];
-    assert_eq!(desk.ok(&[&by_number[..], &[&number.to_string()]].concat()), format!("{number}\n"));
-    assert_eq!(desk.server.live().len(), 2);
+    let _listener = TcpListener::bind(format!("0.0.0.0:{number}")).unwrap();
+    for more in [&[][..], &["--port", &number]] {
+        let (again, said) = both(&desk, &[&words[..], more].concat());
+        assert_eq!(again, first);
+        assert!(said.starts_with(&format!("kept {number}/tcp on web-1; release with: ")), "{said}");
+    }
+    // What is missing is made, and what was there stays.
+    let (both, said) = both(&desk, &[&words[..], &["--port", &number, "--protocol", "both"]].concat());
+    assert_eq!(both, first, "{said}");
+    assert_eq!(live(&desk), [format!("{number}/tcp"), format!("{number}/udp")]);
     desk.fails(&["port", "reserve", "--ensure"], 2, &["--service"]);
 }
 
@@ -230,7 +236,7 @@ fn a_check_says_whether_and_why() {
         assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         (output.status.code().unwrap(), said)
     };
-    let free = desk.ok(&["port", "reserve", "--dry-run"]).trim().to_owned();
+    let free = quiet_port();
     assert_eq!(check(&[&free]), (0, format!("yes: {free}/tcp on web-1, it is free\n")));
     desk.ok(&["port", "reserve", "--port", &free, "--service", "shop"]);
     let (code, said) = check(&[&free]);
@@ -271,32 +277,31 @@ fn a_check_says_whether_and_why() {
 #[test]
 fn a_refusal_offers_the_command_that_was_meant() {
     let desk = Desk::joined();
-    desk.ok(&["port", "reserve", "--port", "8905", "--service", "billing"]);
-    let words = [
-        "port",
-        "reserve",
-        "--port",
-        "8900-8909",
-        "--protocol",
-        "both",
-        "--service",
-        "my-web",
-        "--label",
-        "a=b",
-    ];
+    // On another machine nobody looks at what listens here.
+    join(&desk, "db-1", "env=prod");
+    desk.ok(&["port", "reserve", "--port", "8905", "--service", "billing", "--instance", "db-1"]);
+    let words = ["port", "reserve", "--port", "8900-8909", "--protocol", "both", "--service", "my-web"];
+    let words = [&words[..], &["--label", "a=b", "--instance", "db-1"]].concat();
     let refused = desk.run(&words);
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(3), "{error}");
-    assert!(error.contains("held by billing (") && error.contains("\nfree instead: "), "{error}");
-    let hint = error.lines().find_map(|line| line.strip_prefix("hint: gkctl ")).unwrap();
-    assert!(hint.ends_with(" --count 10 --protocol both --service my-web --label a=b"), "{hint}");
-    let number = desk.ok(&hint.split(' ').collect::<Vec<_>>());
     assert!(
-        error.contains(&format!("free instead: {}, ", number.split('-').next().unwrap())),
-        "{number}: {error}"
+        error.contains("held by billing (") && error.contains("\nfree instead: 8000, 8010, 8020\n"),
+        "{error}"
     );
+    let hint = error.lines().find_map(|line| line.strip_prefix("hint: gkctl ")).unwrap();
+    let meant =
+        "port reserve --port 8000 --count 10 --protocol both --service my-web --label a=b --instance db-1";
+    assert_eq!(hint, meant);
+    assert_eq!(desk.ok(&hint.split(' ').collect::<Vec<_>>()), "8000-8009\n");
+    let number = quiet_port();
+    desk.ok(&["port", "reserve", "--port", &number]);
+    let refused = desk.run(&["port", "reserve", "--port", &number, "--fleet"]);
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let hint = error.lines().find_map(|line| line.strip_prefix("hint: gkctl ")).unwrap();
+    assert!(hint.ends_with(" --fleet") && !hint.contains("--instance"), "{hint}");
     desk.fails(&["port", "reserve", "--port", "8900-8909", "--count", "2"], 2, &["leave out --count"]);
-    desk.fails(&["port", "reserve", "--on", "env=prod"], 4, &["no joined instance is labelled env=prod"]);
+    desk.fails(&["port", "reserve", "--on", "env=dev"], 4, &["no joined instance is labelled env=dev"]);
     desk.fails(&["port", "reserve", "--on", "env=prod", "--fleet"], 2, &["exclusive everywhere"]);
     desk.fails(&["port", "reserve", "--on", "env=prod", "--instance", "web-1"], 2, &["give one of them"]);
     desk.fails(&["port", "reserve", "--name", "a", "--name", "a"], 2, &["two of the names are the same"]);
