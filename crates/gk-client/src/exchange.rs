@@ -78,6 +78,11 @@ impl Call {
         Call { version, repeatable: self.repeatable && version.is_none(), ..self }
     }
 
+    /// The same with a query.
+    pub(crate) fn with(self, query: &impl Serialize) -> Call {
+        Call { target: with_query(&self.target, query), ..self }
+    }
+
     /// Sends a body that the server can tell from its repetition; compressed when that is worth it.
     pub(crate) fn post_repeatable(path: &str, body: &impl Serialize) -> Call {
         let plain = json(body);

@@ -7,12 +7,13 @@ use gk_model::id::{InstanceId, InstanceRef, ReservationId, TokenId};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::paths;
 use gk_model::pool::{PoolChange, PoolSpec, PoolStatus};
+use gk_model::port::PortRange;
 use gk_model::port_state::PortState;
 use gk_model::protection::ReservedPorts;
 use gk_model::query::{
     EventQuery, HistoryQuery, InstanceQuery, Page, PoolQuery, PortQuery, ReservationQuery, TokenQuery,
 };
-use gk_model::reservation::{Reservation, ReserveRequest};
+use gk_model::reservation::{RenewRequest, Reservation, ReservationPatch, ReserveRequest, Reserved};
 use gk_model::text::PoolName;
 use gk_model::time::Timestamp;
 use gk_model::token::{CreatedToken, Token, TokenRequest, Whoami};
@@ -43,6 +44,12 @@ struct LeaveQuery {
 
 #[derive(Serialize)]
 struct ReleaseQuery {
+    force: Option<bool>,
+    ports: Option<PortRange>,
+}
+
+#[derive(Serialize)]
+struct ForceQuery {
     force: Option<bool>,
 }
 
@@ -118,9 +125,9 @@ impl Client {
         self.fetch(&Call::get(&paths::reserved_ports(instance), &NoQuery {}))
     }
 
-    /// Reserves a port. Sent again under the same key when the answer is lost; when none of the answers arrives, the
-    /// reservation may exist.
-    pub fn reserve(&self, request: &ReserveRequest) -> Result<Reservation, ClientError> {
+    /// Reserves all that is asked for, or nothing. Sent again under the same key when the answer is lost; when none of
+    /// the answers arrives, the reservations may exist.
+    pub fn reserve(&self, request: &ReserveRequest) -> Result<Reserved, ClientError> {
         self.fetch(&Call::post(paths::RESERVATIONS, request))
     }
 
@@ -134,9 +141,44 @@ impl Client {
         self.fetch(&Call::get(&paths::reservation(id), &NoQuery {}))
     }
 
+    /// Changes what a reservation says; with `force`, also somebody else's; with a version, only that one.
+    pub fn update_reservation(
+        &self,
+        id: ReservationId,
+        patch: &ReservationPatch,
+        force: bool,
+        version: Option<u64>,
+    ) -> Result<Reservation, ClientError> {
+        let call = Call::patch(&paths::reservation(id), patch).with(&ForceQuery { force: flag(force) });
+        self.fetch(&call.if_version(version))
+    }
+
+    /// Sets when a lease ends; with `force`, also somebody else's.
+    pub fn renew(
+        &self,
+        id: ReservationId,
+        request: &RenewRequest,
+        force: bool,
+    ) -> Result<Reservation, ClientError> {
+        let call = Call::post(&paths::renew(id), request);
+        self.fetch(&call.with(&ForceQuery { force: flag(force) }))
+    }
+
     /// Releases a reservation; with `force`, also somebody else's. Answers it as it was released.
     pub fn release(&self, id: ReservationId, force: bool) -> Result<Reservation, ClientError> {
-        self.fetch(&Call::delete(&paths::reservation(id), &ReleaseQuery { force: flag(force) }))
+        self.release_part(id, None, force, None)
+    }
+
+    /// Releases a reservation, or some of its ports; with a version, only that one. Answers it as it is then.
+    pub fn release_part(
+        &self,
+        id: ReservationId,
+        ports: Option<PortRange>,
+        force: bool,
+        version: Option<u64>,
+    ) -> Result<Reservation, ClientError> {
+        let query = ReleaseQuery { force: flag(force), ports };
+        self.fetch(&Call::delete(&paths::reservation(id), &query).if_version(version))
     }
 
     /// A page of intervals, newest first.

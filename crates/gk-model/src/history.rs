@@ -28,6 +28,8 @@ words! {
         Reserved = "reserved",
         /// A port somebody already listened on was reserved for that listener.
         Adopted = "adopted",
+        /// What a reservation is for, its name, its remark, its labels or its expectation changed.
+        Edited = "edited",
         /// A lease was prolonged.
         Renewed = "renewed",
         /// A reservation, or a part of it, ended by release.

@@ -56,6 +56,11 @@ pub fn reservation(id: ReservationId) -> String {
     format!("{RESERVATIONS}/{id}")
 }
 
+/// The lease of one reservation.
+pub fn renew(id: ReservationId) -> String {
+    format!("{RESERVATIONS}/{id}/renew")
+}
+
 /// One pool.
 pub fn pool(name: &PoolName) -> String {
     format!("{POOLS}/{name}")

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::history::{EventKind, IntervalKind};
-use crate::id::InstanceRef;
+use crate::id::{GroupId, InstanceRef};
 use crate::instance::Presence;
+use crate::labels::Selector;
 use crate::port::{PortRange, Protocol};
 use crate::port_state::State;
-use crate::text::{ServiceName, Subject};
+use crate::text::{PoolName, PortName, ServiceName, Subject};
 use crate::text_form::json_by_text;
 use crate::time::Timestamp;
 use crate::token::TokenKind;
@@ -172,8 +173,20 @@ query! {
         protocol: Protocol,
         /// Only for this service.
         service: ServiceName,
+        /// Only with this name among the service's ports.
+        name: PortName,
         /// Only held by this subject.
         holder: Subject,
+        /// Only drawn from this pool.
+        pool: PoolName,
+        /// Only on instances with such labels, as in `env=prod,team in (web,api)`.
+        label: Selector,
+        /// Only those that one request made.
+        group: GroupId,
+        /// Only those on whose ports nobody has listened for at least so many seconds.
+        idle_for_seconds: u32,
+        /// Only leases that end before this time.
+        expires_before: Timestamp,
     }
 }
 

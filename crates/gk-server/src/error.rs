@@ -11,8 +11,9 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTI
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use gk_model::access::{Authority, Permission};
-use gk_model::id::TokenId;
+use gk_model::id::{ReservationId, TokenId};
 use gk_model::problem::{Code, Problem};
+use gk_model::reservation::ReserveRequest;
 use gk_store::{Refusal, StoreError};
 
 use crate::admission::whole_seconds;
@@ -73,6 +74,9 @@ pub(crate) enum ApiError {
     Panicked(#[source] Panic),
     #[error(transparent)]
     Refused(Box<Refusal>),
+    /// With a command in the words of the request instead of the usual hint.
+    #[error("{0}")]
+    Advised(Box<Refusal>, String),
     #[error("{}", outward(.0))]
     Failed(#[source] StoreError),
 }
@@ -85,6 +89,28 @@ pub(crate) struct Panic(String);
 impl ApiError {
     pub(crate) fn malformed(field: Option<String>, what: String) -> ApiError {
         ApiError::Malformed { field, what }
+    }
+
+    /// The same with a command that would work, where this request was refused and there is one.
+    pub(crate) fn advised(self, request: &ReserveRequest) -> ApiError {
+        match self {
+            ApiError::Refused(refusal) => match hint::instead(&refusal, request) {
+                Some(hint) => ApiError::Advised(refusal, hint),
+                None => ApiError::Refused(refusal),
+            },
+            other => other,
+        }
+    }
+
+    /// The same with what an operator may do, where this change of a reservation is not the caller's.
+    pub(crate) fn of_change(self, verb: &str, id: ReservationId) -> ApiError {
+        match self {
+            ApiError::Refused(refusal) if matches!(*refusal, Refusal::NotTheHolder(_)) => {
+                let hint = format!("an operator may, with --force: gkctl reservation {verb} {id}");
+                ApiError::Advised(refusal, hint)
+            }
+            other => other,
+        }
     }
 
     /// For the panic-catching layer.
@@ -117,7 +143,7 @@ impl ApiError {
             ApiError::UnsupportedMediaType(_) => Code::UnsupportedMediaType,
             ApiError::TimedOut | ApiError::Crowded => Code::Unavailable,
             ApiError::Panicked(_) => Code::Internal,
-            ApiError::Refused(refusal) => hint::code(refusal),
+            ApiError::Refused(refusal) | ApiError::Advised(refusal, _) => hint::code(refusal),
             ApiError::Failed(error) => failure_code(error),
         }
     }
@@ -152,6 +178,7 @@ impl ApiError {
                 Some(format!("if the secret was lost, end it and make another: gkctl token revoke {token}"))
             }
             ApiError::Refused(refusal) => hint::hint(refusal),
+            ApiError::Advised(_, hint) => Some(hint.clone()),
             ApiError::Failed(StoreError::Away(_)) => Some(
                 "try again shortly: the server goes on by itself when its database is back, and its log tells what it \
                  waits for"
@@ -179,7 +206,7 @@ impl ApiError {
         match self {
             ApiError::Malformed { field, .. } => problem.field.clone_from(field),
             ApiError::Impossible { field, .. } => problem.field = Some((*field).to_owned()),
-            ApiError::Refused(refusal) => {
+            ApiError::Refused(refusal) | ApiError::Advised(refusal, _) => {
                 problem.field = hint::field(refusal).map(str::to_owned);
                 problem.holder = hint::holder(refusal);
                 problem.alternatives = hint::alternatives(refusal);

@@ -3,11 +3,12 @@
 //! Hints are in the words of `gkctl`, complete enough to be pasted: they name the instance, because "this machine" of
 //! whoever pastes them may be another one.
 
+use gk_model::id::InstanceRef;
 use gk_model::instance::InstanceLink;
 use gk_model::listener::Listener;
 use gk_model::port::{Port, Protocol};
 use gk_model::problem::{Code, Holder};
-use gk_model::reservation::{Reservation, Scope};
+use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::text::PoolName;
 use gk_store::Refusal;
 
@@ -15,7 +16,9 @@ use gk_store::Refusal;
 pub(crate) fn code(refusal: &Refusal) -> Code {
     match refusal {
         // An instance that has left is found by its id in history only; for everything else it is not there.
-        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => Code::NoSuchInstance,
+        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) | Refusal::NobodyChosen(_) => {
+            Code::NoSuchInstance
+        }
         Refusal::NoSuchReservation(_) => Code::NoSuchReservation,
         Refusal::NoSuchPool(_) => Code::NoSuchPool,
         Refusal::NoSuchToken(_) => Code::NoSuchToken,
@@ -53,15 +56,8 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
 /// What to do next.
 pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
     let hint = match refusal {
-        Refusal::PortReserved { protocol, holder, wanted, alternatives, .. } => {
-            begin_at(*wanted, alternatives)
-                .unwrap_or_else(|| reserve_instead(*protocol, holder, alternatives))
-        }
-        Refusal::PortInUse { port, protocol, instance, wanted, alternatives, .. } => {
-            let adopt = reserve(*protocol, Some(instance), Some(*port));
-            begin_at(*wanted, alternatives)
-                .unwrap_or_else(|| format!("if that process is the rightful one: {adopt} --adopt"))
-        }
+        Refusal::PortReserved { holder, .. } => list_ports("to see what is free", holder.instance.as_ref()),
+        Refusal::PortInUse { instance, .. } => list_ports("to see who uses it", Some(instance)),
         Refusal::SeveralOwners { protocol, .. } => {
             format!("stop all but one of them, or take another port: {}", reserve(*protocol, None, None))
         }
@@ -104,12 +100,37 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
     Some(hint)
 }
 
+/// For a request whose numbers are taken: itself, with others that are free, or adopting.
+pub(crate) fn instead(refusal: &Refusal, request: &ReserveRequest) -> Option<String> {
+    let (Refusal::PortReserved { alternatives, .. } | Refusal::PortInUse { alternatives, .. }) = refusal
+    else {
+        return None;
+    };
+    let link = match refusal {
+        Refusal::PortInUse { instance, .. } => Some(instance),
+        Refusal::PortReserved { holder, .. } => holder.instance.as_ref(),
+        _ => None,
+    };
+    // People read names.
+    let name = link.filter(|link| request.instance == Some(link.id.into())).map(|link| link.name.clone());
+    let instance = name.map(InstanceRef::Name).or_else(|| request.instance.clone());
+    let request = ReserveRequest { instance, ..request.clone() };
+    if matches!(refusal, Refusal::PortInUse { .. }) && request.is_one_port() && request.port.is_some() {
+        return Some(format!(
+            "if that process is the rightful one: {} --adopt",
+            request.command(None, false)
+        ));
+    }
+    alternatives.first().map(|port| request.command(Some(*port), false))
+}
+
 /// What to do next where that depends on nothing else. What contradicts itself says all there is to say.
 fn advice(refusal: &Refusal) -> Option<&'static str> {
     let advice = match refusal {
         Refusal::NoSuchInstance(_) => "to see which there are: gkctl instance list",
+        Refusal::NobodyChosen(_) => "to see how they are labelled: gkctl instance list",
         Refusal::InstanceLeft(_) => "to bring it back, run on that machine: gkctl instance join",
-        Refusal::NoSuchReservation(_) => "to see which there are: gkctl port list --state reserved",
+        Refusal::NoSuchReservation(_) => "to see which there are: gkctl reservation list --all-instances",
         Refusal::NoSuchToken(_) | Refusal::TokenEnded(_) => "to see which there are: gkctl token list",
         Refusal::SecretTaken => "leave out the hash to have the server make a secret",
         Refusal::BeyondLimits(_) => "to see what this token may do: gkctl whoami",
@@ -137,6 +158,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) | Refusal::BeyondOwnInstance => {
             Some("instance")
         }
+        Refusal::NobodyChosen(_) => Some("on"),
         Refusal::NoSuchPool(_) | Refusal::PoolExhausted { .. } | Refusal::PoolNotForInstance { .. } => {
             Some("pool")
         }
@@ -214,22 +236,6 @@ fn reserve(protocol: Protocol, instance: Option<&InstanceLink>, port: Option<Por
     format!("gkctl port reserve{port}{}{}", protocol_option(protocol), whose(instance))
 }
 
-/// For a range. `gkctl` reserves single ports, and a command for one of them would not be what was wanted.
-fn begin_at(wanted: u16, alternatives: &[Port]) -> Option<String> {
-    let ports: Vec<String> = alternatives.iter().map(ToString::to_string).collect();
-    let is_range = wanted > 1 && !ports.is_empty();
-    is_range.then(|| format!("as many contiguous ports are free from {} on", ports.join(", ")))
-}
-
-fn reserve_instead(protocol: Protocol, holder: &Reservation, alternatives: &[Port]) -> String {
-    // A fleet-wide holder may be held for another instance than the one that was asked for.
-    let instance = holder.instance.as_ref().filter(|_| holder.scope == Scope::Instance);
-    match alternatives.first() {
-        Some(free) => reserve(protocol, instance, Some(*free)),
-        None => list_ports("to see who holds the pool's ports", holder.instance.as_ref()),
-    }
-}
-
 /// What helps when a pool is used up: less, another one, or more.
 fn make_room(pool: &PoolName, instance: Option<&InstanceLink>, others: &[PoolName]) -> String {
     let release = list_ports("release what is idle, as shown by", instance) + " --state reserved";
@@ -284,7 +290,7 @@ fn protocol_option(protocol: Protocol) -> &'static str {
 #[cfg(test)]
 mod tests {
     use gk_model::id::{InstanceId, ReservationId};
-    use gk_model::reservation::PortCount;
+    use gk_model::reservation::{PortCount, Scope};
     use gk_model::time::Timestamp;
 
     use super::*;
@@ -333,31 +339,7 @@ mod tests {
 
     #[test]
     fn hints_are_commands_that_work() {
-        let port = Port::new(8080).unwrap();
-        let in_use = Refusal::PortInUse {
-            port,
-            protocol: Protocol::Tcp,
-            instance: link(),
-            listeners: Vec::new(),
-            wanted: 1,
-            alternatives: Vec::new(),
-        };
-        let Refusal::PortReserved { port: taken, protocol, holder, listeners, .. } =
-            reserved(Protocol::Tcp, Scope::Instance)
-        else {
-            unreachable!("made so above")
-        };
-        let alternatives = [8010, 8020].into_iter().filter_map(Port::new).collect();
-        let range =
-            Refusal::PortReserved { port: taken, protocol, holder, listeners, wanted: 10, alternatives };
         let table = [
-            (range, "as many contiguous ports are free from 8010, 8020 on"),
-            (reserved(Protocol::Tcp, Scope::Instance), "gkctl port reserve --port 8003 --instance web-1"),
-            (reserved(Protocol::Udp, Scope::Fleet), "gkctl port reserve --port 8003 --protocol udp"),
-            (
-                in_use,
-                "if that process is the rightful one: gkctl port reserve --port 8080 --instance web-1 --adopt",
-            ),
             (
                 Refusal::NotTheHolder(reservation(Protocol::Udp, Scope::Instance)),
                 "an operator may: gkctl port release --port 8080 --protocol udp --instance web-1 --force",
@@ -421,6 +403,48 @@ mod tests {
         for (refusal, expected) in table {
             assert_eq!(hint(&refusal).as_deref(), Some(expected));
         }
+    }
+
+    #[test]
+    fn a_taken_number_is_answered_with_the_same_request_for_others() {
+        let in_use = || Refusal::PortInUse {
+            port: Port::new(8080).unwrap(),
+            protocol: Protocol::Tcp,
+            instance: link(),
+            listeners: Vec::new(),
+            wanted: 1,
+            alternatives: vec![Port::new(8003).unwrap()],
+        };
+        let asked = |json: &str| serde_json::from_str::<ReserveRequest>(json).unwrap();
+        let taken = || reserved(Protocol::Tcp, Scope::Instance);
+        let table = [
+            (
+                taken(),
+                r#"{"instance":"web-1","port":8080}"#,
+                "gkctl port reserve --port 8003 --instance web-1",
+            ),
+            (
+                taken(),
+                r#"{"on":"env=prod","port":8080,"count":10,"protocol":"both"}"#,
+                "gkctl port reserve --port 8003 --count 10 --protocol both --on env=prod",
+            ),
+            (
+                in_use(),
+                r#"{"instance":"web-1","port":8080}"#,
+                "if that process is the rightful one: gkctl port reserve --port 8080 --instance web-1 --adopt",
+            ),
+            (
+                in_use(),
+                r#"{"instance":"web-1","port":8080,"count":2}"#,
+                "gkctl port reserve --port 8003 --count 2 --instance web-1",
+            ),
+        ];
+        for (refusal, request, expected) in table {
+            assert_eq!(instead(&refusal, &asked(request)).as_deref(), Some(expected), "{request}");
+        }
+        let by_id =
+            ReserveRequest::next_free(reservation(Protocol::Tcp, Scope::Instance).instance.unwrap().id);
+        assert!(instead(&Refusal::BadCursor, &by_id).is_none());
     }
 
     #[test]

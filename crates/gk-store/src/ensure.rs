@@ -8,6 +8,7 @@ use gk_model::history::EventKind;
 use gk_model::port::PortRange;
 use gk_model::reservation::Reservation;
 use gk_model::text::{PortName, ServiceName};
+use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::pool_cache::Pools;
@@ -97,14 +98,30 @@ impl Tx<'_> {
         Ok(self.query_one(sql, values)?.is_some())
     }
 
-    /// Gives back what is held already, and renews its lease if the request is for one. It is never shortened.
-    pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: Reservation) -> Result<Reservation, Error> {
-        match wanted.expires_at {
-            Some(deadline) if kept.expires_at < Some(deadline) => {
+    /// Gives back what is held already: edited where the request says other things of it, and with its lease renewed if
+    /// the request is for one. That is never shortened.
+    pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: &Reservation) -> Result<Reservation, Error> {
+        let edited = wanted.request.edit_of(kept).apply(kept);
+        let kept = self.set_words(wanted.actor, kept, edited, wanted.now)?;
+        match wanted.later_end(&kept) {
+            Some(deadline) => {
                 self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, deadline, wanted.now)
             }
-            _ => Ok(kept),
+            None => Ok(kept),
         }
+    }
+}
+
+impl Wanted<'_> {
+    /// What [`Tx::keep`] would make of it, but for its version.
+    pub(crate) fn kept(&self, kept: &Reservation) -> Reservation {
+        let expires_at = self.later_end(kept).or(kept.expires_at);
+        Reservation { expires_at, ..self.request.edit_of(kept).apply(kept) }
+    }
+
+    /// The end that a kept lease gets, where that is later than the one it has.
+    fn later_end(&self, kept: &Reservation) -> Option<Timestamp> {
+        self.expires_at.filter(|deadline| kept.expires_at < Some(*deadline))
     }
 }
 

@@ -42,6 +42,9 @@ pub enum Refusal {
     /// No joined instance of that name, or no instance of that id.
     #[error("there is no instance {0}")]
     NoSuchInstance(InstanceRef),
+    /// No joined instance has such labels.
+    #[error("no joined instance is labelled {0}")]
+    NobodyChosen(Selector),
     /// The instance has left.
     #[error("instance {} has left", .0.name)]
     InstanceLeft(InstanceLink),

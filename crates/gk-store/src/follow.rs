@@ -116,7 +116,7 @@ fn follow_events(connection: &mut Connection, seq: u64, maps: &mut PortMaps) -> 
             (EventKind::Released | EventKind::Expired, Some(space), Some(Ports { protocol, range })) => {
                 maps.release(space, protocol, range, until.unwrap_or(Timestamp::from_micros(0)));
             }
-            (EventKind::Renewed | EventKind::Split, ..) => {}
+            (EventKind::Renewed | EventKind::Edited | EventKind::Split, ..) => {}
             (EventKind::PoolSet | EventKind::PoolDeleted, ..) => maps.pools = None,
             _ => {
                 if let Some(Space::Instance(instance)) = place {

@@ -3,7 +3,7 @@
 use gk_model::facts::Facts;
 use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::instance::{Instance, InstanceLink, Presence};
-use gk_model::labels::Labels;
+use gk_model::labels::{Labels, Selector};
 use gk_model::query::{InstanceQuery, Page};
 use gk_model::text::InstanceName;
 use gk_model::time::Timestamp;
@@ -92,6 +92,18 @@ impl Reader<'_> {
                 return page::page(found, query.limit(), Ok, cursor_of);
             }
         }
+    }
+
+    /// The first joined instances with such labels, by name.
+    pub(crate) fn list_chosen(
+        &mut self,
+        selector: &Selector,
+        most: u16,
+    ) -> Result<Vec<InstanceLink>, StoreError> {
+        let filters = Filters::new("left_at is null", &[]).and_chosen("labels", Some(selector));
+        let (sql, values) = filters.finish("select id, name from instance", "name_key, id", most.into());
+        let rows = self.query(&sql, &values)?;
+        rows.into_iter().map(|mut row| Ok(InstanceLink { id: row.take()?, name: row.take()? })).collect()
     }
 
     fn read_instance(&self, mut row: Row, now: Timestamp) -> Result<Instance, StoreError> {

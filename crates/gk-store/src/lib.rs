@@ -17,6 +17,7 @@ mod database_url;
 mod directory;
 mod door;
 mod driver;
+mod edit;
 mod ensure;
 mod error;
 mod events;

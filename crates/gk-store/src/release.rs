@@ -196,7 +196,7 @@ impl Tx<'_> {
     }
 
     /// Ends the interval that a reservation has open.
-    fn end_held(&mut self, id: ReservationId, ended_at: Timestamp) -> Result<(), StoreError> {
+    pub(crate) fn end_held(&mut self, id: ReservationId, ended_at: Timestamp) -> Result<(), StoreError> {
         self.end_intervals("seq = (select began_seq from reservation where id = $2)", id, ended_at)
     }
 }

@@ -1,5 +1,7 @@
 //! Reservations, read: one, a list, and those that matter for another question.
 
+use std::time::Duration;
+
 use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
@@ -61,7 +63,11 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// [`Refusal::NoSuchInstance`], [`Refusal::BadCursor`].
-    pub fn list_reservations(&mut self, query: &ReservationQuery) -> Result<Page<Reservation>, Error> {
+    pub fn list_reservations(
+        &mut self,
+        query: &ReservationQuery,
+        now: Timestamp,
+    ) -> Result<Page<Reservation>, Error> {
         let instance = self.resolve(query.instance.as_ref())?;
         let after = match &query.cursor {
             Some(cursor) => {
@@ -70,6 +76,8 @@ impl Reader<'_> {
             }
             None => (String::new(), String::new(), 0),
         };
+        let idle_for = query.idle_for_seconds.map(|seconds| Duration::from_secs(seconds.into()));
+        let idle_since = idle_for.map(|idle_for| now.minus(idle_for));
         let live = "r.released_at is null and (r.instance, r.protocol, r.first_port) > ($1, $2, $3)";
         let filters = Filters::new(live, values![after.0, after.1, after.2])
             .and("r.instance = $?", instance)
@@ -77,7 +85,13 @@ impl Reader<'_> {
             .and("r.last_port >= $?", query.port.map(PortRange::first))
             .and("r.protocol = $?", query.protocol)
             .and("r.service = $?", query.service.as_ref())
-            .and("r.holder = $?", query.holder.as_ref());
+            .and("r.name = $?", query.name.as_ref())
+            .and("r.holder = $?", query.holder.as_ref())
+            .and("r.pool = $?", query.pool.as_ref())
+            .and("r.group_id = $?", query.group)
+            .and("r.idle_since <= $?", idle_since)
+            .and("r.expires_at < $?", query.expires_before)
+            .and_chosen("n.labels", query.label.as_ref());
         let (sql, values) = filters.finish(SELECT, "r.instance, r.protocol, r.first_port", query.limit());
         let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_reservation, |last| {

@@ -3,25 +3,31 @@
 
 mod instance;
 mod pool;
+mod reservation;
+mod reserve;
 mod token;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceRef;
 use gk_model::pin::Pin;
-use gk_model::port::{Port, PortError, PortRange, Protocol};
+use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_state::State;
-use gk_model::text::{Note, PoolName, PortName, ServiceName, Subject};
+use gk_model::text::{ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
 
 pub(crate) use self::instance::{
     InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
 };
 pub(crate) use self::pool::{OnePool, OrNone, PoolVerb, SetPool};
+pub(crate) use self::reservation::{
+    Edit, OneReservation, OrNothing, Renew, ReservationFilters, ReservationVerb, Which,
+};
+pub(crate) use self::reserve::{Check, RELEASE_EXAMPLES, RESERVE_EXAMPLES, Release, Reserve};
 pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
 
 const LOGIN_EXAMPLE: &str = "\
@@ -143,6 +149,9 @@ pub(crate) enum Verb {
     /// Sets of ports that reservations are drawn from.
     #[command(subcommand)]
     Pool(PoolVerb),
+    /// Reservations: what is held, and until when.
+    #[command(subcommand)]
+    Reservation(ReservationVerb),
     /// Secrets that let people, programs and machines in.
     #[command(subcommand)]
     Token(TokenVerb),
@@ -153,12 +162,16 @@ pub(crate) enum Verb {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PortVerb {
-    /// Reserve a port and print its number.
-    #[command(after_help = "Example: PORT=$(gkctl port reserve --service billing-api)")]
-    Reserve(Reserve),
-    /// Give a reserved port back.
-    #[command(after_help = "Example: gkctl port release 8080")]
+    /// Reserve ports and print their numbers.
+    #[command(after_help = RESERVE_EXAMPLES)]
+    Reserve(Box<Reserve>),
+    /// Give reserved ports back.
+    #[command(after_help = RELEASE_EXAMPLES)]
     Release(Release),
+    /// Tell whether you may use a port, and if not why.
+    #[command(after_help = "Example: gkctl port check 8080 && ./server --port 8080\n\n\
+                            It ends with 0 when you may, and with 3 when you may not.")]
+    Check(Check),
     /// List ports that are reserved or in use.
     #[command(after_help = "Example: gkctl port list --state unreserved\n\n\
                             SINCE tells since when the port is listened on, or else reserved.")]
@@ -169,48 +182,6 @@ pub(crate) enum PortVerb {
     /// List who held or listened on ports, newest first.
     #[command(after_help = with_times!("Example: gkctl port history --port 8080 --since 7d"))]
     History(HistoryFilters),
-}
-
-#[derive(Debug, Default, ClapArgs)]
-pub(crate) struct Reserve {
-    /// This very port; left out, the next free one of the pool.
-    #[arg(long, allow_negative_numbers = true, value_parser = reserved_port)]
-    pub(crate) port: Option<Port>,
-    /// tcp or udp.
-    #[arg(long, default_value = "tcp")]
-    pub(crate) protocol: Protocol,
-    /// What it is for.
-    #[arg(long)]
-    pub(crate) service: Option<ServiceName>,
-    /// Which of the service's ports it is.
-    #[arg(long)]
-    pub(crate) name: Option<PortName>,
-    /// The pool to draw from.
-    #[arg(long, conflicts_with = "port")]
-    pub(crate) pool: Option<PoolName>,
-    /// A remark.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) note: Option<Note>,
-    /// Whoever listens on the port now is the rightful one.
-    #[arg(long, requires = "port")]
-    pub(crate) adopt: bool,
-}
-
-#[derive(Debug, Default, ClapArgs)]
-#[command(group = ArgGroup::new("which").required(true).args(["number", "port"]))]
-pub(crate) struct Release {
-    /// The port.
-    #[arg(value_name = "PORT", allow_negative_numbers = true, value_parser = released_port)]
-    pub(crate) number: Option<Port>,
-    /// The port, as an option.
-    #[arg(long, allow_negative_numbers = true, value_parser = released_port)]
-    pub(crate) port: Option<Port>,
-    /// tcp or udp; only needed when both are reserved.
-    #[arg(long)]
-    pub(crate) protocol: Option<Protocol>,
-    /// Release it although somebody else reserved it.
-    #[arg(long)]
-    pub(crate) force: bool,
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -319,22 +290,6 @@ fn switch(text: &str) -> Result<bool, &'static str> {
     }
 }
 
-fn released_port(text: &str) -> Result<Port, String> {
-    one_port(text, "released")
-}
-
-fn reserved_port(text: &str) -> Result<Port, String> {
-    one_port(text, "reserved")
-}
-
-/// Ranges are understood, so that the refusal is about what was meant.
-fn one_port(text: &str, done: &str) -> Result<Port, String> {
-    match text.parse::<PortRange>() {
-        Ok(range) if range.count() > 1 => Err(format!("ranges are {done} one port at a time for now")),
-        _ => text.parse().map_err(|error: PortError| error.to_string()),
-    }
-}
-
 /// An age counts back from the moment it was typed.
 fn time(text: &str) -> Result<Timestamp, TimestampError> {
     Timestamp::parse_from_people(text, Timestamp::from_clock())
@@ -382,6 +337,18 @@ mod tests {
             "gkctl port reserve --port 8080 --protocol udp --service s --name http --note n --adopt",
             "gkctl port release --port 8080",
             "gkctl port release 8080 --protocol tcp --force",
+            "gkctl port reserve --count 10 --name http --name grpc --on env=prod --protocol both --ttl 2h",
+            "gkctl port reserve --port 8000-8009 --service s --ensure --expect process=nginx --label team=web",
+            "gkctl port reserve --fleet -A --dry-run",
+            "gkctl port release 8000:8004",
+            "gkctl port release --service billing --yes",
+            "gkctl port release --id 0190163d-8694-739b-aea5-966c26f8ad91",
+            "gkctl port release --idle 30d -A -y --force",
+            "gkctl port check 8080 --protocol udp --instance web-1",
+            "gkctl reservation list -A --idle 30d --on env=prod --expires-within 2h",
+            "gkctl reservation show 8080",
+            "gkctl reservation renew 0190163d-8694-739b-aea5-966c26f8ad91 --ttl 2h",
+            "gkctl reservation edit 8080 --service web --label team=web --label old- --force",
             "gkctl port list -A -o json",
             "gkctl port show 8080 --instance web-1",
             "gkctl port history --port 8000:8009 --since 2h --limit 5",
@@ -431,17 +398,6 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_not_taken_for_a_typing_error() {
-        for line in ["gkctl port release 8000-8001", "gkctl port release --port 8000:8001"] {
-            let error = parse(line).unwrap_err().to_string();
-            assert!(error.contains("ranges are released one port at a time for now"), "{error}");
-        }
-        let error = parse("gkctl port reserve --port 8000-8001").unwrap_err().to_string();
-        assert!(error.contains("ranges are reserved one port at a time for now"), "{error}");
-        assert_eq!(parse("gkctl port release 8000-8001").unwrap_err().exit_code(), 2);
-    }
-
-    #[test]
     fn help_says_what_a_time_is_wherever_one_is_taken() {
         fn check(command: &mut clap::Command) {
             let help = command.render_long_help().to_string();
@@ -470,6 +426,20 @@ mod tests {
             "gkctl port release 80 --port 80",
             "gkctl port reserve --adopt",
             "gkctl port reserve --pool p --port 80",
+            "gkctl port reserve --ensure",
+            "gkctl port reserve --all-instances",
+            "gkctl port reserve --on env=prod --fleet -A",
+            "gkctl port reserve --count 0",
+            "gkctl port reserve --count 4097",
+            "gkctl port reserve --ttl 60",
+            "gkctl port reserve --expect nginx",
+            "gkctl port reserve --label team",
+            "gkctl port release --service a --idle 30d",
+            "gkctl port release 80 -A",
+            "gkctl port release --id 80",
+            "gkctl reservation renew 8080",
+            "gkctl reservation edit 8080 --label a=b=c",
+            "gkctl reservation show web",
             "gkctl instance rename",
             "gkctl instance rename a b c",
             "gkctl port list --limit 0",

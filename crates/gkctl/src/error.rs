@@ -52,6 +52,11 @@ pub(crate) struct Advised {
     pub(crate) hints: Vec<String>,
 }
 
+/// Stdout has said all there is to say; the exit code says it once more.
+#[derive(Debug, thiserror::Error)]
+#[error("see the answer")]
+pub(crate) struct Silent(pub(crate) Exit);
+
 /// Stdout did not take what was printed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot print the result")]
@@ -61,6 +66,9 @@ pub(crate) struct OutputError(#[from] pub(crate) io::Error);
 pub(crate) fn report(error: &Error, shown: Option<Shown>) -> ExitCode {
     if is_enough(error) {
         return ExitCode::SUCCESS;
+    }
+    if let Some(Silent(exit)) = error.downcast_ref() {
+        return ExitCode::from(*exit as u8);
     }
     // Nobody is left to tell when stderr is closed.
     let _ = io::stderr().write_all(describe(error, shown, Timestamp::from_clock()).as_bytes());
@@ -240,7 +248,7 @@ fn describe_problem(problem: &Problem, hints: &[String], now: Timestamp) -> Vec<
 }
 
 /// Whoever reserved the port, and who listens there. The message itself names a lone listener, so only its age is told.
-fn describe_holder(holder: &Holder, now: Timestamp) -> Option<String> {
+pub(crate) fn describe_holder(holder: &Holder, now: Timestamp) -> Option<String> {
     let reserved = match (&holder.service, &holder.subject) {
         (Some(service), Some(subject)) => Some(format!("{service} ({subject})")),
         (Some(service), None) => Some(service.to_string()),

@@ -4,6 +4,7 @@
 //! program links neither the server nor a database, and opens nothing before it knows that it must.
 
 mod args;
+mod check;
 mod connect;
 mod context;
 mod doctor;
@@ -21,6 +22,7 @@ mod output;
 mod pool;
 mod port;
 mod release;
+mod reservation;
 mod reserve;
 mod run;
 mod secret_input;

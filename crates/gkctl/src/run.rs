@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 
-use crate::args::{InstanceVerb, PoolVerb, PortVerb, TokenVerb, Verb};
+use crate::args::{InstanceVerb, PoolVerb, PortVerb, ReservationVerb, TokenVerb, Verb};
 use crate::context::Context;
 use crate::{
-    doctor, event, history, instance, join, label, login, pool, port, release, reserve, status, token,
+    check, doctor, event, history, instance, join, label, login, pool, port, release, reservation, reserve,
+    status, token,
 };
 
 /// Does what was typed.
@@ -19,6 +20,7 @@ pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Instance(verb) => of_instance(context, verb),
         Verb::Port(verb) => of_port(context, verb),
         Verb::Pool(verb) => of_pool(context, verb),
+        Verb::Reservation(verb) => of_reservation(context, verb),
         Verb::Token(TokenVerb::Create(wanted)) => token::create(context, wanted),
         Verb::Token(TokenVerb::List(wanted)) => token::list(context, wanted),
         Verb::Token(TokenVerb::Revoke(wanted)) => token::revoke(context, wanted),
@@ -50,8 +52,18 @@ fn of_port(context: &Context, verb: &PortVerb) -> Result<()> {
     match verb {
         PortVerb::Reserve(wanted) => reserve::reserve(context, wanted),
         PortVerb::Release(wanted) => release::release(context, wanted),
+        PortVerb::Check(wanted) => check::check(context, wanted),
         PortVerb::List(wanted) => port::list(context, wanted),
         PortVerb::Show(wanted) => port::show(context, wanted),
         PortVerb::History(wanted) => history::list(context, wanted),
+    }
+}
+
+fn of_reservation(context: &Context, verb: &ReservationVerb) -> Result<()> {
+    match verb {
+        ReservationVerb::List(wanted) => reservation::list(context, wanted),
+        ReservationVerb::Show(wanted) => reservation::show(context, wanted),
+        ReservationVerb::Renew(wanted) => reservation::renew(context, wanted),
+        ReservationVerb::Edit(wanted) => reservation::edit(context, wanted),
     }
 }

@@ -1,7 +1,6 @@
 //! Versions of rows: `ETag` on answers, `If-Match` on changes.
 
 use axum::extract::FromRequestParts;
-use axum::http::HeaderValue;
 use axum::http::header::{ETAG, IF_MATCH};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
@@ -92,9 +91,13 @@ impl From<PoolChange> for Tagged<PoolChange> {
 
 impl<T: Serialize> IntoResponse for Tagged<T> {
     fn into_response(self) -> Response {
-        let tag = HeaderValue::from_str(&format!("\"{}\"", self.version)).expect("digits are header text");
-        ([(ETAG, tag)], Json(self.row)).into_response()
+        ([(ETAG, etag(self.version))], Json(self.row)).into_response()
     }
+}
+
+/// A version as the `ETag` that stands for it.
+pub(crate) fn etag(version: u64) -> String {
+    format!("\"{version}\"")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 29] = [
+const MATRIX: [(&str, &str); 31] = [
     ("GET /", "-"),
     ("GET /docs", "-"),
     ("GET /healthz", "-"),
@@ -42,6 +42,8 @@ const MATRIX: [(&str, &str); 29] = [
     ("POST /v1/reservations", "nyyyynn"),
     ("GET /v1/reservations/{id}", "yyyyyyn"),
     ("DELETE /v1/reservations/{id}", "nnnnnnn"), // somebody else's, without force
+    ("PATCH /v1/reservations/{id}", "nnnnnnn"),
+    ("POST /v1/reservations/{id}/renew", "nnnnnnn"),
     ("GET /v1/tokens", "nnyynnn"),
     ("POST /v1/tokens", "nnnynnn"), // of a subject
     ("DELETE /v1/tokens/{token}", "nnyynnn"),
@@ -65,7 +67,7 @@ impl World {
         let (_, other) = api.join("web-2").await;
         let made = api.local(Method::POST, "/v1/reservations", json!({"instance": instance})).await;
         let token = api.local(Method::POST, "/v1/tokens", json!({"kind": "join"})).await;
-        let reservation = made.body["id"].as_str().unwrap().to_owned();
+        let reservation = made.body["items"][0]["id"].as_str().unwrap().to_owned();
         let token = token.body["token"]["id"].as_str().unwrap().to_owned();
         World { api, instance, own, other, reservation, token }
     }
@@ -104,6 +106,8 @@ impl World {
             }),
             "PUT /v1/pools/{name}" => json!({"ranges": ["8000-8999"]}),
             "PATCH /v1/instances/{instance}" => json!({"name": "web-9"}),
+            "PATCH /v1/reservations/{id}" => json!({"note": "mine"}),
+            "POST /v1/reservations/{id}/renew" => json!({"ttl_seconds": 60}),
             _ => json!({}),
         }
     }

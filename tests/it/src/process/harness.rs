@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use gk_client::{Client, ServerAddress};
+use gk_client::{Client, ClientError, ServerAddress};
 use gk_model::query::{EventQuery, Limit, ReservationQuery};
-use gk_model::reservation::Reservation;
+use gk_model::reservation::{Reservation, ReserveRequest};
 use tempfile::TempDir;
 
 /// How long a condition may take to come true.
@@ -227,6 +227,11 @@ impl Server {
         Client::new(ServerAddress::Unix(self.data.join("gatekeeper.sock")), None)
     }
 
+    /// Reserves as the admin.
+    pub(crate) fn reserve(&self, request: &ReserveRequest) -> Result<Reservation, ClientError> {
+        reserve(&self.admin(), request)
+    }
+
     /// Every live reservation.
     pub(crate) fn live(&self) -> Vec<Reservation> {
         let query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
@@ -244,6 +249,14 @@ impl Server {
             .map(|event| event.unwrap().seq)
             .collect()
     }
+}
+
+/// The one reservation that this request makes.
+pub(crate) fn reserve(client: &Client, request: &ReserveRequest) -> Result<Reservation, ClientError> {
+    client.reserve(request).map(|mut made| {
+        assert_eq!(made.items.len(), 1, "{made:?}");
+        made.items.remove(0)
+    })
 }
 
 fn served_address(log: &str) -> Option<String> {

@@ -8,6 +8,7 @@ mod contract;
 pub(crate) mod crash;
 mod disk;
 mod doctor;
+mod forms;
 pub(crate) mod harness;
 mod host;
 mod pools;

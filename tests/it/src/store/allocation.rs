@@ -159,7 +159,7 @@ async fn a_pool_ends_with_a_clear_refusal() {
         refusal.to_string(),
         "pool default of 2000 ports has no free tcp port left on web-1; one of its ports rests after its release, and can be had by number"
     );
-    let udp = ReserveRequest { protocol: Protocol::Udp, ..request };
+    let udp = ReserveRequest { protocol: Protocol::Udp.into(), ..request };
     assert_eq!(
         world.reserve(&user, &udp, at(0)).await.unwrap().first_port,
         port(8000),

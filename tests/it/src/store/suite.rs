@@ -7,6 +7,7 @@ mod batches;
 mod contacts;
 mod ensure;
 mod fleet;
+mod forms;
 mod groups;
 mod history;
 mod idempotency;
@@ -26,7 +27,12 @@ use crate::store::world::World;
 
 /// Nothing for SQLite, an empty database for PostgreSQL.
 fn new_database() -> Option<DatabaseUrl> {
-    module_path!().ends_with("::postgres").then(|| cluster::shared().create_database())
+    new_database_url().map(|url| url.parse().unwrap())
+}
+
+/// The same as text, for programs.
+fn new_database_url() -> Option<String> {
+    module_path!().ends_with("::postgres").then(|| cluster::shared().create_url())
 }
 
 /// An empty store on this module's database.

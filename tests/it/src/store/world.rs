@@ -8,7 +8,8 @@ use gk_model::contact::{Closed, Contact, ContactAnswer, ContactBody, Family, Par
 use gk_model::facts::Facts;
 use gk_model::history::{Event, Interval};
 use gk_model::id::InstanceId;
-use gk_model::instance::JoinRequest;
+use gk_model::instance::{InstancePatch, JoinRequest};
+use gk_model::labels::{Label, Labels};
 use gk_model::listener::{Digest, Listener, ListenerKey, Netns, Owner};
 use gk_model::pool::{Pool, PoolSpec};
 use gk_model::port::{Port, Protocol};
@@ -51,7 +52,7 @@ pub(crate) fn join_request(name: &str, seed: u8) -> JoinRequest {
         name: Some(name.parse().unwrap()),
         credential_hash: credential(seed),
         facts: Facts { host_name: name.into(), ..Facts::default() },
-        labels: gk_model::labels::Labels::default(),
+        labels: Labels::default(),
         replace: None,
     }
 }
@@ -283,7 +284,7 @@ impl World {
         now: Timestamp,
     ) -> Result<Vec<Reservation>, Error> {
         let (actor, request) = (actor.clone(), request.clone());
-        self.store.write(move |tx| tx.reserve_group(&actor, &request, now)).await
+        self.store.write(move |tx| tx.reserve_group(&actor, &request, now).map(|made| made.items)).await
     }
 
     pub(crate) async fn release_part(
@@ -295,6 +296,17 @@ impl World {
     ) -> Result<Reservation, Error> {
         let (actor, id, part) = (actor.clone(), made.id, part.parse().unwrap());
         self.store.write(move |tx| tx.release(&actor, id, Some(part), false, None, now)).await
+    }
+
+    /// Gives an instance these labels, and no others.
+    pub(crate) async fn label(&self, id: InstanceId, label: &str) {
+        let labels = Labels::try_from(vec![label.parse::<Label>().unwrap()]).unwrap();
+        let patch = InstancePatch { labels: Some(labels), ..InstancePatch::default() };
+        let admin = actor("root", Role::Admin);
+        let label = move |tx: &mut gk_store::Tx<'_>| {
+            tx.update_instance(&admin, &id.into(), &patch, None, at(0)).map(drop)
+        };
+        self.store.write(label).await.unwrap();
     }
 
     pub(crate) async fn leave(&self, id: InstanceId, release: bool, now: Timestamp) -> Result<(), Error> {
@@ -343,7 +355,7 @@ impl World {
         let mut query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
         loop {
             let asked = query.clone();
-            let page = self.store.read(move |reader| reader.list_reservations(&asked)).await.unwrap();
+            let page = self.store.read(move |reader| reader.list_reservations(&asked, at(0))).await.unwrap();
             live.extend(page.items);
             match page.next {
                 None => return live,

@@ -11,7 +11,9 @@ use gk_model::reservation::{Reservation, ReserveRequest};
 
 use crate::cluster::{self, Cluster};
 use crate::process::crash::{join, kill};
-use crate::process::harness::{Place, Process, Server, error_of, gatekeeper, refusal_of, stdout, wait_for};
+use crate::process::harness::{
+    Place, Process, Server, error_of, gatekeeper, refusal_of, reserve, stdout, wait_for,
+};
 
 /// What the server says when it is started on the address in its environment.
 fn refused(data: &Path, url: &str) -> String {
@@ -147,7 +149,7 @@ fn what_an_administrator_set_for_everybody_does_not_hinder() {
             }
         };
         let readers: Vec<_> = (0..16).map(|_| scope.spawn(read)).collect();
-        let made = (0..20).map(|_| client.reserve(&ReserveRequest::next_free(instance)).unwrap()).collect();
+        let made = (0..20).map(|_| reserve(&client, &ReserveRequest::next_free(instance)).unwrap()).collect();
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         made
     });
@@ -158,7 +160,7 @@ fn what_an_administrator_set_for_everybody_does_not_hinder() {
         (output.stdout == b"0\n").then_some(())
     });
     assert_eq!(server.live(), made);
-    client.reserve(&ReserveRequest::next_free(instance)).expect("the writer has a new session");
+    reserve(&client, &ReserveRequest::next_free(instance)).expect("the writer has a new session");
     server.verify();
 }
 
@@ -182,7 +184,7 @@ fn a_database_goes_from_sqlite_to_postgres_and_back_and_is_the_same() {
     let server = Server::start(&data);
     let instance = join(&server.admin(), "web-1", 1);
     for number in 0..120 {
-        let made = server.admin().reserve(&ReserveRequest::next_free(instance)).unwrap();
+        let made = server.reserve(&ReserveRequest::next_free(instance)).unwrap();
         if number % 3 == 0 {
             server.admin().release(made.id, false).unwrap();
         }

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use gk_model::labels::{Label, Selector};
+use gk_model::reservation::{Protocols, Scope};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -111,6 +113,37 @@ pub(crate) enum Where {
     Instance,
     FleetForOne,
     Everywhere,
+}
+
+/// What the machine at this place is labelled with.
+pub(crate) fn label(machine: usize) -> Label {
+    format!("machine={machine}").parse().unwrap()
+}
+
+impl Ask {
+    /// Whether it names its machine.
+    pub(crate) fn is_for_one(&self) -> bool {
+        self.also_on.is_empty() && self.place != Where::Everywhere
+    }
+
+    /// What chooses its machines, where they are several.
+    pub(crate) fn selector(&self) -> Option<Selector> {
+        let all: Vec<String> = self.also_on.iter().chain([&self.machine]).map(ToString::to_string).collect();
+        let several = !self.also_on.is_empty();
+        several.then(|| format!("machine in ({})", all.join(",")).parse().unwrap())
+    }
+
+    pub(crate) fn protocol(&self) -> Protocols {
+        match (self.both, self.udp) {
+            (true, _) => Protocols::Both,
+            (false, true) => Protocols::Udp,
+            (false, false) => Protocols::Tcp,
+        }
+    }
+
+    pub(crate) fn scope(&self) -> Scope {
+        if self.place == Where::Instance { Scope::Instance } else { Scope::Fleet }
+    }
 }
 
 impl fmt::Debug for Ask {

@@ -9,13 +9,13 @@ use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::instance::{Instance, JoinRequest};
 use gk_model::lease::LeaseTime;
-use gk_model::port::{Port, PortRange, Protocol};
-use gk_model::reservation::{Group, Reservation, ReserveRequest, Scope};
+use gk_model::port::{Port, PortRange};
+use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
 use gk_store::{Error, Refusal};
 
-use super::history::{Ask, MACHINES, NAMES, Op, PEOPLE, Step, Where};
+use super::history::{Ask, MACHINES, NAMES, Op, PEOPLE, Step, label};
 use super::reference::{Lease, Machine, Model};
 use super::show;
 use crate::store::world::{World, actor, at, count, credential, join_request, pool_spec, port};
@@ -63,7 +63,7 @@ pub(super) type Events = Vec<EventKind>;
 
 pub(super) fn name_of(refusal: &Refusal) -> &'static str {
     match refusal {
-        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => "no instance",
+        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) | Refusal::NobodyChosen(_) => "no instance",
         Refusal::BeyondOwnInstance => "beyond own",
         Refusal::CredentialReplaced => "no credential",
         Refusal::NameTaken(_) => "name taken",
@@ -220,6 +220,9 @@ impl Play {
         let mut request =
             JoinRequest { facts, credential_hash: hash, ..join_request(NAMES[name], self.joined) };
         request.name = request.name.filter(|_| known.is_none());
+        if known.is_none() {
+            request.labels = vec![label(machine)].try_into().unwrap();
+        }
         let who = match known {
             Some(id) => Actor::new("itself".parse().unwrap(), Authority::Instance(id, hash)),
             None => actor("root", Role::Admin),
@@ -244,7 +247,8 @@ impl Play {
         ephemeral: Option<(u16, u16)>,
     ) {
         self.slots[machine] = Slot { id: Some(joined.id), credential: Some(hash), sent: vec![] };
-        let new = Machine { ephemeral, ..Machine::new(joined.name.as_str()) };
+        let labels = joined.labels.clone();
+        let new = Machine { ephemeral, labels, ..Machine::new(joined.name.as_str()) };
         self.model.machines.insert(joined.id, new);
     }
 
@@ -284,30 +288,23 @@ impl Play {
     }
 
     fn request(&self, ask: &Ask) -> ReserveRequest {
-        let group = Group {
-            names: if ask.names.len() > 1 {
-                ask.names.iter().map(|name| name.parse().unwrap()).collect()
-            } else {
-                vec![]
-            },
-            also_on: ask.also_on.iter().map(|also| self.refer(*also, !ask.by_name)).collect(),
-            both_protocols: ask.both,
-            everywhere: ask.place == Where::Everywhere,
-        };
+        let names = ask.names.iter().filter(|_| ask.names.len() > 1);
         let busy = ask.busy.iter().copied().chain(ask.busy_from..10_000).filter_map(Port::new);
         ReserveRequest {
-            protocol: if ask.udp { Protocol::Udp } else { Protocol::Tcp },
+            protocol: ask.protocol(),
+            names: names.map(|name| name.parse().unwrap()).collect(),
             port: ask.port.map(port),
             count: count(i64::from(ask.count)),
             name: ask.names.first().filter(|_| ask.names.len() == 1).map(|name| name.parse().unwrap()),
             service: ask.service.map(|service| service.parse().unwrap()),
-            scope: if ask.place == Where::FleetForOne { Scope::Fleet } else { Scope::Instance },
+            scope: ask.scope(),
             ttl_seconds: ask.ttl.map(|ttl| LeaseTime::try_from(i64::from(ttl)).unwrap()),
             ensure: ask.ensure,
             adopt: ask.adopt,
             busy: busy.collect(),
-            group,
-            ..ReserveRequest::next_free(self.refer(ask.machine, ask.by_name))
+            on: ask.selector(),
+            instance: ask.is_for_one().then(|| self.refer(ask.machine, ask.by_name)),
+            ..ReserveRequest::default()
         }
     }
 

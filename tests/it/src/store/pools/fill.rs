@@ -4,7 +4,7 @@ use gk_model::access::Role;
 use gk_model::id::InstanceId;
 use gk_model::pool::{Pool, PoolChange, PoolSpec};
 use gk_model::port::Protocol;
-use gk_model::reservation::{Group, Reservation, ReserveRequest, Scope};
+use gk_model::reservation::{Protocols, Reservation, ReserveRequest, Scope};
 use gk_store::{Refusal, Tx};
 
 use super::{ada, delete, from, get, name, new_database, new_world, set};
@@ -67,9 +67,7 @@ fn wanted(ids: &[InstanceId]) -> Vec<ReserveRequest> {
     let by_number =
         |id, number: u16| ReserveRequest { port: Some(port(number)), ..ReserveRequest::next_free(id) };
     let fleet = |request| ReserveRequest { scope: Scope::Fleet, ..request };
-    let udp = |request| ReserveRequest { protocol: Protocol::Udp, ..request };
-    let both = Group { both_protocols: true, also_on: vec![ids[2].into()], ..Group::default() };
-    let everywhere = Group { everywhere: true, ..Group::default() };
+    let udp = |request| ReserveRequest { protocol: Protocols::Udp, ..request };
     vec![
         fleet(udp(from("web", ids[0]))),
         from("web", ids[0]),
@@ -77,8 +75,14 @@ fn wanted(ids: &[InstanceId]) -> Vec<ReserveRequest> {
         udp(from("web", ids[1])),
         // Half in the pool, and over the one that it leaves out.
         ReserveRequest { count: count(8), ..by_number(ids[1], 7002) },
-        ReserveRequest { count: count(2), group: both, ..from("default", ids[0]) },
-        ReserveRequest { group: everywhere, ..udp(by_number(ids[0], 7006)) },
+        ReserveRequest {
+            count: count(2),
+            protocol: Protocols::Both,
+            instance: None,
+            on: "half=odd".parse().ok(),
+            ..from("default", ids[0])
+        },
+        fleet(ReserveRequest { instance: None, ..udp(by_number(ids[0], 7006)) }),
         by_number(ids[2], 5000),
         ReserveRequest { ttl_seconds: 10.try_into().ok(), ..udp(from("web", ids[2])) },
     ]
@@ -88,6 +92,8 @@ fn wanted(ids: &[InstanceId]) -> Vec<ReserveRequest> {
 async fn how_full_a_pool_is_agrees_with_what_was_reserved() {
     let world = new_world().await;
     let ids = [world.join("web-1", 1).await, world.join("web-2", 2).await, world.join("web-3", 3).await];
+    world.label(ids[0], "half=odd").await;
+    world.label(ids[2], "half=odd").await;
     let (web, late, default) = ([7000, 7001, 7002, 7003, 7005, 7006, 7007], [6999, 7000], [8000, 8001, 8002]);
     let pools: [(&str, &[u16]); 2] = [("web", &web), ("default", &default)];
     let mut ledger = Ledger::default();
@@ -166,9 +172,7 @@ async fn however_many_counts_one_change_moves_each_is_right() {
     for number in 0..75_u8 {
         ids.push(world.join(&format!("web-{number}"), number).await);
     }
-    let (first, also_on) = (ids[0], ids[1..].iter().map(|id| (*id).into()).collect());
-    let group = Group { also_on, ..Group::default() };
-    let everywhere = ReserveRequest { group, ..ReserveRequest::next_free(first) };
+    let everywhere = ReserveRequest { on: "env!=none".parse().ok(), ..ReserveRequest::default() };
     // 75 counts are 64, 8 and three more.
     let made = world.reserve_group(&ada(), &everywhere, at(0)).await.unwrap();
     let found = get(&world, "default").await.unwrap();

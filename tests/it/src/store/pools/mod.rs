@@ -11,7 +11,7 @@ use gk_model::instance::JoinRequest;
 use gk_model::labels::Labels;
 use gk_model::pool::{Pick, Pool, PoolSpec, PoolStatus};
 use gk_model::query::{Limit, PoolQuery};
-use gk_model::reservation::{Group, ReserveRequest, Scope};
+use gk_model::reservation::{ReserveRequest, Scope};
 use gk_model::text::PoolName;
 use gk_model::token::Limits;
 use gk_store::{Error, Refusal, Tx};
@@ -197,18 +197,14 @@ async fn only_instances_that_a_pool_is_for_draw_from_it() {
 
     let made = world.reserve(&ada(), &from("prod", prod), at(0)).await.unwrap();
     assert_eq!((told(&made), made.pool), ("7000/tcp".to_owned(), Some(name("prod"))));
-    let also_on = Group { also_on: vec![dev.into()], ..Group::default() };
-    let everywhere = Group { everywhere: true, ..Group::default() };
+    let both = ReserveRequest { instance: None, on: "env in (prod,dev)".parse().ok(), ..from("prod", prod) };
+    let everywhere = ReserveRequest { instance: None, scope: Scope::Fleet, ..from("prod", prod) };
     let table = [
         (from("prod", dev), "pool prod is for instances with env=prod, and web-2 has env=dev", "default dev"),
         (from("prod", bare), "pool prod is for instances with env=prod, and web-3 has no labels", "default"),
+        (both, "pool prod is for instances with env=prod, and web-2 has env=dev", "default"),
         (
-            ReserveRequest { group: also_on, ..from("prod", prod) },
-            "pool prod is for instances with env=prod, and web-2 has env=dev",
-            "default",
-        ),
-        (
-            ReserveRequest { group: everywhere, ..from("prod", prod) },
+            everywhere,
             "pool prod is for instances with env=prod, and this is to be held for all of them",
             "default",
         ),

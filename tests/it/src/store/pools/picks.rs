@@ -6,9 +6,8 @@ use gk_model::facts::Facts;
 use gk_model::history::EventKind;
 use gk_model::id::InstanceId;
 use gk_model::pool::{Pick, PoolSpec};
-use gk_model::port::Protocol;
 use gk_model::port_set::PortSet;
-use gk_model::reservation::{Group, Reservation, ReserveRequest, Scope};
+use gk_model::reservation::{Protocols, Reservation, ReserveRequest, Scope};
 use gk_store::{Refusal, Tx};
 
 use super::{ada, delete, from, join, name, new_world, set, with_labels};
@@ -43,7 +42,7 @@ async fn rests(world: &World, id: InstanceId, made: &Reservation, seconds: u64) 
     world.release(&ada(), made, at(0)).await.unwrap();
     let only = PoolSpec { exclude: PortSet::default(), ..spec(&made.ports().to_string()) };
     set(world, "probe", PoolSpec { quarantine_seconds: 0.try_into().unwrap(), ..only }).await.unwrap();
-    let probe = ReserveRequest { protocol: made.protocol, ..from("probe", id) };
+    let probe = ReserveRequest { protocol: made.protocol.into(), ..from("probe", id) };
     for (second, expected) in [(seconds.saturating_sub(1), seconds == 0), (seconds, true)] {
         let answer = world.reserve(&ada(), &probe, at(second)).await;
         if answer.is_ok() != expected {
@@ -81,7 +80,7 @@ async fn a_number_rests_as_long_as_its_pool_says() {
         (by_number(7012, 1), 3600),
         (by_number(7105, 1), 0),
         (by_number(6000, 1), 900),
-        (ReserveRequest { protocol: Protocol::Udp, ..from("short", id) }, 60),
+        (ReserveRequest { protocol: Protocols::Udp, ..from("short", id) }, 60),
     ];
     for (request, seconds) in table {
         let made = world.reserve(&ada(), &request, at(0)).await.unwrap();
@@ -136,24 +135,21 @@ async fn a_random_pick_is_any_of_those_that_fit_and_reaches_each() {
     set(&world, "any", random).await.unwrap();
     // Taken on the other instance, and for the other protocol.
     world.reserve_port(&ada(), two, 7001).await.unwrap();
-    let udp = ReserveRequest { protocol: Protocol::Udp, ..ReserveRequest::next_free(one) };
+    let udp = ReserveRequest { protocol: Protocols::Udp, ..ReserveRequest::next_free(one) };
     world.reserve(&ada(), &ReserveRequest { port: Some(port(7065)), ..udp }, at(0)).await.unwrap();
 
     let pair = ReserveRequest { count: count(2), ..from("any", one) };
-    let both = Group { both_protocols: true, ..Group::default() };
-    let also = Group { also_on: vec![two.into()], ..Group::default() };
+    let both = ReserveRequest { protocol: Protocols::Both, ..pair.clone() };
+    let on_each = ReserveRequest { instance: None, on: "env!=none".parse().ok(), ..pair.clone() };
     let fleet = ReserveRequest { scope: Scope::Fleet, ..from("any", one) };
-    let everywhere = Group { everywhere: true, both_protocols: true, ..Group::default() };
+    let everywhere = ReserveRequest { instance: None, protocol: Protocols::Both, ..fleet.clone() };
     let table: [(ReserveRequest, &[u16]); 6] = [
         (from("any", one), &[7000, 7001, 7002, 7003, 7010, 7011, 7013, 7063, 7064, 7065, 7066]),
-        (pair.clone(), &[7000, 7001, 7002, 7010, 7063, 7064, 7065]),
-        (ReserveRequest { group: both, ..pair.clone() }, &[7000, 7001, 7002, 7010, 7063]),
-        (ReserveRequest { group: also, ..pair }, &[7002, 7010, 7063, 7064, 7065]),
+        (pair, &[7000, 7001, 7002, 7010, 7063, 7064, 7065]),
+        (both, &[7000, 7001, 7002, 7010, 7063]),
+        (on_each, &[7002, 7010, 7063, 7064, 7065]),
         (fleet, &[7000, 7002, 7003, 7010, 7011, 7013, 7063, 7064, 7065, 7066]),
-        (
-            ReserveRequest { group: everywhere, ..from("any", one) },
-            &[7000, 7002, 7003, 7010, 7011, 7013, 7063, 7064, 7066],
-        ),
+        (everywhere, &[7000, 7002, 7003, 7010, 7011, 7013, 7063, 7064, 7066]),
     ];
     for (request, starts) in table {
         let (asked, rounds) = (request.clone(), 100 * starts.len());
@@ -161,7 +157,7 @@ async fn a_random_pick_is_any_of_those_that_fit_and_reaches_each() {
         let draw = move |tx: &mut Tx<'_>| {
             let mut seen: BTreeMap<u16, u32> = BTreeMap::new();
             for _ in 0..rounds {
-                let made = tx.reserve_group(&ada(), &asked, at(0))?;
+                let made = tx.reserve_group(&ada(), &asked, at(0))?.items;
                 *seen.entry(made[0].first_port.get()).or_default() += 1;
                 for held in made {
                     tx.release(&ada(), held.id, None, false, None, at(0))?;
@@ -191,10 +187,9 @@ async fn random_picks_fill_a_pool_to_the_last_port() {
         Refusal::PoolExhausted { size: 30, .. }
     ));
     // Three runs of ten fit in one way only, which no luck may miss.
-    let udp = ReserveRequest { protocol: Protocol::Udp, count: count(10), ..from("any", id) };
+    let udp = ReserveRequest { protocol: Protocols::Udp, count: count(10), ..from("any", id) };
     let names = ["a", "b", "c"].iter().map(|name| name.parse().unwrap()).collect();
-    let group = Group { names, ..Group::default() };
-    let made = world.reserve_group(&ada(), &ReserveRequest { group, ..udp }, at(0)).await.unwrap();
+    let made = world.reserve_group(&ada(), &ReserveRequest { names, ..udp }, at(0)).await.unwrap();
     let made: BTreeSet<String> = made.iter().map(told).collect();
     let expected = ["7000-7009/udp", "7010-7019/udp", "7020-7029/udp"];
     assert_eq!(made, expected.map(str::to_owned).into());
