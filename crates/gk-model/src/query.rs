@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -65,6 +66,41 @@ impl FromStr for Limit {
 }
 
 json_by_text!(Limit);
+
+/// For how many seconds nobody listened: up to ten years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "i64", into = "i64")]
+#[schema(value_type = u32, minimum = 0, maximum = 315_360_000, example = 2_592_000)]
+pub struct IdleTime(u32);
+
+/// A number of seconds that nobody can have been idle.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("it is idle for 0 s to ten years; {0} s is outside")]
+pub struct IdleTimeError(i64);
+
+impl IdleTime {
+    /// As a span of time.
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.0.into())
+    }
+}
+
+impl TryFrom<i64> for IdleTime {
+    type Error = IdleTimeError;
+
+    fn try_from(seconds: i64) -> Result<IdleTime, IdleTimeError> {
+        match u32::try_from(seconds) {
+            Ok(valid @ 0..=315_360_000) => Ok(IdleTime(valid)),
+            _ => Err(IdleTimeError(seconds)),
+        }
+    }
+}
+
+impl From<IdleTime> for i64 {
+    fn from(time: IdleTime) -> i64 {
+        time.0.into()
+    }
+}
 
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -184,7 +220,7 @@ query! {
         /// Only those that one request made.
         group: GroupId,
         /// Only those on whose ports nobody has listened for at least so many seconds.
-        idle_for_seconds: u32,
+        idle_for_seconds: IdleTime,
         /// Only leases that end before this time.
         expires_before: Timestamp,
     }

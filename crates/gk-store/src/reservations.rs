@@ -1,7 +1,5 @@
 //! Reservations, read: one, a list, and those that matter for another question.
 
-use std::time::Duration;
-
 use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
@@ -76,8 +74,7 @@ impl Reader<'_> {
             }
             None => (String::new(), String::new(), 0),
         };
-        let idle_for = query.idle_for_seconds.map(|seconds| Duration::from_secs(seconds.into()));
-        let idle_since = idle_for.map(|idle_for| now.minus(idle_for));
+        let idle_since = query.idle_for_seconds.map(|idle| now.minus(idle.duration()));
         let live = "r.released_at is null and (r.instance, r.protocol, r.first_port) > ($1, $2, $3)";
         let filters = Filters::new(live, values![after.0, after.1, after.2])
             .and("r.instance = $?", instance)

@@ -74,7 +74,7 @@ fn choose(context: &Context, wanted: &Release) -> Result<Chosen> {
         group: wanted.group,
         service: wanted.service.clone(),
         protocol: wanted.protocol,
-        idle_for_seconds: wanted.idle.and_then(|idle| u32::try_from(idle.as_secs()).ok()),
+        idle_for_seconds: wanted.idle,
         ..ReservationQuery::default()
     };
     let client = context.client()?;

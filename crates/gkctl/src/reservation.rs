@@ -43,7 +43,6 @@ fn place(held: &Reservation) -> String {
 /// Lists the reservations of this machine, of another instance, or of the fleet.
 pub(crate) fn list(context: &Context, wanted: &ReservationFilters) -> Result<()> {
     let all = wanted.all_instances || wanted.on.is_some() || wanted.group.is_some();
-    let seconds = |span: std::time::Duration| u32::try_from(span.as_secs()).ok();
     let query = ReservationQuery {
         instance: context.instance_or_all(all)?,
         port: wanted.port,
@@ -54,8 +53,8 @@ pub(crate) fn list(context: &Context, wanted: &ReservationFilters) -> Result<()>
         pool: wanted.pool.clone(),
         label: wanted.on.clone(),
         group: wanted.group,
-        idle_for_seconds: wanted.idle.and_then(seconds),
-        expires_before: wanted.expires_within.map(|span| context.now.plus(span)),
+        idle_for_seconds: wanted.idle,
+        expires_before: wanted.expires_within.map(|span| span.deadline(context.now)),
         ..ReservationQuery::default()
     };
     let client = context.client()?;

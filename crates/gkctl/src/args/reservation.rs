@@ -2,7 +2,6 @@
 
 use std::num::NonZeroU32;
 use std::str::FromStr;
-use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand};
 use gk_model::expect::Expect;
@@ -10,10 +9,11 @@ use gk_model::id::{GroupId, ReservationId};
 use gk_model::labels::Selector;
 use gk_model::lease::LeaseTime;
 use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::query::IdleTime;
 use gk_model::text::{Note, PoolName, PortName, ServiceName, Subject};
 
 use super::instance::LabelWord;
-use super::reserve::{idle, which};
+use super::reserve::which;
 use super::token::span;
 
 const EDIT_EXAMPLES: &str = "\
@@ -75,11 +75,11 @@ pub(crate) struct ReservationFilters {
     #[arg(long, value_name = "ID")]
     pub(crate) group: Option<GroupId>,
     /// Only those on which nobody has listened for so long, as in 30d.
-    #[arg(long, value_name = "SPAN", value_parser = idle)]
-    pub(crate) idle: Option<Duration>,
+    #[arg(long, value_name = "SPAN", value_parser = span::<IdleTime>)]
+    pub(crate) idle: Option<IdleTime>,
     /// Only leases that end within so long, as in 2h.
-    #[arg(long, value_name = "SPAN", value_parser = idle)]
-    pub(crate) expires_within: Option<Duration>,
+    #[arg(long, value_name = "SPAN", value_parser = span::<LeaseTime>)]
+    pub(crate) expires_within: Option<LeaseTime>,
     /// At most so many.
     #[arg(long, value_name = "COUNT")]
     pub(crate) limit: Option<NonZeroU32>,

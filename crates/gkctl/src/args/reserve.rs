@@ -1,13 +1,12 @@
 //! What can be typed after `gkctl port reserve`, `release` and `check`.
 
-use std::time::Duration;
-
 use clap::{ArgGroup, Args as ClapArgs};
 use gk_model::expect::Expect;
 use gk_model::id::{GroupId, ReservationId};
 use gk_model::labels::{Label, Selector};
 use gk_model::lease::LeaseTime;
 use gk_model::port::{Port, PortError, PortRange, Protocol};
+use gk_model::query::IdleTime;
 use gk_model::reservation::{PortCount, PortCountError, Protocols};
 use gk_model::text::{Note, PoolName, PortName, ServiceName};
 
@@ -106,8 +105,8 @@ pub(crate) struct Release {
     #[arg(long, value_name = "ID")]
     pub(crate) group: Option<GroupId>,
     /// All that you hold on which nobody has listened for so long, as in 30d.
-    #[arg(long, value_name = "SPAN", value_parser = idle)]
-    pub(crate) idle: Option<Duration>,
+    #[arg(long, value_name = "SPAN", value_parser = span::<IdleTime>)]
+    pub(crate) idle: Option<IdleTime>,
     /// tcp or udp; only needed when both are reserved.
     #[arg(long)]
     pub(crate) protocol: Option<Protocol>,
@@ -137,16 +136,7 @@ fn count(text: &str) -> Result<PortCount, String> {
     PortCount::try_from(number).map_err(|error: PortCountError| error.to_string())
 }
 
-/// A span that the server can be asked for.
-pub(super) fn idle(text: &str) -> Result<Duration, String> {
-    let span = gk_model::time::parse_span(text).ok_or("write a number with its unit, as in 12h or 30d")?;
-    match u32::try_from(span.as_secs()) {
-        Ok(_) => Ok(span),
-        Err(_) => Err("that is longer than anybody can have been idle".to_owned()),
-    }
-}
-
-/// What an error of a port is, for those that are no ranges.
+/// What is no id is a port, or an error about one.
 pub(super) fn which(text: &str) -> Result<super::Which, String> {
     match text.parse::<ReservationId>() {
         Ok(id) => Ok(super::Which::Id(id)),

@@ -7,7 +7,9 @@ use gk_model::instance::{Instance, Presence};
 use gk_model::lease::LeaseTime;
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
-use gk_model::query::{EventQuery, HistoryQuery, InstanceQuery, Limit, PortQuery, ReservationQuery};
+use gk_model::query::{
+    EventQuery, HistoryQuery, IdleTime, InstanceQuery, Limit, PortQuery, ReservationQuery,
+};
 use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_store::{Error, Reader};
 
@@ -121,7 +123,7 @@ async fn reservations(world: &World, instance: &Instance) -> Vec<serde_json::Val
         ReservationQuery { label: Some("env in (prod,Prod),team!=web".parse().unwrap()), ..plain() },
         ReservationQuery { label: Some("env!=prod".parse().unwrap()), ..plain() },
         ReservationQuery { group: Some(GroupId::generate(at(0))), ..plain() },
-        ReservationQuery { idle_for_seconds: Some(17), ..plain() },
+        ReservationQuery { idle_for_seconds: IdleTime::try_from(17).ok(), ..plain() },
         ReservationQuery { expires_before: Some(at(10_000)), ..plain() },
     ];
     let mut answers = Vec::new();
