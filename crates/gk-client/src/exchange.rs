@@ -67,6 +67,11 @@ impl Call {
         Call { body: Some(json(body)), ..Call::bare(Method::PATCH, path.to_owned()) }
     }
 
+    /// Says how a thing is to be. Repeatable: the same again changes nothing.
+    pub(crate) fn put(path: &str, body: &impl Serialize) -> Call {
+        Call { body: Some(json(body)), repeatable: true, ..Call::bare(Method::PUT, path.to_owned()) }
+    }
+
     /// Changes that version only.
     pub(crate) fn if_version(self, version: Option<u64>) -> Call {
         Call { version, ..self }

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::id::{InstanceRef, ReservationId, TokenId};
+use crate::text::IgnoreName;
 
 /// The address a server listens on, and a client tries, unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5000";
@@ -21,6 +22,12 @@ pub const HISTORY: &str = "/v1/history";
 pub const EVENTS: &str = "/v1/events";
 /// Tokens: list and make.
 pub const TOKENS: &str = "/v1/tokens";
+/// Where reality differs from the plan.
+pub const DRIFT: &str = "/v1/drift";
+/// The fleet in a few numbers.
+pub const STATUS: &str = "/v1/status";
+/// Ignore rules.
+pub const IGNORES: &str = "/v1/ignores";
 /// Who one is.
 pub const WHOAMI: &str = "/v1/whoami";
 /// Liveness, and what the server says of itself.
@@ -56,6 +63,11 @@ pub fn reservation(id: ReservationId) -> String {
 /// One token.
 pub fn token(id: TokenId) -> String {
     format!("{TOKENS}/{id}")
+}
+
+/// One ignore rule.
+pub fn ignore(name: &IgnoreName) -> String {
+    format!("{IGNORES}/{name}")
 }
 
 /// The server's Unix socket inside its data directory.

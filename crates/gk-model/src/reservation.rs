@@ -76,6 +76,12 @@ pub struct Reservation {
     /// When its lease ends unless it is renewed; none when it is held until it is released. It is live until its end is
     /// written down, which is never before this.
     pub expires_at: Option<Timestamp>,
+    /// How long the lease is, from the last time that it was made or renewed.
+    #[serde(default)]
+    pub ttl_seconds: Option<LeaseTime>,
+    /// Whether the server renews the lease by as long while somebody who fits listens there.
+    #[serde(default)]
+    pub renew_while_listening: bool,
     /// What the reservations made by one request have in common, where it made several.
     pub group: Option<GroupId>,
     /// The reservation that this was a part of, until another part of it was released.
@@ -215,6 +221,9 @@ pub struct ReserveRequest {
     /// Make it a lease that ends after so many seconds unless it is renewed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<LeaseTime>,
+    /// With `ttl_seconds`: the server renews the lease while somebody who fits listens there.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub renew_while_listening: bool,
     /// Get the same reservation again: the live one of this subject, instance, service, name and protocol, or after its
     /// release the same number while that is free. Needs `service`.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -254,6 +263,7 @@ impl ReserveRequest {
             scope: Scope::Instance,
             count: PortCount::ONE,
             ttl_seconds: None,
+            renew_while_listening: false,
             ensure: false,
             group: Group::default(),
         }
@@ -284,7 +294,7 @@ impl ReserveRequest {
             .map_or(Ok(()), |(_, field, what)| Err(Contradiction { field, what }))
     }
 
-    fn contradictions(&self) -> [(bool, &'static str, &'static str); 11] {
+    fn contradictions(&self) -> [(bool, &'static str, &'static str); 12] {
         let Group { names, also_on, both_protocols, everywhere } = &self.group;
         let distinct = names.iter().collect::<BTreeSet<_>>().len();
         let by_number = self.port.is_some();
@@ -319,6 +329,11 @@ impl ReserveRequest {
                 self.ports_in_all() > Self::MOST_PORTS,
                 "also_on",
                 "one request takes at most 65536 ports in all",
+            ),
+            (
+                self.renew_while_listening && self.ttl_seconds.is_none(),
+                "renew_while_listening",
+                "only a lease is renewed: give `ttl_seconds`",
             ),
             (!ends, "count", "the range would end above 65535, the highest port"),
         ]

@@ -276,6 +276,8 @@ mod tests {
             expect: None,
             pool: None,
             expires_at: None,
+            ttl_seconds: None,
+            renew_while_listening: false,
             group: None,
             split_from: None,
             idle_since: None,

@@ -98,9 +98,10 @@ impl Tx<'_> {
 
     /// Gives back what is held already, and renews its lease if the request is for one. It is never shortened.
     pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: Reservation) -> Result<Reservation, Error> {
-        match wanted.expires_at {
-            Some(deadline) if kept.expires_at < Some(deadline) => {
-                self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, deadline, wanted.now)
+        match wanted.request.ttl_seconds.zip(wanted.expires_at) {
+            Some((ttl, deadline)) if kept.expires_at < Some(deadline) => {
+                let by = wanted.actor.into();
+                self.set_deadline(EventKind::Renewed, by, kept, (ttl, deadline), wanted.now)
             }
             _ => Ok(kept),
         }

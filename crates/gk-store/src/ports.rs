@@ -1,12 +1,10 @@
 //! Port states: the join of intent and fact, computed when asked.
 
-use std::collections::BTreeMap;
-
 use gk_model::id::InstanceRef;
 use gk_model::instance::Instance;
 use gk_model::listener::{Listener, Netns};
 use gk_model::port::{Port, Protocol};
-use gk_model::port_state::{PortState, State};
+use gk_model::port_state::{Joined, PortState, State, join};
 use gk_model::query::{InstanceQuery, Page, PortQuery};
 use gk_model::reservation::Reservation;
 use gk_model::text::Observed;
@@ -89,49 +87,42 @@ impl Reader<'_> {
         [held, fleet_wide]: [&[Reservation]; 2],
         query: &PortQuery,
     ) -> Result<Vec<PortState>, Error> {
-        let mut ports: BTreeMap<(Protocol, Port), (Option<Reservation>, Vec<Listener>)> = BTreeMap::new();
         let wanted = |protocol: Protocol, port: Port| {
             query.port.is_none_or(|range| range.contains(port)) && window.contains((protocol, port))
         };
-        if let Some(range) = query.port.filter(|range| range.count() <= PortQuery::WIDEST_WITH_FREE) {
-            let every =
-                Protocol::ALL.iter().flat_map(|protocol| range.ports().map(move |port| (*protocol, port)));
-            ports.extend(every.filter(|key| window.contains(*key)).map(|key| (key, Default::default())));
-        }
-        for mut listener in self.list_listeners_in(instance.id, query.port, query.protocol, window)? {
-            // Stored is when it last changed; seen it was whenever the home namespace was confirmed.
-            if let Some(observed_at) = instance.observed_at.filter(|_| listener.key.netns == Netns::Home) {
-                listener.last_seen_at = listener.last_seen_at.max(observed_at);
-            }
-            let key = (listener.key.protocol, listener.key.port);
-            ports.entry(key).or_default().1.push(listener);
-        }
-        for reservation in held {
-            for port in reservation.ports().ports().filter(|port| wanted(reservation.protocol, *port)) {
-                ports.entry((reservation.protocol, port)).or_default().0 = Some(reservation.clone());
-            }
-        }
-        for reservation in fleet_wide.iter().filter(|it| !it.is_held_for(instance.id)) {
-            // What is held for another instance is told where it matters here: on ports that are asked for or in use.
-            let is_for_all = reservation.instance.is_none();
-            for port in reservation.ports().ports().filter(|port| wanted(reservation.protocol, *port)) {
-                let key = (reservation.protocol, port);
-                if is_for_all || ports.contains_key(&key) {
-                    ports.entry(key).or_default().0 = Some(reservation.clone());
-                }
-            }
-        }
-        let states = ports.into_iter().map(|((protocol, port), (reservation, listeners))| PortState {
-            instance: link(instance),
-            protocol,
-            port,
-            state: State::on(instance.id, reservation.as_ref(), &listeners),
-            reservation,
-            listeners,
-            observed_at: instance.observed_at,
-            presence: instance.presence,
+        let range = query.port.filter(|range| range.count() <= PortQuery::WIDEST_WITH_FREE);
+        let asked = range.into_iter().flat_map(|range| {
+            Protocol::ALL.iter().flat_map(move |protocol| range.ports().map(|port| (*protocol, port)))
         });
-        Ok(states.collect())
+        let asked = asked.filter(|key| window.contains(*key));
+        let listeners = self.list_listeners_in(instance.id, query.port, query.protocol, window)?;
+        let held: Vec<&Reservation> = held.iter().chain(fleet_wide).collect();
+        let joined = join(instance.id, held, listeners, asked, wanted);
+        Ok(joined
+            .into_iter()
+            .map(|((protocol, port), joined)| show(instance, protocol, port, joined))
+            .collect())
+    }
+}
+
+/// What is known of a port, with what is known of its instance.
+pub(crate) fn show(instance: &Instance, protocol: Protocol, port: Port, joined: Joined) -> PortState {
+    let Joined { reservation, mut listeners, state, fit } = joined;
+    // Stored is when it last changed; seen it was whenever the home namespace was confirmed.
+    for listener in listeners.iter_mut().filter(|listener| listener.key.netns == Netns::Home) {
+        listener.last_seen_at =
+            listener.last_seen_at.max(instance.observed_at.unwrap_or(listener.last_seen_at));
+    }
+    PortState {
+        instance: link(instance),
+        protocol,
+        port,
+        state,
+        fit,
+        reservation,
+        listeners,
+        observed_at: instance.observed_at,
+        presence: instance.presence,
     }
 }
 
@@ -195,6 +186,7 @@ fn lets_through(query: &PortQuery, state: &PortState) -> bool {
         && query.unit.as_deref().is_none_or(unit)
         && query.container.as_deref().is_none_or(container)
         && query.q.as_deref().is_none_or(anywhere)
+        && query.netns.is_none_or(|netns| any(&|listener| listener.key.netns == netns))
 }
 
 fn contains(text: &str, part: &str) -> bool {

@@ -18,7 +18,8 @@ use crate::value::{Json, Value, values};
 
 const SELECT: &str = "select r.id, r.instance, n.name, r.scope, r.protocol, r.first_port, r.last_port, r.name, \
                       r.service, r.holder, r.note, r.pool, r.created_at, r.released_at, r.released_by, r.version, \
-                      r.expires_at, r.group_id, r.split_from, r.labels, r.expect, r.idle_since \
+                      r.expires_at, r.group_id, r.split_from, r.labels, r.expect, r.idle_since, r.ttl_seconds, \
+                      r.renew_while_listening \
                       from reservation r left join instance n on n.id = r.instance";
 
 fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
@@ -44,6 +45,8 @@ fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
         labels: row.take::<Option<Json<_>>>()?.map(|Json(labels)| labels).unwrap_or_default(),
         expect: row.take::<Option<Json<_>>>()?.map(|Json(expect)| expect),
         idle_since: row.take()?,
+        ttl_seconds: row.take()?,
+        renew_while_listening: row.take()?,
     })
 }
 

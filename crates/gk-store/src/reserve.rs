@@ -288,8 +288,10 @@ impl Tx<'_> {
     pub(crate) fn insert_reservation(&mut self, made: &Reservation, seq: u64) -> Result<(), StoreError> {
         self.later(
             "insert into reservation (id, instance, scope, protocol, first_port, last_port, name, service, holder, \
-             note, pool, created_at, version, began_seq, expires_at, group_id, split_from, labels, expect, idle_since) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+             note, pool, created_at, version, began_seq, expires_at, group_id, split_from, labels, expect, idle_since, \
+             ttl_seconds, renew_while_listening, warn_at) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
+             $21, $22, $23)",
             values![
                 made.id,
                 Space::held_for(made.instance.as_ref()),
@@ -311,6 +313,9 @@ impl Tx<'_> {
                 Some(&made.labels).filter(|labels| !labels.is_empty()).map(Json),
                 made.expect.as_ref().map(Json),
                 made.idle_since,
+                made.ttl_seconds,
+                made.renew_while_listening,
+                made.ttl_seconds.zip(made.expires_at).map(|(ttl, end)| ttl.warns_at(end)),
             ],
         )
     }
@@ -350,6 +355,8 @@ fn reservation(
         pool,
         created_at: wanted.now,
         expires_at: wanted.expires_at,
+        ttl_seconds: wanted.request.ttl_seconds,
+        renew_while_listening: wanted.request.renew_while_listening,
         group,
         split_from: None,
         idle_since: Some(wanted.now),

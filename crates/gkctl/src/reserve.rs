@@ -220,6 +220,8 @@ mod tests {
             expect: None,
             pool: pool.map(|pool| pool.parse().unwrap()),
             expires_at: None,
+            ttl_seconds: None,
+            renew_while_listening: false,
             group: None,
             split_from: None,
             idle_since: None,
