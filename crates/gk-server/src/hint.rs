@@ -16,6 +16,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         // An instance that has left is found by its id in history only; for everything else it is not there.
         Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => Code::NoSuchInstance,
         Refusal::NoSuchReservation(_) => Code::NoSuchReservation,
+        Refusal::NoSuchIgnore(_) => Code::NoSuchIgnore,
         Refusal::NoSuchPool(_) => Code::NoSuchPool,
         Refusal::NoSuchToken(_) => Code::NoSuchToken,
         Refusal::TokenEnded(_) => Code::TokenEnded,
@@ -102,6 +103,7 @@ fn advice(refusal: &Refusal) -> Option<&'static str> {
         Refusal::NoSuchInstance(_) => "to see which there are: gkctl instance list",
         Refusal::InstanceLeft(_) => "to bring it back, run on that machine: gkctl instance join",
         Refusal::NoSuchReservation(_) => "to see which there are: gkctl port list --state reserved",
+        Refusal::NoSuchIgnore(_) => "to see which there are: gkctl ignore list",
         Refusal::NoSuchToken(_) | Refusal::TokenEnded(_) => "to see which there are: gkctl token list",
         Refusal::SecretTaken => "leave out the hash to have the server make a secret",
         Refusal::BeyondLimits(_) => "to see what this token may do: gkctl whoami",
@@ -145,6 +147,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::IdempotencyKeyReused(_) => Some("Idempotency-Key"),
         Refusal::BadCursor => Some("cursor"),
         Refusal::NoSuchReservation(_)
+        | Refusal::NoSuchIgnore(_)
         | Refusal::NoSuchToken(_)
         | Refusal::TokenEnded(_)
         | Refusal::BeyondLimits(_)

@@ -27,6 +27,8 @@ const BATCH: u32 = 500;
 pub struct ExpiryReport {
     /// How many leases ended.
     pub expired: u32,
+    /// How many were renewed, because somebody listens there.
+    pub renewed: u32,
     /// By how many microseconds every deadline was moved, because the wall clock stepped.
     pub shifted_micros: Option<i64>,
     /// More may be due: tick again at once.
@@ -172,14 +174,5 @@ impl Tx<'_> {
         };
         self.later("update lease_clock set last_at = $1 where id = 0", values![tick.now])?;
         Ok(report)
-    }
-
-    fn end_due(&mut self, now: Timestamp, most: u32) -> Result<ExpiryReport, Error> {
-        let due = self.list_due(now, most)?;
-        let expired = u32::try_from(due.len()).unwrap_or(u32::MAX);
-        for held in due {
-            self.end_reservation(EventKind::Expired, (&server()).into(), &held, now)?;
-        }
-        Ok(ExpiryReport { expired, shifted_micros: None, more: expired == most })
     }
 }

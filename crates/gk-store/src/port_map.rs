@@ -10,10 +10,12 @@
 //! safety net.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use gk_model::contact::Occupied;
 use gk_model::facts::Facts;
 use gk_model::id::InstanceId;
+use gk_model::ignore::Ignore;
 use gk_model::listener::Netns;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
@@ -36,6 +38,8 @@ pub(crate) struct PortMaps {
     anywhere: HashMap<Protocol, AnywhereMap>,
     /// The instances themselves, remembered for as long.
     pub(crate) members: Members,
+    /// Every ignore rule; none when nobody has asked for them yet.
+    pub(crate) ignores: Option<Arc<Vec<Ignore>>>,
 }
 
 impl PortMaps {
@@ -56,6 +60,7 @@ impl PortMaps {
         self.spaces.clear();
         self.anywhere.clear();
         self.members.clear();
+        self.ignores = None;
     }
 
     /// Drops what is known of an instance, because its listeners or facts changed. What is claimed there still counts

@@ -4,8 +4,8 @@ use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::protection::ReservedPorts;
-use gk_model::query::{Page, ReservationQuery};
-use gk_model::reservation::Reservation;
+use gk_model::query::{DriftQuery, Page, ReservationQuery};
+use gk_model::reservation::{PortCount, Reservation};
 use gk_model::text::{ServiceName, Subject};
 use gk_model::time::Timestamp;
 
@@ -115,6 +115,24 @@ impl Reader<'_> {
         self.list_where(rest, values![instance])
     }
 
+    /// Every live reservation that counts for some of these ports of an instance: its own, and fleet-wide ones.
+    pub(crate) fn list_live_on(
+        &mut self,
+        instance: InstanceId,
+        protocol: Protocol,
+        range: PortRange,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        // None is longer than that, so no more of them are looked at.
+        let lowest = i64::from(range.first().get()) - i64::from(PortCount::MAX.get());
+        let within = "released_at is null and protocol = $2 and first_port > $3 and first_port <= $4 \
+                      and last_port >= $5";
+        let rest = format!(
+            "r.id in (select id from reservation where instance = $1 and {within} \
+             union select id from reservation where scope = 'fleet' and {within}) order by r.first_port, r.id"
+        );
+        self.list_where(&rest, values![instance, protocol, lowest, range.last(), range.first()])
+    }
+
     /// Every live reservation that is fleet-wide, for whomever it is held.
     pub(crate) fn list_live_fleet_wide(&mut self) -> Result<Vec<Reservation>, StoreError> {
         let rest = "r.scope = 'fleet' and r.released_at is null order by r.protocol, r.first_port";
@@ -149,11 +167,51 @@ impl Reader<'_> {
         Ok(found.into_iter().next())
     }
 
+    /// Live reservations that have been idle since a time, the longest first, after one of them: at most so many.
+    pub(crate) fn list_idle_reservations(
+        &mut self,
+        query: &DriftQuery,
+        instance: Option<InstanceId>,
+        (until, after): (Timestamp, &(Timestamp, String)),
+        most: usize,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        let live = "r.released_at is null and r.idle_since is not null and r.idle_since <= $1 \
+                    and (r.idle_since, r.id) > ($2, $3)";
+        let filters = Filters::new(live, values![until, after.0, after.1.as_str()])
+            .and("r.instance = $?", instance)
+            .and("r.first_port <= $?", query.port.map(PortRange::last))
+            .and("r.last_port >= $?", query.port.map(PortRange::first))
+            .and("r.protocol = $?", query.protocol)
+            .and("r.service = $?", query.service.as_ref())
+            .and("r.holder = $?", query.holder.as_ref());
+        let most = u32::try_from(most).unwrap_or(u32::MAX).saturating_sub(1);
+        let (sql, values) = filters.finish(SELECT, "r.idle_since, r.id", most);
+        self.query(&sql, &values)?.into_iter().map(read_reservation).collect()
+    }
+
     /// Live leases whose time is over, the one that should have ended first first.
     pub(crate) fn list_due(&mut self, now: Timestamp, most: u32) -> Result<Vec<Reservation>, StoreError> {
         let rest = "r.released_at is null and r.expires_at is not null and r.expires_at <= $1 \
                     order by r.expires_at, r.id limit $2";
         self.list_where(rest, values![now, most])
+    }
+
+    /// Live leases whose end is to be announced, the nearest first.
+    pub(crate) fn list_unannounced(
+        &mut self,
+        now: Timestamp,
+        most: u32,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        let rest = "r.released_at is null and r.warn_at is not null and r.warn_at <= $1 \
+                    order by r.warn_at, r.id limit $2";
+        self.list_where(rest, values![now, most])
+    }
+
+    /// Live leases that waited for an instance that was heard of since.
+    pub(crate) fn list_awaited(&mut self, most: u32) -> Result<Vec<Reservation>, StoreError> {
+        let rest = "r.released_at is null and r.awaited_since is not null and n.last_contact_at > r.awaited_since \
+                    order by r.awaited_since, r.id limit $1";
+        self.list_where(rest, values![most])
     }
 
     /// Who claims a port that is claimed where a reservation in `space` would claim it.

@@ -281,11 +281,13 @@ impl Tx<'_> {
             reservation: Some(made),
             listener: None,
         })?;
-        Ok(())
+        // By number nobody but who is adopted listens there, and picked is only where nobody does.
+        Ok(self.settle_reservation(made, made.ports(), made.created_at)?)
     }
 
     /// Writes the row of a new reservation, whose interval began with the event of this number.
     pub(crate) fn insert_reservation(&mut self, made: &Reservation, seq: u64) -> Result<(), StoreError> {
+        self.counts().add_reservation(made, 1);
         self.later(
             "insert into reservation (id, instance, scope, protocol, first_port, last_port, name, service, holder, \
              note, pool, created_at, version, began_seq, expires_at, group_id, split_from, labels, expect, idle_since, \
@@ -359,7 +361,7 @@ fn reservation(
         renew_while_listening: wanted.request.renew_while_listening,
         group,
         split_from: None,
-        idle_since: Some(wanted.now),
+        idle_since: (!wanted.request.adopt).then_some(wanted.now),
         released_at: None,
         released_by: None,
         version: 1,

@@ -13,6 +13,7 @@ use gk_model::time::Timestamp;
 
 use crate::Shared;
 use crate::beats::BeatChange;
+use crate::counts::Counts;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::follow::{CHANGES_KEPT, Next};
@@ -162,6 +163,11 @@ impl<'a> Tx<'a> {
             ],
         )?;
         Ok(seq)
+    }
+
+    /// How many there are more, or fewer.
+    pub(crate) fn counts(&mut self) -> &mut Counts {
+        &mut self.next.counts
     }
 
     /// Tells the other servers that what they may have cached about an instance has changed, though history has nothing

@@ -5,6 +5,7 @@ mod allocation;
 mod backup;
 mod batches;
 mod contacts;
+mod drift;
 mod ensure;
 mod fleet;
 mod groups;
