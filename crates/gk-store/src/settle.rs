@@ -8,6 +8,9 @@
 //! Intent and fact are joined by the model's one function, from what the tables say at that moment. So this owns no
 //! opinion of its own, may be called too often, and verifying is doing it again. It never changes who may use a port.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use gk_model::drift::DriftKind;

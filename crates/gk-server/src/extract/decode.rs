@@ -138,7 +138,7 @@ mod tests {
             (
                 r#"{"instance":"a","zzz":1}"#,
                 Some("zzz"),
-                "unknown field `zzz`: known are instance, protocol, port, pool, service, name, note, busy, adopt, scope, count, ttl_seconds, ensure",
+                "unknown field `zzz`: known are instance, protocol, port, pool, service, name, note, busy, adopt, scope, count, ttl_seconds, renew_while_listening, ensure",
             ),
             (r#"{"port":80}"#, Some("instance"), "field `instance` is missing"),
             (

@@ -18,11 +18,15 @@ const PAGE: usize = if cfg!(test) { 2 } else { 1000 };
 
 /// A row for each port in conflict or unreserved, and no others.
 pub(super) fn check_drift(reader: &mut Reader<'_>, checked: &mut Checked) -> Result<(), StoreError> {
-    let sql = "select d.instance from drift d left join instance n on n.id = d.instance and n.left_at is null \
-               where n.id is null or n.name_key <> d.name_key group by d.instance order by d.instance";
+    let sql = "select d.instance from drift d join instance n on n.id = d.instance \
+               where n.left_at is not null or n.name_key <> d.name_key \
+               or d.ignored <> case when d.ignored_by is null then 0 else 1 end \
+               group by d.instance order by d.instance";
     for mut row in reader.query(sql, &[])? {
         let instance: String = row.take()?;
-        checked.report(format!("drift is kept of {instance}, which has left or has another name"));
+        checked.report(format!(
+            "drift of {instance} is kept under another name, after it left, or as ignored by nobody"
+        ));
     }
     let pending = reader.query_one("select recount from sweep where id = 0", &[])?;
     let pending: Option<bool> = pending.map(|mut row| row.take()).transpose()?;

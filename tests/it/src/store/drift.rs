@@ -421,3 +421,18 @@ async fn an_unchanged_report_and_an_idle_release_settle_nothing() {
     let after = world.store.metrics().statements;
     assert_eq!(after.asked - before.asked, 1, "the reservation");
 }
+
+#[tokio::test]
+async fn what_was_undone_was_not_counted() {
+    let world = super::new_world().await;
+    let agent = world.join_with_agent("web-1", 1, &[tcp(80, 1)]).await;
+    let before = status(&world, at(9)).await;
+    let request = ReserveRequest { port: Some(port(80)), adopt: true, ..ReserveRequest::next_free(agent.id) };
+    let undone = move |tx: &mut gk_store::Tx<'_>| {
+        tx.reserve(&ada(), &request, at(1))?;
+        Err::<(), _>(Refusal::BadCursor.into())
+    };
+    refused(world.store.write(undone).await);
+    assert_eq!(status(&world, at(9)).await, before);
+    is_sound(&world).await;
+}

@@ -16,6 +16,7 @@ mod leases;
 mod model;
 mod prune;
 mod ranges;
+mod renewals;
 mod sync;
 mod verify;
 
