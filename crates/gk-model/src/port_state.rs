@@ -190,7 +190,8 @@ mod tests {
         squatter.key.address = "::1".parse().unwrap();
         squatter.owners[0].name = "nc".into();
         squatter.owners[0].exe = None;
-        let table: [(Option<Reservation>, &[&Listener], State, Option<Fit>); 18] = [
+        type Row<'a> = (Option<Reservation>, &'a [&'a Listener], State, Option<Fit>);
+        let table: [Row<'_>; 18] = [
             (None, &[], State::Free, None),
             (None, &[&elsewhere], State::Free, None),
             (None, &[&home], State::Unreserved, None),

@@ -50,7 +50,7 @@ pub(crate) async fn get_ignore(
 }
 
 /// Makes an ignore rule, or changes it. What it ignores is shown as ignored from then on, and counted apart; in a large
-/// fleet, within seconds.
+/// fleet, bit by bit.
 #[utoipa::path(put, path = "/v1/ignores/{name}", params(("name" = IgnoreName, Path), IfMatch),
     request_body = IgnoreSpec, responses((status = 200, body = Ignore)))]
 pub(crate) async fn set_ignore(

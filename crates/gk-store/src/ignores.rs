@@ -141,6 +141,9 @@ impl Tx<'_> {
             let what = "a rule ignores some ports, a protocol, or somebody who listens: give one of them";
             return Err(Refusal::contradiction("ports", what).into());
         }
+        if rule.ports.len() > IgnoreSpec::MOST_RANGES {
+            return Err(Refusal::contradiction("ports", "a rule has at most 100 ranges of ports").into());
+        }
         // A rule is about every instance, whatever it says.
         self.check_reach(actor, None)?;
         let before = self.find_rule(name)?;

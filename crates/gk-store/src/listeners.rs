@@ -214,8 +214,9 @@ impl Tx<'_> {
         for closed in closed {
             if let Some(stored) = stored.remove(&closed.key) {
                 digest.remove(&stored.listener);
-                touched.add(&stored.listener);
-                self.close(observation, &stored, observation.correct(closed.at))?;
+                let at = observation.correct(closed.at);
+                touched.close(&stored.listener, at);
+                self.close(observation, &stored, at)?;
             }
         }
         for listener in by_key(seen).into_values() {
@@ -256,7 +257,7 @@ impl Tx<'_> {
             let at = closed_at.get(&key).copied().or(covered.seen_at);
             let at = at.map_or(observation.received_at, |at| observation.correct(at));
             if let Some(stored) = stored.remove(&key) {
-                touched.add(&stored.listener);
+                touched.close(&stored.listener, at);
                 self.close(observation, &stored, at)?;
             }
         }

@@ -37,17 +37,29 @@ const FEW: usize = 8;
 
 /// Ports of one instance that may have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Touched(BTreeSet<(Protocol, Port)>);
+pub(crate) struct Touched {
+    ports: BTreeSet<(Protocol, Port)>,
+    /// When the last of those closed that did.
+    closed_at: Option<Timestamp>,
+}
 
 impl Touched {
     pub(crate) fn range(protocol: Protocol, ports: PortRange) -> Touched {
-        Touched(ports.ports().map(|port| (protocol, port)).collect())
+        ports.ports().map(|port| (protocol, port)).collect::<BTreeSet<_>>().into()
     }
 
     /// Only the home namespace counts.
     pub(crate) fn add(&mut self, listener: &Listener) {
         if listener.key.netns == Netns::Home {
-            self.0.insert((listener.key.protocol, listener.key.port));
+            self.ports.insert((listener.key.protocol, listener.key.port));
+        }
+    }
+
+    /// The same of one that is gone since `at`.
+    pub(crate) fn close(&mut self, listener: &Listener, at: Timestamp) {
+        self.add(listener);
+        if listener.key.netns == Netns::Home {
+            self.closed_at = self.closed_at.max(Some(at));
         }
     }
 
@@ -55,7 +67,7 @@ impl Touched {
     pub(crate) fn stretches(&self) -> Vec<(Protocol, PortRange)> {
         let of = |protocol: Protocol| {
             let mut ports = PortSet::default();
-            let own = self.0.iter().filter(|(touched, _)| *touched == protocol);
+            let own = self.ports.iter().filter(|(touched, _)| *touched == protocol);
             own.for_each(|(_, port)| ports.insert_range((*port).into()));
             ports.ranges()
         };
@@ -72,8 +84,16 @@ impl Touched {
 
 impl From<BTreeSet<(Protocol, Port)>> for Touched {
     fn from(ports: BTreeSet<(Protocol, Port)>) -> Touched {
-        Touched(ports)
+        Touched { ports, closed_at: None }
     }
+}
+
+/// When something changed.
+#[derive(Clone, Copy)]
+struct Times {
+    now: Timestamp,
+    /// Since when nobody listens where somebody did.
+    idle_from: Timestamp,
 }
 
 /// A row of the table.
@@ -177,17 +197,19 @@ impl Tx<'_> {
         touched: &Touched,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let is_touched = |key: &(Protocol, Port)| touched.0.contains(key);
+        let is_touched = |key: &(Protocol, Port)| touched.ports.contains(key);
+        let times = Times { now, idle_from: touched.closed_at.unwrap_or(now) };
         touched.stretches().into_iter().try_for_each(|(protocol, range)| {
-            self.settle_stretch(instance, protocol, range, &is_touched, now).map(drop)
+            self.settle_stretch(instance, protocol, range, &is_touched, times).map(drop)
         })
     }
 
     /// The same for every port of an instance. Answers how many there are to look at.
     pub(crate) fn settle_all(&mut self, instance: InstanceId, now: Timestamp) -> Result<usize, StoreError> {
         let mut looked_at = 0;
+        let times = Times { now, idle_from: now };
         for protocol in Protocol::ALL.iter().copied() {
-            looked_at += self.settle_stretch(instance, protocol, PortRange::ALL, &|_| true, now)?;
+            looked_at += self.settle_stretch(instance, protocol, PortRange::ALL, &|_| true, times)?;
         }
         Ok(looked_at)
     }
@@ -232,8 +254,9 @@ impl Tx<'_> {
         protocol: Protocol,
         range: PortRange,
         is_touched: &dyn Fn(&(Protocol, Port)) -> bool,
-        now: Timestamp,
+        times: Times,
     ) -> Result<usize, StoreError> {
+        let now = times.now;
         let mut kept = self.list_kept(instance, protocol, range)?;
         let Stretch { held, mut joined } = self.join_stretch(instance, protocol, range)?;
         joined.retain(|key, _| is_touched(key));
@@ -255,7 +278,7 @@ impl Tx<'_> {
             self.end_drift(instance, key, &before, None, now)?;
         }
         for held in &held {
-            self.settle_idle(instance, held, &joined, is_touched, now)?;
+            self.settle_idle(instance, held, &joined, is_touched, times.idle_from)?;
         }
         Ok(joined.len())
     }
@@ -368,7 +391,7 @@ impl Tx<'_> {
         held: &Reservation,
         joined: &BTreeMap<(Protocol, Port), Joined>,
         is_touched: &dyn Fn(&(Protocol, Port)) -> bool,
-        now: Timestamp,
+        idle_from: Timestamp,
     ) -> Result<(), StoreError> {
         if held.instance.as_ref().is_some_and(|holder| holder.id != instance) {
             return Ok(());
@@ -381,7 +404,7 @@ impl Tx<'_> {
                 // What was not looked at may be listened on.
                 let is_whole = held.instance.is_some() && keys().all(|key| is_touched(&key));
                 let is_elsewhere = !is_whole && self.is_listened(held)?;
-                (!is_elsewhere).then_some(now.max(held.created_at))
+                (!is_elsewhere).then_some(idle_from.max(held.created_at))
             }
             _ => None,
         };

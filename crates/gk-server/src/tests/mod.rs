@@ -3,6 +3,7 @@
 mod answers;
 mod crowded;
 mod document;
+mod drift;
 mod idempotency;
 mod matrix;
 mod metrics;

@@ -11,7 +11,7 @@ use gk_model::status::Status;
 use tempfile::TempDir;
 
 use crate::driver::{Access, Connection, Location};
-use crate::samples::{ada, at, damage, filled, join, reserve};
+use crate::samples::{at, damage, filled, join, reserve};
 use crate::value::values;
 use crate::{Store, StoreConfig, migrate};
 

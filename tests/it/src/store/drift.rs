@@ -436,3 +436,14 @@ async fn what_was_undone_was_not_counted() {
     assert_eq!(status(&world, at(9)).await, before);
     is_sound(&world).await;
 }
+
+#[tokio::test]
+async fn idle_is_counted_from_when_the_last_listener_closed_and_not_from_when_that_was_told() {
+    let world = super::new_world().await;
+    let mut agent = world.join_with_agent("web-1", 1, &[tcp(8000, 1)]).await;
+    adopt(&world, agent.id, 8000).await;
+    let closed = agent.delta(&[], &[(tcp(8000, 1).key, at(50))], &[], at(90));
+    world.contact(&agent, closed, at(90)).await.unwrap();
+    assert_eq!(world.live().await[0].idle_since, Some(at(50)));
+    is_sound(&world).await;
+}
