@@ -192,17 +192,7 @@ impl Tx<'_> {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.maps.ignores = None;
-        self.record(NewEvent {
-            at: now,
-            recorded_at: now,
-            kind,
-            instance: None,
-            ports: None,
-            by: actor.into(),
-            reservation: None,
-            listener: None,
-            message,
-        })?;
+        self.record(NewEvent::of(kind, actor.into(), message, now))?;
         Ok(())
     }
 

@@ -154,15 +154,10 @@ impl Tx<'_> {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.record(NewEvent {
-            at: now,
-            recorded_at: now,
-            kind,
             instance: Some(Space::held_for(held.instance.as_ref())),
             ports: Some((held.protocol, held.ports())),
-            by: (&server()).into(),
             reservation: Some(held.id),
-            listener: None,
-            message,
+            ..NewEvent::of(kind, (&server()).into(), message, now)
         })?;
         Ok(())
     }

@@ -50,6 +50,20 @@ fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
     })
 }
 
+/// Those that touch some ports, are for a service, or are somebody's.
+fn narrow(
+    filters: Filters,
+    port: Option<PortRange>,
+    service: Option<&ServiceName>,
+    holder: Option<&Subject>,
+) -> Filters {
+    filters
+        .and("r.first_port <= $?", port.map(PortRange::last))
+        .and("r.last_port >= $?", port.map(PortRange::first))
+        .and("r.service = $?", service)
+        .and("r.holder = $?", holder)
+}
+
 impl Reader<'_> {
     /// One reservation, live or released.
     ///
@@ -76,11 +90,8 @@ impl Reader<'_> {
         let live = "r.released_at is null and (r.instance, r.protocol, r.first_port) > ($1, $2, $3)";
         let filters = Filters::new(live, values![after.0, after.1, after.2])
             .and("r.instance = $?", instance)
-            .and("r.first_port <= $?", query.port.map(PortRange::last))
-            .and("r.last_port >= $?", query.port.map(PortRange::first))
-            .and("r.protocol = $?", query.protocol)
-            .and("r.service = $?", query.service.as_ref())
-            .and("r.holder = $?", query.holder.as_ref());
+            .and("r.protocol = $?", query.protocol);
+        let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
         let (sql, values) = filters.finish(SELECT, "r.instance, r.protocol, r.first_port", query.limit());
         let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_reservation, |last| {
@@ -179,11 +190,8 @@ impl Reader<'_> {
                     and (r.idle_since, r.id) > ($2, $3)";
         let filters = Filters::new(live, values![until, after.0, after.1.as_str()])
             .and("r.instance = $?", instance)
-            .and("r.first_port <= $?", query.port.map(PortRange::last))
-            .and("r.last_port >= $?", query.port.map(PortRange::first))
-            .and("r.protocol = $?", query.protocol)
-            .and("r.service = $?", query.service.as_ref())
-            .and("r.holder = $?", query.holder.as_ref());
+            .and("r.protocol = $?", query.protocol);
+        let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
         let most = u32::try_from(most).unwrap_or(u32::MAX).saturating_sub(1);
         let (sql, values) = filters.finish(SELECT, "r.idle_since, r.id", most);
         self.query(&sql, &values)?.into_iter().map(read_reservation).collect()

@@ -370,16 +370,13 @@ impl Tx<'_> {
     ) -> Result<(), StoreError> {
         let stranger = found.filter(|found| found.state == State::Conflict).and_then(find_stranger);
         let kind = if stranger.is_some() { EventKind::ConflictBegan } else { EventKind::ConflictEnded };
+        let message = describe(protocol, port, found, stranger);
         self.record(NewEvent {
-            at: now,
-            recorded_at: now,
-            kind,
             instance: Some(instance.into()),
             ports: Some((protocol, port.into())),
-            by: (&server()).into(),
             reservation,
             listener: stranger,
-            message: describe(protocol, port, found, stranger),
+            ..NewEvent::of(kind, (&server()).into(), message, now)
         })?;
         Ok(())
     }

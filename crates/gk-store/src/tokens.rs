@@ -234,18 +234,7 @@ impl Tx<'_> {
         message: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let event = NewEvent {
-            at: now,
-            recorded_at: now,
-            kind,
-            instance: None,
-            ports: None,
-            by: actor.into(),
-            reservation: None,
-            listener: None,
-            message,
-        };
-        self.record(event).map(drop)
+        self.record(NewEvent::of(kind, actor.into(), message, now)).map(drop)
     }
 
     /// Writes down when tokens were last used.

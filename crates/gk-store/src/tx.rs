@@ -117,6 +117,23 @@ pub(crate) struct NewEvent<'a> {
     pub(crate) message: String,
 }
 
+impl<'a> NewEvent<'a> {
+    /// Something that happens now, and is about no instance, port, reservation or listener.
+    pub(crate) fn of(kind: EventKind, by: By<'a>, message: String, now: Timestamp) -> NewEvent<'a> {
+        NewEvent {
+            at: now,
+            recorded_at: now,
+            kind,
+            instance: None,
+            ports: None,
+            by,
+            reservation: None,
+            listener: None,
+            message,
+        }
+    }
+}
+
 impl<'a> Tx<'a> {
     pub(crate) fn new(
         connection: &'a mut Connection,

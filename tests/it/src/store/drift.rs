@@ -226,8 +226,8 @@ async fn what_is_held_for_all_is_idle_while_nobody_anywhere_listens() {
     is_sound(&world).await;
 }
 
-#[tokio::test]
-async fn drift_is_listed_by_what_was_asked_for_and_by_name() {
+/// Three machines with 80, which nobody reserved, and 8080, which is the hub's fleet-wide.
+async fn three_machines() -> World {
     let world = super::new_world().await;
     let root = actor("root", Role::Admin);
     for (seed, name) in [(1, "web-2"), (2, "web-1"), (3, "db-1")] {
@@ -241,6 +241,12 @@ async fn drift_is_listed_by_what_was_asked_for_and_by_name() {
     let holder = world.join("hub", 4).await;
     let request = ReserveRequest { service: Some("web".parse().unwrap()), ..fleet(holder, 8080) };
     world.reserve(&actor("bob", Role::User), &request, at(1)).await.unwrap();
+    world
+}
+
+#[tokio::test]
+async fn drift_is_listed_by_what_was_asked_for_and_by_name() {
+    let world = three_machines().await;
     let all = told(&world, DriftQuery::default()).await;
     let expected = ["db-1", "web-1", "web-2"]
         .map(|name| [format!("{name} 80 unreserved"), format!("{name} 8080 conflict")]);
@@ -260,7 +266,22 @@ async fn drift_is_listed_by_what_was_asked_for_and_by_name() {
     for (query, expected) in queries {
         assert_eq!(list(&world, query.clone(), at(9)).await.len(), expected, "{query:?}");
     }
-    // Port states, asked for in a way that few have, are the same as picked from all of them.
+    // Another name, another place in the list.
+    let (root, to) = (actor("root", Role::Admin), "app-1".parse().unwrap());
+    let rename = move |tx: &mut gk_store::Tx<'_>| {
+        tx.rename_instance(&root, &"web-2".parse().unwrap(), &to, None, at(2))
+    };
+    world.store.write(rename).await.unwrap();
+    assert_eq!(
+        told(&world, DriftQuery::default()).await[..2],
+        ["app-1 80 unreserved", "app-1 8080 conflict"]
+    );
+    is_sound(&world).await;
+}
+
+#[tokio::test]
+async fn port_states_that_few_have_are_those_picked_from_all() {
+    let world = three_machines().await;
     let every = ports(&world, PortQuery::default()).await;
     let web = |state: &gk_model::port_state::PortState| {
         state.reservation.as_ref().is_some_and(|held| held.service.is_some())
@@ -284,17 +305,6 @@ async fn drift_is_listed_by_what_was_asked_for_and_by_name() {
     let query = InstanceQuery { label: Some("kind=we".parse().unwrap()), ..Default::default() };
     let page = world.store.read(move |reader| reader.list_instances(&query, at(9))).await.unwrap();
     assert_eq!(page.items.iter().map(|found| found.name.as_str()).collect::<Vec<_>>(), ["web-1", "web-2"]);
-    // Another name, another place in the list.
-    let (root, to) = (root, "app-1".parse().unwrap());
-    let rename = move |tx: &mut gk_store::Tx<'_>| {
-        tx.rename_instance(&root, &"web-2".parse().unwrap(), &to, None, at(2))
-    };
-    world.store.write(rename).await.unwrap();
-    assert_eq!(
-        told(&world, DriftQuery::default()).await[..2],
-        ["app-1 80 unreserved", "app-1 8080 conflict"]
-    );
-    is_sound(&world).await;
 }
 
 async fn ports(world: &World, query: PortQuery) -> Vec<gk_model::port_state::PortState> {
