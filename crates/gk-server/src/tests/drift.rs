@@ -26,7 +26,7 @@ async fn machine(api: &Api, name: &str, listeners: &[Value]) -> String {
     let contact = json!({
         "session": 0, "opening": "00000000-0000-0000-0000-000000000001", "sequence": 1,
         "sent_at": "2026-11-22T20:00:00Z", "digest": Digest::of(&seen), "agent_version": "1", "kind": "report",
-        "covered": [part("tcp", "ipv4"), part("tcp", "ipv6"), part("udp", "ipv4"), part("udp", "ipv6")],
+        "covered": [part("tcp", "v4"), part("tcp", "v6"), part("udp", "v4"), part("udp", "v6")],
         "listeners": listeners, "closed": [], "occupied": [], "churned": [],
     });
     let told = api.with_token(&own, Method::POST, &format!("/v1/instances/{id}/contact"), contact).await;
@@ -60,7 +60,7 @@ async fn drift_is_told_counted_and_ignored() {
     assert_eq!(conflict["listeners"][0]["owners"][0]["name"], "nc");
     let one = get(&api, "/v1/drift?limit=1&kind=unreserved").await;
     assert_eq!((told(&one).len(), &one["next"]), (1, &Value::Null));
-    assert_eq!(told(&get(&api, "/v1/drift?idle_for_seconds=1").await).len(), 2, "idle for a moment only");
+    assert_eq!(told(&get(&api, "/v1/drift?idle_for_seconds=3600").await).len(), 2, "idle for a moment only");
     let states = get(&api, "/v1/ports?state=conflict").await;
     assert_eq!((&states["items"][0]["fit"], &states["next"]), (&json!("differs"), &Value::Null));
 
