@@ -94,6 +94,9 @@ pub enum ProtocolFault {
         /// How much is read at most.
         limit_bytes: u64,
     },
+    /// TLS was spoken to it, and not answered.
+    #[error("it does not speak TLS: try http://")]
+    NoTls,
     /// Not HTTP at all, or broken HTTP.
     #[error("{request} was answered with broken HTTP: {what}")]
     Http {

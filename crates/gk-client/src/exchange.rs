@@ -67,14 +67,15 @@ impl Call {
         Call { body: Some(json(body)), ..Call::bare(Method::PATCH, path.to_owned()) }
     }
 
-    /// Says how a thing is to be. Repeatable: the same again changes nothing.
+    /// Makes something what the body says; to say it again changes nothing.
     pub(crate) fn put(path: &str, body: &impl Serialize) -> Call {
-        Call { body: Some(json(body)), repeatable: true, ..Call::bare(Method::PUT, path.to_owned()) }
+        let body = Some(json(body));
+        Call { body, repeatable: true, ..Call::bare(Method::PUT, path.to_owned()) }
     }
 
-    /// Changes that version only.
+    /// Changes that version only. Said again, it would find its own change.
     pub(crate) fn if_version(self, version: Option<u64>) -> Call {
-        Call { version, ..self }
+        Call { version, repeatable: self.repeatable && version.is_none(), ..self }
     }
 
     /// Sends a body that the server can tell from its repetition; compressed when that is worth it.
@@ -261,9 +262,7 @@ impl Client {
             return ClientError::Untrusted { server: self.server().clone(), why: Box::new(why) };
         }
         match error {
-            Error::Io(error) if speaks_no_tls(&error) => {
-                broken("it does not speak TLS: try http://".to_owned())
-            }
+            Error::Io(error) if speaks_no_tls(&error) => self.fault(ProtocolFault::NoTls),
             Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => broken(error.to_string()),
             Error::Io(error) => self.unreachable(error),
             Error::Timeout(reason) => self.unreachable(self.time_is_over(reason)),

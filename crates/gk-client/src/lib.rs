@@ -42,7 +42,7 @@ mod tests;
 
 pub use address::{AddressError, Authority, ServerAddress};
 pub use client::Client;
-pub use distrust::{Distrust, Unpinned};
+pub use distrust::Distrust;
 pub use error::{ClientError, ProtocolFault};
 pub use local::{LocalAnswer, get_local};
 pub use pages::all_pages;

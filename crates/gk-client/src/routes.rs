@@ -8,15 +8,16 @@ use gk_model::id::{InstanceId, InstanceRef, ReservationId, TokenId};
 use gk_model::ignore::{Ignore, IgnoreSpec};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::paths;
+use gk_model::pool::{PoolChange, PoolSpec, PoolStatus};
 use gk_model::port_state::PortState;
 use gk_model::protection::ReservedPorts;
 use gk_model::query::{
-    DriftQuery, EventQuery, HistoryQuery, IgnoreQuery, InstanceQuery, Page, PortQuery, ReservationQuery,
-    TokenQuery,
+    DriftQuery, EventQuery, HistoryQuery, IgnoreQuery, InstanceQuery, Page, PoolQuery, PortQuery,
+    ReservationQuery, TokenQuery,
 };
 use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::status::Status;
-use gk_model::text::IgnoreName;
+use gk_model::text::{IgnoreName, PoolName};
 use gk_model::time::Timestamp;
 use gk_model::token::{CreatedToken, Token, TokenRequest, Whoami};
 use serde::Serialize;
@@ -196,6 +197,31 @@ impl Client {
     pub fn ready_at(&self) -> Result<(Health, Option<Timestamp>), ClientError> {
         let answer = self.exchange(&Call::get(paths::READY, &NoQuery {}))?;
         Ok((self.value(&answer)?, answer.date))
+    }
+
+    /// A page of pools, with how full they are.
+    pub fn list_pools(&self, query: &PoolQuery) -> Result<Page<PoolStatus>, ClientError> {
+        self.fetch(&Call::get(paths::POOLS, query))
+    }
+
+    /// One pool, with how full it is.
+    pub fn get_pool(&self, name: &PoolName) -> Result<PoolStatus, ClientError> {
+        self.fetch(&Call::get(&paths::pool(name), &NoQuery {}))
+    }
+
+    /// Makes a pool what this says; with a version, only if it is still at that one (412 otherwise).
+    pub fn set_pool(
+        &self,
+        name: &PoolName,
+        spec: &PoolSpec,
+        version: Option<u64>,
+    ) -> Result<PoolChange, ClientError> {
+        self.fetch(&Call::put(&paths::pool(name), spec).if_version(version))
+    }
+
+    /// Deletes a pool. Answers it as it was, and what was drawn from it.
+    pub fn delete_pool(&self, name: &PoolName) -> Result<PoolChange, ClientError> {
+        self.fetch(&Call::delete(&paths::pool(name), &NoQuery {}))
     }
 
     /// A page of tokens, newest first; their secrets are nowhere.

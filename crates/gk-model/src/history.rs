@@ -56,6 +56,10 @@ words! {
         TokenCreated = "token_created",
         /// A token was revoked.
         TokenRevoked = "token_revoked",
+        /// A pool was made or changed.
+        PoolSet = "pool_set",
+        /// A pool was deleted.
+        PoolDeleted = "pool_deleted",
         /// A listener came, went or changed hands so often that this is told by its number; the message has the counts.
         Churn = "churn",
     }

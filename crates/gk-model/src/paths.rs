@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::id::{InstanceRef, ReservationId, TokenId};
-use crate::text::IgnoreName;
+use crate::text::{IgnoreName, PoolName};
 
 /// The address a server listens on, and a client tries, unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5000";
@@ -28,6 +28,8 @@ pub const DRIFT: &str = "/v1/drift";
 pub const STATUS: &str = "/v1/status";
 /// Ignore rules.
 pub const IGNORES: &str = "/v1/ignores";
+/// Pools.
+pub const POOLS: &str = "/v1/pools";
 /// Who one is.
 pub const WHOAMI: &str = "/v1/whoami";
 /// Liveness, and what the server says of itself.
@@ -58,6 +60,11 @@ pub fn reserved_ports(instance: &InstanceRef) -> String {
 /// One reservation.
 pub fn reservation(id: ReservationId) -> String {
     format!("{RESERVATIONS}/{id}")
+}
+
+/// One pool.
+pub fn pool(name: &PoolName) -> String {
+    format!("{POOLS}/{name}")
 }
 
 /// One token.

@@ -49,6 +49,10 @@ words! {
         NothingToAdopt = "nothing_to_adopt",
         /// The pool has no free port left.
         PoolExhausted = "pool_exhausted",
+        /// The pool is for other instances.
+        PoolNotForInstance = "pool_not_for_instance",
+        /// Another pool of another scope has some of the numbers.
+        PoolOverlaps = "pool_overlaps",
         /// The reservation that `ensure` found is another one than asked for.
         EnsureDiffers = "ensure_differs",
         /// The reservation was released before.

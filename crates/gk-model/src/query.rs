@@ -196,6 +196,11 @@ query! {
 }
 
 query! {
+    /// Pages of pools, by name.
+    PoolQuery {}
+}
+
+query! {
     /// Filters for live reservations.
     ReservationQuery {
         /// Only on this instance.

@@ -283,6 +283,8 @@ pub(crate) fn status(code: Code) -> StatusCode {
         | Code::SeveralOwners
         | Code::NothingToAdopt
         | Code::PoolExhausted
+        | Code::PoolNotForInstance
+        | Code::PoolOverlaps
         | Code::EnsureDiffers
         | Code::AlreadyReleased
         | Code::NameTaken

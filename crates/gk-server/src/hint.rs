@@ -8,6 +8,7 @@ use gk_model::listener::Listener;
 use gk_model::port::{Port, Protocol};
 use gk_model::problem::{Code, Holder};
 use gk_model::reservation::{Reservation, Scope};
+use gk_model::text::PoolName;
 use gk_store::Refusal;
 
 /// The stable word for a refusal.
@@ -27,6 +28,8 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::SeveralOwners { .. } => Code::SeveralOwners,
         Refusal::NothingToAdopt { .. } => Code::NothingToAdopt,
         Refusal::PoolExhausted { .. } => Code::PoolExhausted,
+        Refusal::PoolNotForInstance { .. } => Code::PoolNotForInstance,
+        Refusal::PoolOverlaps { .. } => Code::PoolOverlaps,
         Refusal::AlreadyReleased(_) => Code::AlreadyReleased,
         Refusal::NotTheHolder(_) => Code::NotTheHolder,
         Refusal::NameTaken(_) => Code::NameTaken,
@@ -38,6 +41,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::OpensWithoutReport(_)
         | Refusal::Contradiction(_)
         | Refusal::NotInReservation { .. }
+        | Refusal::DefaultPoolStays
         | Refusal::NoLease(_) => Code::Impossible,
         Refusal::BeyondOwnInstance | Refusal::LabelsNotYours => Code::Forbidden,
         Refusal::EnsureDiffers { .. } => Code::EnsureDiffers,
@@ -65,8 +69,12 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::NothingToAdopt { port, protocol, instance } => {
             reserve(*protocol, Some(instance), Some(*port))
         }
-        Refusal::PoolExhausted { instances, .. } => {
-            list_ports("to see who holds its ports", instances.first())
+        Refusal::PoolExhausted { pool, instances, others, .. } => make_room(pool, instances.first(), others),
+        Refusal::PoolNotForInstance { place, others, .. } => {
+            draw_instead(place.as_deref().map(|(instance, _)| instance), others)
+        }
+        Refusal::PoolOverlaps { other, .. } => {
+            format!("keep out of the numbers of {other}, as shown by: gkctl pool show {other}")
         }
         Refusal::AlreadyReleased(gone) => show_history(gone),
         Refusal::NotInReservation { held, .. } => format!("give ports of {}", held.ports()),
@@ -110,7 +118,8 @@ fn advice(refusal: &Refusal) -> Option<&'static str> {
         Refusal::LabelsNotYours => {
             "an operator labels it, or makes the join token with them: gkctl token create --join --label KEY=VALUE"
         }
-        Refusal::NoSuchPool(_) => "leave out --pool to draw from pool default",
+        Refusal::NoSuchPool(_) => "to see which there are: gkctl pool list",
+        Refusal::DefaultPoolStays => "change it instead: gkctl pool set default --ports 8000-9999",
         Refusal::IdentitySuperseded { .. } => {
             "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
         }
@@ -130,14 +139,17 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) | Refusal::BeyondOwnInstance => {
             Some("instance")
         }
-        Refusal::NoSuchPool(_) | Refusal::PoolExhausted { .. } => Some("pool"),
+        Refusal::NoSuchPool(_) | Refusal::PoolExhausted { .. } | Refusal::PoolNotForInstance { .. } => {
+            Some("pool")
+        }
+        Refusal::PoolOverlaps { .. } => Some("ranges"),
         Refusal::Contradiction(contradiction) => Some(contradiction.field),
         Refusal::EnsureDiffers { field, .. } => Some(field),
         Refusal::NotInReservation { .. } => Some("ports"),
         Refusal::NoLease(_) => Some("ttl_seconds"),
         Refusal::PortReserved { .. } | Refusal::PortInUse { .. } => Some("port"),
         Refusal::SeveralOwners { .. } | Refusal::NothingToAdopt { .. } => Some("adopt"),
-        Refusal::NameTaken(_) => Some("name"),
+        Refusal::NameTaken(_) | Refusal::DefaultPoolStays => Some("name"),
         Refusal::LabelsNotYours => Some("labels"),
         Refusal::SecretTaken => Some("hash"),
         Refusal::CredentialTaken => Some("credential_hash"),
@@ -219,6 +231,28 @@ fn reserve_instead(protocol: Protocol, holder: &Reservation, alternatives: &[Por
         Some(free) => reserve(protocol, instance, Some(*free)),
         None => list_ports("to see who holds the pool's ports", holder.instance.as_ref()),
     }
+}
+
+/// What helps when a pool is used up: less, another one, or more.
+fn make_room(pool: &PoolName, instance: Option<&InstanceLink>, others: &[PoolName]) -> String {
+    let release = list_ports("release what is idle, as shown by", instance) + " --state reserved";
+    let another = others.first().map(|other| format!("; draw from {}", named(other, instance, others)));
+    let enlarge = format!("; or have an admin enlarge it: gkctl pool set {pool} --ports RANGES");
+    format!("{release}{}{enlarge}", another.unwrap_or_default())
+}
+
+fn draw_instead(instance: Option<&InstanceLink>, others: &[PoolName]) -> String {
+    match others.first() {
+        Some(other) => format!("draw from {}", named(other, instance, others)),
+        None => "no other pool would do either; an admin makes one with: gkctl pool set NAME --ports RANGES"
+            .to_owned(),
+    }
+}
+
+/// `pool b or c: gkctl port reserve --pool b --instance web-1`.
+fn named(first: &PoolName, instance: Option<&InstanceLink>, all: &[PoolName]) -> String {
+    let names: Vec<&str> = all.iter().map(PoolName::as_str).collect();
+    format!("pool {}: gkctl port reserve --pool {first}{}", names.join(" or "), whose(instance))
 }
 
 fn show_history(gone: &Reservation) -> String {
@@ -337,21 +371,56 @@ mod tests {
                 Refusal::EnsureDiffers { held: reservation(Protocol::Tcp, Scope::Instance), field: "count" },
                 "ask for what it is, or end it first: gkctl port release --port 8080 --instance web-1",
             ),
-            (
-                Refusal::PoolExhausted {
-                    pool: "default".parse().unwrap(),
-                    protocols: vec![Protocol::Tcp],
-                    instances: Vec::new(),
-                    count: PortCount::ONE,
-                    runs: 1,
-                    resting: 0,
-                },
-                "to see who holds its ports: gkctl port list --all-instances",
-            ),
             (Refusal::NameTaken("web-1".parse().unwrap()), "gkctl instance join --name web-1-2"),
             (
                 Refusal::ReservationsLive { instance: link(), count: 2 },
                 "gkctl instance leave web-1 --release",
+            ),
+        ];
+        for (refusal, expected) in table {
+            assert_eq!(hint(&refusal).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_pool_that_is_used_up_has_three_ways_out_and_one_for_others_has_another() {
+        let pools =
+            |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<PoolName>>();
+        let exhausted = |instances: Vec<InstanceLink>, others: &[&str]| Refusal::PoolExhausted {
+            pool: "web".parse().unwrap(),
+            size: 2000,
+            protocols: vec![Protocol::Tcp],
+            instances,
+            count: PortCount::ONE,
+            runs: 1,
+            resting: 0,
+            others: pools(others),
+        };
+        let not_for = |others: &[&str]| Refusal::PoolNotForInstance {
+            pool: "web".parse().unwrap(),
+            selector: "env=prod".parse().unwrap(),
+            place: Some(Box::new((link(), gk_model::labels::Labels::default()))),
+            others: pools(others),
+        };
+        let table = [
+            (
+                exhausted(Vec::new(), &[]),
+                "release what is idle, as shown by: gkctl port list --all-instances --state reserved; or have an admin \
+                 enlarge it: gkctl pool set web --ports RANGES",
+            ),
+            (
+                exhausted(vec![link()], &["batch", "default"]),
+                "release what is idle, as shown by: gkctl port list --instance web-1 --state reserved; draw from pool \
+                 batch or default: gkctl port reserve --pool batch --instance web-1; or have an admin enlarge it: gkctl \
+                 pool set web --ports RANGES",
+            ),
+            (
+                not_for(&["default", "dev"]),
+                "draw from pool default or dev: gkctl port reserve --pool default --instance web-1",
+            ),
+            (
+                not_for(&[]),
+                "no other pool would do either; an admin makes one with: gkctl pool set NAME --ports RANGES",
             ),
         ];
         for (refusal, expected) in table {

@@ -33,6 +33,8 @@ mod jobs;
 mod metrics;
 mod pace;
 mod pages;
+mod places;
+mod pools;
 mod ports;
 mod proxy;
 mod rates;
@@ -103,6 +105,7 @@ mod tests;
 
 pub use app::{Clock, Config};
 pub use auth::Peer;
+pub use health::health_of;
 pub use hosts::{HostName, HostNameError, Hosts};
 pub use proxy::{Cidr, CidrError};
 pub use rates::{RateLimit, RateLimitError};

@@ -8,6 +8,7 @@ use std::fmt;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use gk_model::time::Timestamp;
 use gk_store::{Distribution, StoreMetrics};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -20,6 +21,7 @@ use prometheus_client::registry::Registry;
 
 use crate::app::App;
 use crate::extract::NoQuery;
+use crate::tls::Tls;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -28,7 +30,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
     responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(crate) async fn metrics(State(app): State<App>, _: NoQuery) -> Response {
     let uptime_seconds = app.now().since(app.started_at).as_secs_f64();
-    let moment = Moment { version: app.version, uptime_seconds, store: app.store.metrics() };
+    let certificate_ends_at = app.tls.as_ref().and_then(Tls::ends_at);
+    let store = app.store.metrics();
+    let moment = Moment { version: app.version, uptime_seconds, certificate_ends_at, store };
     let mut registry = Registry::with_prefix("gatekeeper");
     registry.register_collector(Box::new(moment));
     let mut text = String::new();
@@ -41,6 +45,7 @@ pub(crate) async fn metrics(State(app): State<App>, _: NoQuery) -> Response {
 struct Moment {
     version: &'static str,
     uptime_seconds: f64,
+    certificate_ends_at: Option<Timestamp>,
     store: StoreMetrics,
 }
 
@@ -52,6 +57,13 @@ impl Collector for Moment {
         };
         show("build", "The version of this server.", &Info::new(vec![("version", self.version)]))?;
         show("uptime_seconds", "How long the server runs.", &ConstGauge::new(self.uptime_seconds))?;
+        if let Some(end) = self.certificate_ends_at {
+            show(
+                "tls_certificate_end_timestamp_seconds",
+                "When the certificate ends that clients are shown, in Unix seconds.",
+                &ConstGauge::new(end.as_micros() / 1_000_000),
+            )?;
+        }
         show(
             "store_queue_length",
             "Changes that wait for the writer just now.",

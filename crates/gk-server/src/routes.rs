@@ -31,7 +31,7 @@ use crate::error::ApiError;
 use crate::pages::Document;
 use crate::request::observe;
 use crate::{
-    contacts, drift, events, health, history, instances, metrics, pages, ports, reservations, tokens,
+    contacts, drift, events, health, history, instances, metrics, pages, pools, ports, reservations, tokens,
 };
 
 /// The most a person's or program's request may hold.
@@ -61,7 +61,7 @@ pub(crate) fn guarded_against_faults(router: Router) -> Router {
 }
 
 fn all(routes: Routes) -> Routes {
-    use Permission::{Contact, Join, Operate, Read, Reserve, Tokens, Whoami};
+    use Permission::{Contact, Join, Operate, Pools, Read, Reserve, Tokens, Whoami};
     routes
         .guarded(Read, routes!(instances::list_instances))
         .guarded(Join, routes!(instances::join))
@@ -83,6 +83,9 @@ fn all(routes: Routes) -> Routes {
         .guarded(Operate, routes!(drift::set_ignore, drift::delete_ignore))
         .guarded(Read, routes!(history::list_history))
         .guarded(Read, routes!(events::list_events))
+        .guarded(Read, routes!(pools::list_pools))
+        .guarded(Read, routes!(pools::get_pool))
+        .guarded(Pools, routes!(pools::set_pool, pools::delete_pool))
         .guarded(Tokens, routes!(tokens::list_tokens, tokens::create_token))
         .guarded(Tokens, routes!(tokens::revoke_token))
         .guarded(Whoami, routes!(tokens::whoami))

@@ -2,8 +2,8 @@
 //!
 //! Promises:
 //! - A client that sends its request slowly, does not read its answer (`pace.rs`), or leaves an idle connection open,
-//!   is cut off; the number of connections
-//!   of each listener is bounded, so that a flood on the TCP port leaves the Unix socket usable.
+//!   is cut off; the number of connections of each listener is bounded, so that a flood on the TCP port leaves the Unix
+//!   socket usable; and none keeps out another by having many (`places.rs`).
 //! - After `shutdown`, requests in flight are answered for at most [`GRACE`]; then what the store accepted is finished,
 //!   heartbeats are written, and the store is closed.
 //!
@@ -37,6 +37,7 @@ use crate::error::chain;
 use crate::headers::{HEAD_BUFFER_BYTES, MOST_HEADERS};
 use crate::jobs;
 use crate::pace::Patient;
+use crate::places::{Owner, Places};
 use crate::proxy::{Cidr, forwarded_for};
 use crate::routes::router;
 use crate::tls::{self, Tls};
@@ -48,8 +49,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// between two heartbeats, so that an agent does not write into a connection that is just being closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// How many connections one listener keeps, if the process may open enough files; further ones wait in the kernel's
-/// queue.
+/// How many connections one listener keeps, if the process may open enough files; see [`Places`] for who has them.
 const MAX_CONNECTIONS: usize = 16_384;
 
 /// Where the server listens. Bound by the caller, so that a test, or a supervisor, can choose and know the address.
@@ -81,9 +81,20 @@ pub async fn run(
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let most = max_connections(&std::fs::read_to_string("/proc/self/limits").unwrap_or_default());
+    run_within(most, config, listeners, shutdown).await
+}
+
+/// The same with so many connections for each listener.
+pub(crate) async fn run_within(
+    most: usize,
+    config: Config,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let store = config.store.clone();
     let (stop, stopping) = watch::channel(false);
-    let mut tasks = start(config, listeners, &stopping);
+    let mut tasks = start(most, config, listeners, &stopping);
     // A task ends on its own only by a panic; then the rest is stopped too, and the supervisor starts us anew.
     let failed = tokio::select! {
         () = shutdown => None,
@@ -98,7 +109,7 @@ pub async fn run(
     outcome.and(close(store).await)
 }
 
-fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>) -> JoinSet<()> {
+fn start(most: usize, config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(jobs::flush_contacts(config.store.clone(), stopping.clone()));
     let (clock, retention) = (config.clock.clone(), config.retention);
@@ -111,7 +122,7 @@ fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>)
         tasks.spawn(tls::keep(tls, config.clock.clone(), stopping.clone()));
     }
     let (router, _) = router(config);
-    let server = Server { router, trusted, tls: tls.as_ref().map(Tls::config), stop: stopping.clone() };
+    let server = Server { most, router, trusted, tls: tls.as_ref().map(Tls::config), stop: stopping.clone() };
     let Listeners { tcp, unix } = listeners;
     if let Some(tcp) = tcp {
         // Answers are small and written at once: waiting to fill a packet would only delay them.
@@ -133,6 +144,7 @@ fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>)
 /// What each connection needs.
 #[derive(Clone)]
 struct Server {
+    most: usize,
     router: Router,
     trusted: Arc<[Cidr]>,
     /// Of TCP connections; those over the Unix socket never leave the machine.
@@ -160,19 +172,21 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     server: Server,
 ) {
     let mut stop = server.stop.clone();
-    let most = max_connections(&std::fs::read_to_string("/proc/self/limits").unwrap_or_default());
-    let mut connections = JoinSet::new();
+    let (mut connections, mut places) = (JoinSet::new(), Places::new(server.most));
     loop {
-        let has_room = connections.len() < most;
         let (stream, address) = tokio::select! {
-            accepted = listener.accept(), if has_room => accepted,
-            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+            Some(ended) = connections.join_next_with_id() => {
+                places.leave(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                continue;
+            }
             () = stopped(&mut stop) => break,
         };
         match peer(&stream, address) {
-            Ok(peer) => {
-                connections.spawn(serve(server.clone(), stream, peer));
+            Ok(peer) if places.make_room(Owner::of(peer)) => {
+                places.take(Owner::of(peer), connections.spawn(serve(server.clone(), stream, peer)));
             }
+            Ok(_) => tracing::debug!("all places are taken: a connection was closed"),
             Err(error) => {
                 tracing::warn!(%error, "a connection without an owner was dropped");
             }

@@ -10,6 +10,7 @@ use gk_model::reservation::Reservation;
 use gk_model::text::{PortName, ServiceName};
 
 use crate::error::{Error, Refusal, StoreError};
+use crate::pool_cache::Pools;
 use crate::reserve::{Cell, Slot, Wanted};
 use crate::space::Space;
 use crate::tx::Tx;
@@ -40,12 +41,12 @@ impl Tx<'_> {
 
     /// Gives slots that hold nothing the numbers that they had last, where those are free.
     pub(crate) fn place_again(&mut self, wanted: &Wanted<'_>, slots: &mut [Slot<'_>]) -> Result<(), Error> {
-        let service = service_of(wanted)?;
+        let (service, pools) = (service_of(wanted)?, self.pools()?);
         for index in 0..slots.len() {
             let (Some(cell), None) = (wanted.cells.first(), slots[index].ports) else { continue };
             let name = slots[index].name.map_or("", PortName::as_str);
             let last = self.find_last_for(wanted.holder, service, name, cell.place(), cell.protocol)?;
-            let Some(last) = last.filter(|last| is_wanted_again(wanted, last)) else { continue };
+            let Some(last) = last.filter(|last| is_wanted_again(wanted, last, &pools)) else { continue };
             let overlaps =
                 slots.iter().filter_map(|slot| slot.ports).any(|other| overlap(other, last.ports()));
             if !overlaps && self.is_free_again(wanted, last.ports())? {
@@ -162,10 +163,14 @@ fn differing(wanted: &Wanted<'_>, index: usize, held: &Reservation) -> Option<&'
     }
 }
 
-/// Whether what was released last is what is asked for now.
-fn is_wanted_again(wanted: &Wanted<'_>, last: &Reservation) -> bool {
+/// Whether what was released last is what is asked for now. A number that its pool does not give any more is not.
+fn is_wanted_again(wanted: &Wanted<'_>, last: &Reservation, pools: &Pools) -> bool {
     let same_pool = wanted.request.pool.is_none() || wanted.request.pool == last.pool;
-    same_pool && last.scope == wanted.scope && last.ports().count() == wanted.count()
+    let still_given = |name| pools.find(name).is_some_and(|source| source.ports.covers(last.ports()));
+    same_pool
+        && last.pool.as_ref().is_none_or(still_given)
+        && last.scope == wanted.scope
+        && last.ports().count() == wanted.count()
 }
 
 fn overlap(one: PortRange, other: PortRange) -> bool {

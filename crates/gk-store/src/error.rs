@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 use gk_model::contact::Session;
 use gk_model::id::{InstanceRef, ReservationId, TokenId};
 use gk_model::instance::InstanceLink;
+use gk_model::labels::{Labels, Selector};
 use gk_model::listener::Listener;
+use gk_model::pool;
 use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::port_set::PortSet;
 use gk_model::reservation::{Contradiction, PortCount, Reservation, Scope};
 use gk_model::text::{IdempotencyKey, IgnoreName, InstanceName, PoolName};
 
@@ -111,11 +114,13 @@ pub enum Refusal {
     },
     /// The pool has too few ports that are not reserved, listened on, in quarantine, or busy.
     #[error(
-        "pool {pool} has {} left {}{}", lacking(*count, *runs, protocols), on(instances), rest(*resting)
+        "pool {pool} of {} has {} left {}{}", ports(*size), lacking(*count, *runs, protocols), on(instances), rest(*resting)
     )]
     PoolExhausted {
         /// The pool.
         pool: PoolName,
+        /// How many ports it has.
+        size: u32,
         /// The protocols.
         protocols: Vec<Protocol>,
         /// The instances; none for all of them.
@@ -126,7 +131,42 @@ pub enum Refusal {
         runs: usize,
         /// How many of its ports only rest after a release, and could be had by number.
         resting: usize,
+        /// Pools that have room for it, at most three.
+        others: Vec<PoolName>,
     },
+    /// The pool is for other instances than the one that was to draw from it.
+    #[error("pool {pool} is for instances with {selector}, and {}", unlike(place.as_deref()))]
+    PoolNotForInstance {
+        /// The pool.
+        pool: PoolName,
+        /// The instances that it is for.
+        selector: Selector,
+        /// The first instance that is none of them, and its labels; none for what is held for all of them.
+        place: Option<Box<(InstanceLink, Labels)>>,
+        /// Pools that would do.
+        others: Vec<PoolName>,
+    },
+    /// Pools that share numbers must exclude each other's reservations.
+    #[error(
+        "{} of pool {name} are in pool {other} too, and its scope is {other_scope}, not {scope}: pools share numbers only \
+         where their scope is the same",
+        pool::list(ports)
+    )]
+    PoolOverlaps {
+        /// The pool that was to be set.
+        name: PoolName,
+        /// The scope that it was to have.
+        scope: Scope,
+        /// The pool that has the same numbers.
+        other: PoolName,
+        /// Its scope.
+        other_scope: Scope,
+        /// The numbers.
+        ports: PortSet,
+    },
+    /// What everybody draws from who names no pool.
+    #[error("the pool default cannot be deleted: whoever names no pool draws from it")]
+    DefaultPoolStays,
     /// The reservation was released before.
     #[error("the reservation of {} was released before", ports_of(.0))]
     AlreadyReleased(Box<Reservation>),
@@ -238,6 +278,10 @@ fn in_place(held: &Reservation) -> String {
     }
 }
 
+fn ports(size: u32) -> String {
+    if size == 1 { "1 port".to_owned() } else { format!("{size} ports") }
+}
+
 fn lacking(count: PortCount, runs: usize, protocols: &[Protocol]) -> String {
     let words: Vec<&str> = protocols.iter().map(|protocol| protocol.as_str()).collect();
     let protocols = words.join(" and ");
@@ -262,6 +306,15 @@ fn rest(resting: usize) -> String {
         0 => String::new(),
         1 => "; one of its ports rests after its release, and can be had by number".to_owned(),
         count => format!("; {count} of its ports rest after their release, and can be had by number"),
+    }
+}
+
+/// `web-1 has no labels`.
+fn unlike(place: Option<&(InstanceLink, Labels)>) -> String {
+    match place {
+        Some((instance, labels)) if labels.is_empty() => format!("{} has no labels", instance.name),
+        Some((instance, labels)) => format!("{} has {labels}", instance.name),
+        None => "this is to be held for all of them".to_owned(),
     }
 }
 

@@ -129,6 +129,7 @@ fn follow_events(connection: &mut Connection, seq: u64, maps: &mut PortMaps) -> 
                 ..,
             ) => {}
             (EventKind::IgnoreSet | EventKind::IgnoreDeleted, ..) => maps.ignores = None,
+            (EventKind::PoolSet | EventKind::PoolDeleted, ..) => maps.pools = None,
             _ => {
                 if let Some(Space::Instance(instance)) = place {
                     maps.forget(instance);

@@ -23,7 +23,7 @@ use crate::error::{Error, Refusal, StoreError};
 use crate::membership::check_version;
 use crate::page::{self, Filters};
 use crate::rows::Row;
-use crate::tx::{NewEvent, Reader, Tx};
+use crate::tx::{Reader, Tx};
 use crate::value::{Json, values};
 
 /// How many ports one batch of a sweep looks at, roughly: an instance is swept in one go.
@@ -192,8 +192,7 @@ impl Tx<'_> {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.maps.ignores = None;
-        self.record(NewEvent::of(kind, actor.into(), message, now))?;
-        Ok(())
+        self.record_change(kind, actor, message, now)
     }
 
     /// Everything is to be settled anew: the first ports at once, the others by [`Store::sweep`].
@@ -212,7 +211,7 @@ impl Tx<'_> {
         let Some(mut row) = row else { return Ok(false) };
         let (mut after, recount): (String, bool) = (row.take()?, row.take()?);
         if recount {
-            self.recount(now)?;
+            self.count_anew(now)?;
         }
         let sql = "select id from instance where left_at is null and id > $1 order by id limit $2";
         let rows = self.query(sql, values![after.as_str(), INSTANCES_AT_ONCE])?;
@@ -237,7 +236,7 @@ impl Tx<'_> {
 
     /// Counts what was there before anybody did, and takes what is held for all instances as idle until it turns out not
     /// to be.
-    fn recount(&mut self, now: Timestamp) -> Result<(), StoreError> {
+    fn count_anew(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let counted = self.count_all()?;
         let columns: Vec<String> =
             COLUMNS.iter().zip(1..).map(|(column, number)| format!("{column} = ${number}")).collect();

@@ -15,6 +15,7 @@ use gk_model::token::JoinTerms;
 use crate::beats::BeatChange;
 use crate::error::{Error, Refusal, StoreError};
 use crate::instances::{link, name_key};
+use crate::pool_use::UseChange;
 use crate::tx::{By, NewEvent, Reader, Tx};
 use crate::value::{Json, values};
 
@@ -306,6 +307,7 @@ impl Tx<'_> {
             "update instance set labels = $2, version = version + 1 where id = $1",
             values![before.id, Json(labels)],
         )?;
+        self.maps.members.forget(before.id);
         self.settle_labels(before.id, now)?;
         let message = match labels.is_empty() {
             true => format!("{} has no labels any more", before.name),
@@ -395,6 +397,7 @@ impl Tx<'_> {
         self.counts().instances -= 1;
         self.maps.forget(leaving.id);
         self.beats.push(BeatChange::Ended(leaving.id));
+        self.uses.push(UseChange::Left(leaving.id));
         self.note_change(leaving.id)?;
         self.record_instance(
             EventKind::Left,

@@ -6,7 +6,7 @@ use gk_model::port_set::PortSet;
 use gk_model::protection::ReservedPorts;
 use gk_model::query::{DriftQuery, Page, ReservationQuery};
 use gk_model::reservation::{PortCount, Reservation};
-use gk_model::text::{ServiceName, Subject};
+use gk_model::text::{PoolName, ServiceName, Subject};
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
@@ -220,6 +220,21 @@ impl Reader<'_> {
         let rest = "r.released_at is null and r.awaited_since is not null and n.last_contact_at > r.awaited_since \
                     order by r.awaited_since, r.id limit $1";
         self.list_where(rest, values![most])
+    }
+
+    /// How many live reservations that were drawn from a pool have ports that it does not give, and the first of them.
+    pub(crate) fn list_outside(
+        &mut self,
+        pool: &PoolName,
+        most: usize,
+    ) -> Result<(u64, Vec<Reservation>), StoreError> {
+        let outside = "r.pool = $1 and r.released_at is null and coalesce((select p.last_port from pool_range p \
+                       where p.pool = $1 and p.first_port <= r.first_port order by p.first_port desc limit 1), 0) \
+                       < r.last_port";
+        let counted = format!("select count(*) from reservation r where {outside}");
+        let count = self.query_one(&counted, values![pool])?.map_or(Ok(0), |mut row| row.take())?;
+        let rest = format!("{outside} order by r.first_port, r.protocol, r.id limit {most}");
+        Ok((count, if count > 0 { self.list_where(&rest, values![pool])? } else { Vec::new() }))
     }
 
     /// Who claims a port that is claimed where a reservation in `space` would claim it.

@@ -7,12 +7,13 @@
 //! *cell* is an instance and a protocol, or all instances and a protocol; every slot is reserved in every cell, with the
 //! same numbers. Which numbers is found in `pick`, and what `ensure` finds again in `ensure`.
 
+use std::sync::Arc;
+
 use gk_model::access::{Actor, Authority};
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::{GroupId, ReservationId};
 use gk_model::instance::InstanceLink;
 use gk_model::labels::Labels;
-use gk_model::pool::Pool;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::reservation::{Reservation, ReserveRequest, Scope};
 use gk_model::text::{PoolName, PortName, Subject};
@@ -21,6 +22,7 @@ use gk_model::time::Timestamp;
 use crate::error::{Error, Refusal, StoreError};
 use crate::history::NewInterval;
 use crate::limits::{check_numbers, choose_pool};
+use crate::pool_cache::Source;
 use crate::space::Space;
 use crate::tx::{NewEvent, Tx};
 use crate::value::{Json, values};
@@ -30,7 +32,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) request: &'a ReserveRequest,
     pub(crate) actor: &'a Actor,
     pub(crate) holder: &'a Subject,
-    pub(crate) pool: Pool,
+    /// The pool that it draws from.
+    pub(crate) source: Arc<Source>,
     /// That of the request, or the wider one of its pool.
     pub(crate) scope: Scope,
     pub(crate) cells: Vec<Cell>,
@@ -112,7 +115,7 @@ impl Tx<'_> {
     ///
     /// # Errors
     /// [`Refusal::Contradiction`], [`Refusal::NoSuchInstance`], [`Refusal::InstanceLeft`], [`Refusal::BeyondOwnInstance`],
-    /// [`Refusal::NoSuchPool`], [`Refusal::PoolExhausted`]; by number also [`Refusal::PortReserved`],
+    /// [`Refusal::NoSuchPool`], [`Refusal::PoolNotForInstance`], [`Refusal::PoolExhausted`]; by number also [`Refusal::PortReserved`],
     /// [`Refusal::PortInUse`], [`Refusal::NothingToAdopt`] and [`Refusal::SeveralOwners`]; with `ensure` also
     /// [`Refusal::EnsureDiffers`].
     pub fn reserve_group(
@@ -136,8 +139,8 @@ impl Tx<'_> {
         request: &'a ReserveRequest,
         now: Timestamp,
     ) -> Result<Wanted<'a>, Error> {
-        let pool = choose_pool(actor, request)?;
-        let pool_scope = if request.port.is_none() { pool.scope } else { Scope::Instance };
+        let source = choose_pool(actor, request, &*self.pools()?)?;
+        let pool_scope = if request.port.is_none() { source.pool.scope } else { Scope::Instance };
         let is_fleet =
             request.group.everywhere || request.scope == Scope::Fleet || pool_scope == Scope::Fleet;
         let scope = if is_fleet { Scope::Fleet } else { Scope::Instance };
@@ -159,7 +162,7 @@ impl Tx<'_> {
             Some(ttl) => Some(ttl.deadline(self.lease_begins(now)?)),
             None => None,
         };
-        Ok(Wanted { request, actor, holder: &actor.subject, pool, scope, cells, now, expires_at })
+        Ok(Wanted { request, actor, holder: &actor.subject, source, scope, cells, now, expires_at })
     }
 
     fn check_limits(
@@ -174,7 +177,8 @@ impl Tx<'_> {
         }
         let numbers =
             request.port.and_then(|first| PortRange::from_count(first, u16::try_from(request.total()).ok()?));
-        numbers.map_or(Ok(()), |numbers| check_numbers(actor, numbers))?;
+        let pools = self.pools()?;
+        numbers.map_or(Ok(()), |numbers| check_numbers(actor, numbers, &pools))?;
         if scope == Scope::Fleet {
             self.check_reach(actor, None)?;
         }
@@ -221,6 +225,10 @@ impl Tx<'_> {
             self.check_range(wanted, ports, &missing)?;
             slot.ports = Some(ports);
         }
+        if slots.iter().all(|slot| slot.ports.is_some()) {
+            return Ok(());
+        }
+        self.check_source(wanted)?;
         if wanted.request.ensure {
             self.place_again(wanted, slots)?;
         }
@@ -365,15 +373,6 @@ fn reservation(
         released_at: None,
         released_by: None,
         version: 1,
-    }
-}
-
-/// Pools of one's own come with the reservations issue; until then there is the built-in one.
-pub(crate) fn find_pool(name: Option<&PoolName>) -> Result<Pool, Refusal> {
-    let built_in = Pool::built_in();
-    match name {
-        Some(name) if *name != built_in.name => Err(Refusal::NoSuchPool(name.clone())),
-        _ => Ok(built_in),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::counts::Counts;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::follow::{CHANGES_KEPT, Next};
+use crate::pool_use::UseChange;
 use crate::port_map::PortMaps;
 use crate::rows::{Row, Rows};
 use crate::space::Space;
@@ -78,6 +79,7 @@ pub struct Tx<'a> {
     reader: Reader<'a>,
     pub(crate) maps: &'a mut PortMaps,
     pub(crate) beats: &'a mut Vec<BeatChange>,
+    pub(crate) uses: &'a mut Vec<UseChange>,
     next: &'a mut Next,
     wrote: bool,
     /// Whether a savepoint is around this closure, so that its failures must show before it ends.
@@ -140,10 +142,11 @@ impl<'a> Tx<'a> {
         shared: &'a Shared,
         maps: &'a mut PortMaps,
         beats: &'a mut Vec<BeatChange>,
+        uses: &'a mut Vec<UseChange>,
         next: &'a mut Next,
     ) -> Tx<'a> {
         let reader = Reader { asked: Some(&shared.statements.asked), ..Reader::new(connection, shared) };
-        Tx { reader, maps, beats, next, wrote: false, alone: false }
+        Tx { reader, maps, beats, uses, next, wrote: false, alone: false }
     }
 
     /// Says something whose result nobody waits for.
@@ -185,6 +188,17 @@ impl<'a> Tx<'a> {
     /// How many there are more, or fewer.
     pub(crate) fn counts(&mut self) -> &mut Counts {
         &mut self.next.counts
+    }
+
+    /// Writes down what somebody changed that is of no instance.
+    pub(crate) fn record_change(
+        &mut self,
+        kind: EventKind,
+        actor: &Actor,
+        message: String,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.record(NewEvent::of(kind, actor.into(), message, now)).map(drop)
     }
 
     /// Tells the other servers that what they may have cached about an instance has changed, though history has nothing

@@ -7,8 +7,10 @@ use gk_model::contact::Session;
 use gk_model::drift::DriftKind;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::{FLEET, GroupId, InstanceId, LogId, ReservationId, TokenId};
+use gk_model::labels::Selector;
 use gk_model::lease::LeaseTime;
 use gk_model::listener::{Digest, Netns};
+use gk_model::pool::{Pick, Quarantine};
 use gk_model::port::{Port, Protocol};
 use gk_model::reservation::Scope;
 use gk_model::secret::SecretHash;
@@ -124,17 +126,26 @@ impl Column for u64 {
     }
 }
 
-impl From<ForgetAfter> for Value {
-    fn from(time: ForgetAfter) -> Value {
-        Value::from(time.duration().as_secs())
-    }
+/// Spans of whole seconds within bounds.
+macro_rules! spans {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            impl From<$type> for Value {
+                fn from(time: $type) -> Value {
+                    Value::from(time.duration().as_secs())
+                }
+            }
+
+            impl Column for $type {
+                fn from_cell(cell: Cell<'_>) -> Result<$type, StoreError> {
+                    i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<$type>(cell))
+                }
+            }
+        )+
+    };
 }
 
-impl Column for ForgetAfter {
-    fn from_cell(cell: Cell<'_>) -> Result<ForgetAfter, StoreError> {
-        i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<ForgetAfter>(cell))
-    }
-}
+spans!(ForgetAfter, Quarantine);
 
 impl From<LeaseTime> for Value {
     fn from(time: LeaseTime) -> Value {
@@ -246,10 +257,14 @@ macro_rules! names {
     ($($type:ty),+ $(,)?) => { by_text!($(|name: &$type| Value::from(name.as_str())),+); };
 }
 
-words!(DriftKind, EventKind, IntervalKind, Protocol, Role, Scope, TokenKind);
+words!(DriftKind, EventKind, IntervalKind, Pick, Protocol, Role, Scope, TokenKind);
 ids!(GroupId, InstanceId, LogId, ReservationId, TokenId);
 names!(IgnoreName, InstanceName, Note, PoolName, PortName, ServiceName, Subject);
-by_text!(|digest: Digest| digest.to_string().into(), |hash: SecretHash| hash.to_string().into());
+by_text!(
+    |digest: Digest| digest.to_string().into(),
+    |hash: SecretHash| hash.to_string().into(),
+    |selector: &Selector| selector.to_string().into(),
+);
 
 /// Types that are parsed from the text of a column, where it lies.
 macro_rules! parsed {
@@ -276,6 +291,7 @@ parsed!(
     LogId,
     Netns,
     Note,
+    Pick,
     PoolName,
     PortName,
     Protocol,
@@ -283,6 +299,7 @@ parsed!(
     Role,
     Scope,
     SecretHash,
+    Selector,
     ServiceName,
     Space,
     Subject,

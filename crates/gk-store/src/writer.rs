@@ -25,6 +25,7 @@ use crate::driver::{Access, Connection, Location};
 use crate::error::{Error, StoreError};
 use crate::follow::{Seen, follow};
 use crate::metrics::Metrics;
+use crate::pool_use::UseChange;
 use crate::port_map::PortMaps;
 use crate::tx::Tx;
 use crate::value::values;
@@ -74,6 +75,7 @@ impl Writer {
             shared,
             maps: PortMaps::default(),
             beats: Vec::new(),
+            uses: Vec::new(),
             seen: None,
             away_since: None,
             max_batch,
@@ -212,6 +214,8 @@ struct Worker {
     maps: PortMaps,
     /// What the batch under way changes about heartbeats.
     beats: Vec<BeatChange>,
+    /// What it changes about how full pools are.
+    uses: Vec<UseChange>,
     /// How far the maps have followed; `None` when nothing is known to be true.
     seen: Option<Seen>,
     /// Since when the database has been away.
@@ -306,6 +310,7 @@ impl Worker {
     fn undo(&mut self) {
         self.maps.clear();
         self.beats.clear();
+        self.uses.clear();
         self.shared.door.doubt();
         self.seen = None;
         if self.connection.as_mut().is_some_and(|connection| connection.rollback().is_err()) {
@@ -339,8 +344,9 @@ impl Worker {
             if savepoints {
                 connection.savepoint()?;
             }
-            let before = (next, self.beats.len());
-            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut self.beats, &mut next);
+            let before = (next, self.beats.len(), self.uses.len());
+            let (maps, uses) = (&mut self.maps, &mut self.uses);
+            let mut tx = Tx::new(connection, &self.shared, maps, &mut self.beats, uses, &mut next);
             tx.alone = savepoints;
             if job.run(&mut tx) == Ran::Undo {
                 if !savepoints {
@@ -348,12 +354,15 @@ impl Worker {
                 }
                 next = before.0;
                 self.beats.truncate(before.1);
+                self.uses.truncate(before.2);
                 self.maps.clear();
                 connection.undo_to_savepoint()?;
             } else if savepoints {
                 connection.release_savepoint()?;
             }
         }
+        let (maps, uses) = (&mut self.maps, &mut self.uses);
+        Tx::new(connection, &self.shared, maps, &mut self.beats, uses, &mut next).count_uses()?;
         let seen = next.last();
         if seen != found || next.counts != Counts::default() {
             let values = [&values![seen.seq, seen.changes][..], &next.counts.values()].concat();

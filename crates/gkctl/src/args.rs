@@ -2,6 +2,7 @@
 //! does and shows one command that works.
 
 mod instance;
+mod pool;
 mod token;
 
 use std::num::NonZeroU32;
@@ -20,6 +21,7 @@ use gk_model::time::{Timestamp, TimestampError};
 pub(crate) use self::instance::{
     InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
 };
+pub(crate) use self::pool::{OnePool, OrNone, PoolVerb, SetPool};
 pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
 
 const LOGIN_EXAMPLE: &str = "\
@@ -138,6 +140,9 @@ pub(crate) enum Verb {
     /// Ports: who may use them, and who does.
     #[command(subcommand)]
     Port(PortVerb),
+    /// Sets of ports that reservations are drawn from.
+    #[command(subcommand)]
+    Pool(PoolVerb),
     /// Secrets that let people, programs and machines in.
     #[command(subcommand)]
     Token(TokenVerb),
@@ -391,6 +396,11 @@ mod tests {
             "gkctl instance label env=prod",
             "gkctl instance label web-1",
             "gkctl instance label",
+            "gkctl pool set web --ports 8000-8999,9100 --exclude 8080 --scope fleet --pick random --quarantine 15m",
+            "gkctl pool set web --for env=prod --ephemeral --note n",
+            "gkctl pool list -o name",
+            "gkctl pool show web",
+            "gkctl pool delete web",
             "gkctl token create --subject ci --role user --limit-instances env=dev --limit-pool a --limit-pool b",
             "gkctl token create --subject ci --role viewer --ttl 90d --note builds",
             "gkctl token create --join --reusable --label env=dev --forget-after 7d --ttl 1h",
@@ -465,6 +475,16 @@ mod tests {
             "gkctl port list --limit 0",
             "gkctl port list -o yaml",
             "gkctl port history --since yesterday",
+            "gkctl pool set",
+            "gkctl pool set web --ports",
+            "gkctl pool set web --ports 9-2",
+            "gkctl pool set web --quarantine 15",
+            "gkctl pool set web --quarantine 31d",
+            "gkctl pool set web --pick highest",
+            "gkctl pool set web --for =x",
+            "gkctl pool set web --scope host",
+            "gkctl pool show",
+            "gkctl pool delete a b",
             "gkctl token create",
             "gkctl token create --subject ci",
             "gkctl token create --role user",

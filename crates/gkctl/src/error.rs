@@ -113,6 +113,8 @@ fn exit_of_code(code: Code) -> Exit {
         | Code::SeveralOwners
         | Code::NothingToAdopt
         | Code::PoolExhausted
+        | Code::PoolNotForInstance
+        | Code::PoolOverlaps
         | Code::EnsureDiffers
         | Code::NameTaken
         | Code::CredentialTaken

@@ -18,6 +18,7 @@ mod left;
 mod login;
 mod machine;
 mod output;
+mod pool;
 mod port;
 mod release;
 mod reserve;

@@ -2,9 +2,11 @@
 
 use anyhow::Result;
 
-use crate::args::{InstanceVerb, PortVerb, TokenVerb, Verb};
+use crate::args::{InstanceVerb, PoolVerb, PortVerb, TokenVerb, Verb};
 use crate::context::Context;
-use crate::{doctor, event, history, instance, join, label, login, port, release, reserve, status, token};
+use crate::{
+    doctor, event, history, instance, join, label, login, pool, port, release, reserve, status, token,
+};
 
 /// Does what was typed.
 pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
@@ -16,6 +18,7 @@ pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Whoami => login::whoami(context),
         Verb::Instance(verb) => of_instance(context, verb),
         Verb::Port(verb) => of_port(context, verb),
+        Verb::Pool(verb) => of_pool(context, verb),
         Verb::Token(TokenVerb::Create(wanted)) => token::create(context, wanted),
         Verb::Token(TokenVerb::List(wanted)) => token::list(context, wanted),
         Verb::Token(TokenVerb::Revoke(wanted)) => token::revoke(context, wanted),
@@ -31,6 +34,15 @@ fn of_instance(context: &Context, verb: &InstanceVerb) -> Result<()> {
         InstanceVerb::Leave(wanted) => instance::leave(context, wanted),
         InstanceVerb::Label(wanted) => label::label(context, wanted),
         InstanceVerb::Rename(wanted) => instance::rename(context, wanted),
+    }
+}
+
+fn of_pool(context: &Context, verb: &PoolVerb) -> Result<()> {
+    match verb {
+        PoolVerb::Set(wanted) => pool::set(context, wanted),
+        PoolVerb::List => pool::list(context),
+        PoolVerb::Show(wanted) => pool::show(context, wanted),
+        PoolVerb::Delete(wanted) => pool::delete(context, wanted),
     }
 }
 

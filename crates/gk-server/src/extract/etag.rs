@@ -7,6 +7,7 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use gk_model::ignore::Ignore;
 use gk_model::instance::Instance;
+use gk_model::pool::{PoolChange, PoolStatus};
 use gk_model::reservation::Reservation;
 use serde::Serialize;
 use utoipa::IntoParams;
@@ -81,6 +82,18 @@ impl From<Instance> for Tagged<Instance> {
 impl From<Reservation> for Tagged<Reservation> {
     fn from(row: Reservation) -> Tagged<Reservation> {
         Tagged { version: row.version, row }
+    }
+}
+
+impl From<PoolStatus> for Tagged<PoolStatus> {
+    fn from(row: PoolStatus) -> Tagged<PoolStatus> {
+        Tagged { version: row.pool.version, row }
+    }
+}
+
+impl From<PoolChange> for Tagged<PoolChange> {
+    fn from(row: PoolChange) -> Tagged<PoolChange> {
+        Tagged { version: row.pool.version, row }
     }
 }
 

@@ -16,7 +16,7 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 31] = [
+const MATRIX: [(&str, &str); 35] = [
     ("GET /", "-"),
     ("GET /docs", "-"),
     ("GET /healthz", "-"),
@@ -38,6 +38,10 @@ const MATRIX: [(&str, &str); 31] = [
     ("POST /v1/instances/{instance}/contact", "nnnnynn"),
     ("GET /v1/instances/{instance}/ports", "yyyyyyn"),
     ("GET /v1/instances/{instance}/reserved", "yyyyyyn"),
+    ("GET /v1/pools", "yyyyyyn"),
+    ("GET /v1/pools/{name}", "yyyyyyn"),
+    ("PUT /v1/pools/{name}", "nnnynnn"),
+    ("DELETE /v1/pools/{name}", "nnnynnn"),
     ("GET /v1/ports", "yyyyyyn"),
     ("GET /v1/reservations", "yyyyyyn"),
     ("POST /v1/reservations", "nyyyynn"),
@@ -82,12 +86,12 @@ impl World {
     }
 
     fn path(&self, route: &str) -> String {
-        let name = "sshd".to_owned();
+        let pool = "default".to_owned();
         let ids = [
             ("{instance}", &self.instance),
             ("{id}", &self.reservation),
             ("{token}", &self.token),
-            ("{name}", &name),
+            ("{name}", &pool),
         ];
         ids.iter().fold(route.to_owned(), |path, (name, id)| path.replace(name, id))
     }
@@ -105,6 +109,7 @@ impl World {
                 "agent_version": "1", "kind": "heartbeat",
             }),
             "PUT /v1/ignores/{name}" => json!({"process": "sshd"}),
+            "PUT /v1/pools/{name}" => json!({"ranges": ["8000-8999"]}),
             "PATCH /v1/instances/{instance}" => json!({"name": "web-9"}),
             _ => json!({}),
         }

@@ -102,7 +102,7 @@ fn a_migrated_database_is_to_be_settled_and_a_new_one_is_not() {
         let mut old =
             Connection::open(&Location::of(&StoreConfig::embedded(directory.path())), Access::Write).unwrap();
         old.begin(Access::Write).unwrap();
-        migrate::create(&mut old, 9, at(0)).unwrap();
+        migrate::create(&mut old, 10, at(0)).unwrap();
         old.script(insert).unwrap();
         old.commit().unwrap();
         migrate::migrate(&mut old, at(0)).unwrap();

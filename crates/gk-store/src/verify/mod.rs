@@ -100,6 +100,8 @@ const CHECKS: &[Check] = &[
     Check { invariant: "counters count what there is", how: How::Code(settled::check_counts) },
     Check { invariant: "no two joined instances share a name", how: sql::NAMES },
     Check { invariant: "every row belongs to a known instance", how: sql::REFERENCES },
+    Check { invariant: "pools are what they may be", how: How::Code(code::check_pools) },
+    Check { invariant: "the use of pools is counted", how: sql::POOL_USE },
 ];
 
 impl Reader<'_> {

@@ -3,12 +3,14 @@
 mod agent;
 mod backup;
 mod cli;
+mod config;
 mod contract;
 pub(crate) mod crash;
 mod disk;
 mod doctor;
 pub(crate) mod harness;
 mod host;
+mod pools;
 mod postgres;
 mod protect;
 mod retries;

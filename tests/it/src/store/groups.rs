@@ -66,7 +66,10 @@ async fn a_pool_holds_as_many_runs_as_fit() {
     };
     let before = world.events().await.len();
     let refusal = refused(world.reserve_group(&ada, &asked(names(&["a", "b", "c", "d"])), at(1)).await);
-    assert_eq!(refusal.to_string(), "pool default has no 4 times 2 contiguous free tcp ports left on web-1");
+    assert_eq!(
+        refusal.to_string(),
+        "pool default of 2000 ports has no 4 times 2 contiguous free tcp ports left on web-1"
+    );
     assert_eq!((world.events().await.len(), world.live().await.len()), (before, 0), "none of the four");
     let made = world.reserve_group(&ada, &asked(names(&["a", "b", "c"])), at(1)).await.unwrap();
     assert_eq!(

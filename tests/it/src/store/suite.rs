@@ -14,6 +14,7 @@ mod idempotency;
 mod instances;
 mod leases;
 mod model;
+mod pools;
 mod prune;
 mod ranges;
 mod renewals;

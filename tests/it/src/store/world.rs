@@ -10,13 +10,16 @@ use gk_model::history::{Event, Interval};
 use gk_model::id::InstanceId;
 use gk_model::instance::JoinRequest;
 use gk_model::listener::{Digest, Listener, ListenerKey, Netns, Owner};
+use gk_model::pool::{Pool, PoolSpec};
 use gk_model::port::{Port, Protocol};
+use gk_model::port_set::PortSet;
 use gk_model::query::{EventQuery, HistoryQuery, Limit, ReservationQuery};
 use gk_model::reservation::{PortCount, Reservation, ReserveRequest};
 use gk_model::secret::{Secret, SecretHash, SecretKind};
 use gk_model::time::Timestamp;
-use gk_store::{DatabaseUrl, Error, Refusal, Store, StoreConfig};
+use gk_store::{DatabaseUrl, Error, Refusal, Store, StoreConfig, Tx};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 pub(crate) struct World {
@@ -164,6 +167,24 @@ fn config(directory: &TempDir, database: Option<DatabaseUrl>) -> StoreConfig {
     StoreConfig { database, database_clock: false, ..StoreConfig::embedded(directory.path()) }
 }
 
+/// A writer that is kept busy.
+pub(crate) struct Busy {
+    store: Store,
+    free: std::sync::mpsc::Sender<()>,
+    wait: JoinHandle<Result<(), Error>>,
+}
+
+impl Busy {
+    /// Lets it go on once so many changes are queued.
+    pub(crate) async fn free_when(self, queued: u64) {
+        while self.store.metrics().queue_length < queued {
+            tokio::task::yield_now().await;
+        }
+        self.free.send(()).unwrap();
+        self.wait.await.unwrap().unwrap();
+    }
+}
+
 impl World {
     /// On SQLite, or in a PostgreSQL database of its own.
     pub(crate) async fn new(database: Option<DatabaseUrl>) -> World {
@@ -281,6 +302,33 @@ impl World {
         self.store.write(move |tx| tx.leave(&admin, &id.into(), release, None, now)).await
     }
 
+    pub(crate) async fn set_pool(
+        &self,
+        name: &str,
+        spec: PoolSpec,
+        version: Option<u64>,
+    ) -> Result<(Pool, bool), Error> {
+        let (root, name) = (actor("root", Role::Admin), name.parse().unwrap());
+        self.store.write(move |tx| tx.set_pool(&root, &name, &spec, version, at(0))).await
+    }
+
+    /// Keeps the writer busy, so that what is queued meanwhile becomes one batch.
+    pub(crate) async fn occupy(&self) -> Busy {
+        let (busy, is_busy) = tokio::sync::oneshot::channel();
+        let (free, is_free) = std::sync::mpsc::channel::<()>();
+        let (store, mut busy) = (self.store.clone(), Some(busy));
+        let wait = tokio::spawn(async move {
+            let wait = move |_: &mut Tx<'_>| {
+                busy.take().into_iter().for_each(|busy| busy.send(()).unwrap());
+                is_free.recv().unwrap();
+                Ok(())
+            };
+            store.write(wait).await
+        });
+        is_busy.await.unwrap();
+        Busy { store: self.store.clone(), free, wait }
+    }
+
     /// Every interval, oldest first.
     pub(crate) async fn history(&self) -> Vec<Interval> {
         let query = HistoryQuery { limit: Some(Limit::MAX), ..Default::default() };
@@ -328,6 +376,13 @@ impl World {
 /// `8000-8004/tcp`.
 pub(crate) fn told(made: &Reservation) -> String {
     format!("{}/{}", made.ports(), made.protocol)
+}
+
+/// A pool of `8000-8009,9100`, and everything else as it is unless told.
+pub(crate) fn pool_spec(ranges: &str) -> PoolSpec {
+    let mut ports = PortSet::default();
+    ranges.split(',').for_each(|range| ports.insert_range(range.parse().unwrap()));
+    PoolSpec::of(ports)
 }
 
 /// This many contiguous ports.

@@ -58,6 +58,8 @@ pub(crate) enum Op {
         part: Option<(u16, u16)>,
         force: bool,
     },
+    /// A pool that nobody draws from gets these numbers, or is deleted: it shares them with the default, and is counted.
+    SetPool(Option<(u16, u16)>),
     Renew {
         which: usize,
         by: usize,
@@ -277,6 +279,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (which(), person(), 1u32..2000, prop::bool::weighted(0.3))
             .prop_map(|(which, by, seconds, force)| Op::Renew { which, by, seconds, force }),
         8 => (machine(), say()).prop_map(|(machine, say)| Op::Contact { machine, say }),
+        1 => option::weighted(0.8, (7998u16..8008, 0u16..8))
+            .prop_map(|range| Op::SetPool(range.map(|(first, more)| (first, first + more)))),
         3 => prop_oneof![3 => 1u64..100, 1 => 100u64..2000].prop_map(Op::Wait),
         1 => step.prop_map(Op::Set),
         5 => Just(Op::Tick),

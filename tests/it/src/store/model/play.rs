@@ -18,7 +18,7 @@ use gk_store::{Error, Refusal};
 use super::history::{Ask, MACHINES, NAMES, Op, PEOPLE, Step, Where};
 use super::reference::{Lease, Machine, Model};
 use super::show;
-use crate::store::world::{World, actor, at, count, credential, join_request, port};
+use crate::store::world::{World, actor, at, count, credential, join_request, pool_spec, port};
 
 /// What the wall clock says when a history begins, so that it can be set back.
 const BEGIN: u64 = 1_000_000;
@@ -54,6 +54,8 @@ pub(crate) struct Play {
     pub(super) last_look: u64,
     pub(super) last_seq: u64,
     pub(super) joined: u8,
+    /// The numbers of the pool beside the default, if it is there.
+    pool: Option<(u16, u16)>,
 }
 
 /// Which events a step must leave behind, in any order.
@@ -70,6 +72,7 @@ pub(super) fn name_of(refusal: &Refusal) -> &'static str {
         Refusal::NotTheHolder(_) => "not the holder",
         Refusal::NotInReservation { .. } => "not in it",
         Refusal::NoLease(_) => "no lease",
+        Refusal::NoSuchPool(_) => "no pool",
         Refusal::IdentitySuperseded { .. } => "superseded",
         Refusal::OpensWithoutReport(_) => "opens without report",
         _ => "other",
@@ -123,6 +126,7 @@ impl Play {
             last_look: 0,
             last_seq: 0,
             joined: 0,
+            pool: None,
         }
     }
 
@@ -193,6 +197,7 @@ impl Play {
             Op::Renew { which, by, seconds, force } => {
                 self.renew(server, *which, *by, *seconds, *force).await
             }
+            Op::SetPool(range) => self.set_pool(server, *range).await,
             Op::Contact { machine, say } => self.contact(server, *machine, say).await,
             Op::Wait(seconds) => {
                 self.pass(*seconds);
@@ -382,6 +387,20 @@ impl Play {
         }
         let remaining = self.model.release(id, part, self.wall);
         Ok([vec![EventKind::Released], vec![EventKind::Split; remaining]].concat())
+    }
+
+    async fn set_pool(&mut self, server: usize, range: Option<(u16, u16)>) -> Result<Events, String> {
+        let before = std::mem::replace(&mut self.pool, range);
+        let Some((first, last)) = range else {
+            let (root, name) = (actor("root", Role::Admin), "beside".parse().unwrap());
+            let delete = move |tx: &mut gk_store::Tx<'_>| tx.delete_pool(&root, &name, None, at(0));
+            let answer = self.world(server).store.write(delete).await;
+            let deleted = expect(answer, if before.is_some() { "" } else { "no pool" })?;
+            return Ok(deleted.map(|_| EventKind::PoolDeleted).into_iter().collect());
+        };
+        let answer = self.world(server).set_pool("beside", pool_spec(&format!("{first}-{last}")), None).await;
+        expect(answer, "")?;
+        Ok(if before == range { vec![] } else { vec![EventKind::PoolSet] })
     }
 
     async fn renew(
