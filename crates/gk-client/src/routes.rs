@@ -1,9 +1,11 @@
 //! One method per route of the API.
 
 use gk_model::contact::{Contact, ContactAnswer};
+use gk_model::drift::Drift;
 use gk_model::health::Health;
 use gk_model::history::{Event, Interval};
 use gk_model::id::{InstanceId, InstanceRef, ReservationId, TokenId};
+use gk_model::ignore::{Ignore, IgnoreSpec};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::paths;
 use gk_model::pool::{PoolChange, PoolSpec, PoolStatus};
@@ -11,10 +13,12 @@ use gk_model::port::PortRange;
 use gk_model::port_state::PortState;
 use gk_model::protection::ReservedPorts;
 use gk_model::query::{
-    EventQuery, HistoryQuery, InstanceQuery, Page, PoolQuery, PortQuery, ReservationQuery, TokenQuery,
+    DriftQuery, EventQuery, HistoryQuery, IgnoreQuery, InstanceQuery, Page, PoolQuery, PortQuery,
+    ReservationQuery, TokenQuery,
 };
 use gk_model::reservation::{RenewRequest, Reservation, ReservationPatch, ReserveRequest, Reserved};
-use gk_model::text::PoolName;
+use gk_model::status::Status;
+use gk_model::text::{IgnoreName, PoolName};
 use gk_model::time::Timestamp;
 use gk_model::token::{CreatedToken, Token, TokenRequest, Whoami};
 use serde::Serialize;
@@ -118,6 +122,36 @@ impl Client {
     /// A page of the port states of the fleet.
     pub fn list_ports(&self, query: &PortQuery) -> Result<Page<PortState>, ClientError> {
         self.fetch(&Call::get(paths::PORTS, query))
+    }
+
+    /// A page of what differs from the plan.
+    pub fn list_drift(&self, query: &DriftQuery) -> Result<Page<Drift>, ClientError> {
+        self.fetch(&Call::get(paths::DRIFT, query))
+    }
+
+    /// The fleet in a few numbers.
+    pub fn get_status(&self) -> Result<Status, ClientError> {
+        self.fetch(&Call::get(paths::STATUS, &NoQuery {}))
+    }
+
+    /// A page of ignore rules, by name.
+    pub fn list_ignores(&self, query: &IgnoreQuery) -> Result<Page<Ignore>, ClientError> {
+        self.fetch(&Call::get(paths::IGNORES, query))
+    }
+
+    /// One ignore rule.
+    pub fn get_ignore(&self, name: &IgnoreName) -> Result<Ignore, ClientError> {
+        self.fetch(&Call::get(&paths::ignore(name), &NoQuery {}))
+    }
+
+    /// Makes an ignore rule, or changes it.
+    pub fn set_ignore(&self, name: &IgnoreName, rule: &IgnoreSpec) -> Result<Ignore, ClientError> {
+        self.fetch(&Call::put(&paths::ignore(name), rule))
+    }
+
+    /// Takes an ignore rule away. Answers it as it was.
+    pub fn delete_ignore(&self, name: &IgnoreName) -> Result<Ignore, ClientError> {
+        self.fetch(&Call::delete(&paths::ignore(name), &NoQuery {}))
     }
 
     /// The numbers that are reserved on one instance.

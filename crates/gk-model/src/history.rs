@@ -44,6 +44,16 @@ words! {
         Closed = "closed",
         /// A listener stayed, and its owners, unit or container changed.
         OwnerChanged = "owner_changed",
+        /// A lease is about to end, unless it is renewed.
+        Expiring = "expiring",
+        /// A reserved port is listened on by somebody else than expected, or on another instance than it is held for.
+        ConflictBegan = "conflict_began",
+        /// That is over.
+        ConflictEnded = "conflict_ended",
+        /// An ignore rule was made or changed.
+        IgnoreSet = "ignore_set",
+        /// An ignore rule was taken away.
+        IgnoreDeleted = "ignore_deleted",
         /// A token was made.
         TokenCreated = "token_created",
         /// A token was revoked.

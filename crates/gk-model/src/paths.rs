@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::id::{InstanceRef, ReservationId, TokenId};
-use crate::text::PoolName;
+use crate::text::{IgnoreName, PoolName};
 
 /// The address a server listens on, and a client tries, unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5000";
@@ -22,6 +22,12 @@ pub const HISTORY: &str = "/v1/history";
 pub const EVENTS: &str = "/v1/events";
 /// Tokens: list and make.
 pub const TOKENS: &str = "/v1/tokens";
+/// Where reality differs from the plan.
+pub const DRIFT: &str = "/v1/drift";
+/// The fleet in a few numbers.
+pub const STATUS: &str = "/v1/status";
+/// Ignore rules.
+pub const IGNORES: &str = "/v1/ignores";
 /// Pools.
 pub const POOLS: &str = "/v1/pools";
 /// Who one is.
@@ -69,6 +75,11 @@ pub fn pool(name: &PoolName) -> String {
 /// One token.
 pub fn token(id: TokenId) -> String {
     format!("{TOKENS}/{id}")
+}
+
+/// One ignore rule.
+pub fn ignore(name: &IgnoreName) -> String {
+    format!("{IGNORES}/{name}")
 }
 
 /// The server's Unix socket inside its data directory.

@@ -25,6 +25,8 @@ words! {
         NoSuchReservation = "no_such_reservation",
         /// No such pool.
         NoSuchPool = "no_such_pool",
+        /// No such ignore rule.
+        NoSuchIgnore = "no_such_ignore",
         /// No such token, or none that the caller may see.
         NoSuchToken = "no_such_token",
         /// The token has ended before.

@@ -7,10 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::drift::{DriftKind, IdleFor};
 use crate::history::{EventKind, IntervalKind};
 use crate::id::{GroupId, InstanceRef};
 use crate::instance::Presence;
 use crate::labels::Selector;
+use crate::listener::Netns;
 use crate::port::{PortRange, Protocol};
 use crate::port_state::State;
 use crate::text::{PoolName, PortName, ServiceName, Subject};
@@ -149,6 +151,8 @@ query! {
         presence: Presence,
         /// Only those whose name contains this text.
         q: String,
+        /// Only those with these labels.
+        label: Selector,
     }
 }
 
@@ -173,12 +177,46 @@ query! {
         container: String,
         /// Only ports with this text in service, note, process, unit or container.
         q: String,
+        /// Only on instances with these labels.
+        label: Selector,
+        /// Only ports listened on in this network namespace.
+        netns: Netns,
     }
 }
 
 impl PortQuery {
     /// The widest range whose free ports are answered too.
     pub const WIDEST_WITH_FREE: u16 = 256;
+}
+
+query! {
+    /// Filters for drift: ports by instance, protocol and port, then idle reservations, the longest idle first.
+    DriftQuery {
+        /// Only on this instance.
+        instance: InstanceRef,
+        /// Only on instances with these labels.
+        label: Selector,
+        /// Only ports in this range, or reservations that touch it.
+        port: PortRange,
+        /// Only this protocol.
+        protocol: Protocol,
+        /// Only this kind.
+        kind: DriftKind,
+        /// Only what is reserved for this service.
+        service: ServiceName,
+        /// Only what is reserved by this subject.
+        holder: Subject,
+        /// Reservations too that have been idle for so many seconds. Left out, idle ones are told for `kind=idle` only.
+        idle_for_seconds: IdleFor,
+        /// What a rule ignores, too.
+        ignored: bool,
+    }
+}
+
+query! {
+    /// Filters for ignore rules, by name.
+    IgnoreQuery {
+    }
 }
 
 query! {

@@ -121,6 +121,12 @@ pub struct Reservation {
     /// When its lease ends unless it is renewed; none when it is held until it is released. It is live until its end is
     /// written down, which is never before this.
     pub expires_at: Option<Timestamp>,
+    /// How long the lease is, from the last time that it was made or renewed.
+    #[serde(default)]
+    pub ttl_seconds: Option<LeaseTime>,
+    /// Whether the server renews the lease by as long while somebody who fits listens there.
+    #[serde(default)]
+    pub renew_while_listening: bool,
     /// What the reservations made by one request have in common, where it made several.
     pub group: Option<GroupId>,
     /// The reservation that this was a part of, until another part of it was released.

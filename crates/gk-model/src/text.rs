@@ -181,6 +181,10 @@ name! {
     Expected, "nginx", "an expectation", 1024, "anything but control characters", |character| !is_deceptive(character), |_| Ok(())
 }
 name! {
+    /// The name of an ignore rule.
+    IgnoreName, "sshd", "the name of an ignore rule", 63, "letters, digits, `.`, `-` and `_`", is_host_character, |_| Ok(())
+}
+name! {
     /// What a client calls a request, so that it can send it again and have it take effect once.
     IdempotencyKey, "0190163d-8694-739b-aea5-966c26f8ad91", "an idempotency key", 200, "visible ASCII characters", |character| character.is_ascii_graphic(), |_| Ok(())
 }

@@ -302,6 +302,7 @@ pub(crate) fn status(code: Code) -> StatusCode {
         | Code::NoSuchInstance
         | Code::NoSuchReservation
         | Code::NoSuchPool
+        | Code::NoSuchIgnore
         | Code::NoSuchToken => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::PortReserved

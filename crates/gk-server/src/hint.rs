@@ -20,6 +20,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
             Code::NoSuchInstance
         }
         Refusal::NoSuchReservation(_) => Code::NoSuchReservation,
+        Refusal::NoSuchIgnore(_) => Code::NoSuchIgnore,
         Refusal::NoSuchPool(_) => Code::NoSuchPool,
         Refusal::NoSuchToken(_) => Code::NoSuchToken,
         Refusal::TokenEnded(_) => Code::TokenEnded,
@@ -131,6 +132,7 @@ fn advice(refusal: &Refusal) -> Option<&'static str> {
         Refusal::NobodyChosen(_) => "to see how they are labelled: gkctl instance list",
         Refusal::InstanceLeft(_) => "to bring it back, run on that machine: gkctl instance join",
         Refusal::NoSuchReservation(_) => "to see which there are: gkctl reservation list --all-instances",
+        Refusal::NoSuchIgnore(_) => "to see which there are: gkctl ignore list",
         Refusal::NoSuchToken(_) | Refusal::TokenEnded(_) => "to see which there are: gkctl token list",
         Refusal::SecretTaken => "leave out the hash to have the server make a secret",
         Refusal::BeyondLimits(_) => "to see what this token may do: gkctl whoami",
@@ -179,6 +181,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::IdempotencyKeyReused(_) => Some("Idempotency-Key"),
         Refusal::BadCursor => Some("cursor"),
         Refusal::NoSuchReservation(_)
+        | Refusal::NoSuchIgnore(_)
         | Refusal::NoSuchToken(_)
         | Refusal::TokenEnded(_)
         | Refusal::BeyondLimits(_)
@@ -316,6 +319,8 @@ mod tests {
             expect: None,
             pool: None,
             expires_at: None,
+            ttl_seconds: None,
+            renew_while_listening: false,
             group: None,
             split_from: None,
             idle_since: None,

@@ -18,6 +18,7 @@ mod crowd;
 mod docs;
 mod document;
 mod drain;
+mod drift;
 mod error;
 mod events;
 mod extract;

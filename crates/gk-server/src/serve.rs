@@ -114,6 +114,7 @@ fn start(most: usize, config: Config, listeners: Listeners, stopping: &watch::Re
     tasks.spawn(jobs::flush_contacts(config.store.clone(), stopping.clone()));
     let (clock, retention) = (config.clock.clone(), config.retention);
     tasks.spawn(jobs::expire_leases(config.store.clone(), clock.clone(), stopping.clone()));
+    tasks.spawn(jobs::sweep(config.store.clone(), clock.clone(), stopping.clone()));
     tasks.spawn(jobs::prune(config.store.clone(), clock, retention, stopping.clone()));
     tasks.spawn(jobs::forget_silent(config.store.clone(), config.clock.clone(), stopping.clone()));
     let (tls, trusted) = (config.tls.clone(), Arc::from(config.trusted_proxies.as_slice()));

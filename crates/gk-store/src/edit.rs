@@ -88,6 +88,9 @@ impl Tx<'_> {
                 edited.expect.as_ref().map(Json),
             ],
         )?;
+        if held.expect != edited.expect {
+            self.settle_reservation(&edited, edited.ports(), now)?;
+        }
         Ok(edited)
     }
 }

@@ -5,6 +5,7 @@
 //! that is free: it may rest, if it rests from this very subject.
 
 use gk_model::history::EventKind;
+use gk_model::lease::LeaseTime;
 use gk_model::port::PortRange;
 use gk_model::reservation::Reservation;
 use gk_model::text::{PortName, ServiceName};
@@ -104,9 +105,7 @@ impl Tx<'_> {
         let edited = wanted.request.edit_of(kept).apply(kept);
         let kept = self.set_words(wanted.actor, kept, edited, wanted.now)?;
         match wanted.later_end(&kept) {
-            Some(deadline) => {
-                self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, deadline, wanted.now)
-            }
+            Some(end) => self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, end, wanted.now),
             None => Ok(kept),
         }
     }
@@ -115,13 +114,17 @@ impl Tx<'_> {
 impl Wanted<'_> {
     /// What [`Tx::keep`] would make of it, but for its version.
     pub(crate) fn kept(&self, kept: &Reservation) -> Reservation {
-        let expires_at = self.later_end(kept).or(kept.expires_at);
-        Reservation { expires_at, ..self.request.edit_of(kept).apply(kept) }
+        let edited = self.request.edit_of(kept).apply(kept);
+        match self.later_end(kept) {
+            Some((ttl, end)) => Reservation { expires_at: Some(end), ttl_seconds: Some(ttl), ..edited },
+            None => edited,
+        }
     }
 
-    /// The end that a kept lease gets, where that is later than the one it has.
-    fn later_end(&self, kept: &Reservation) -> Option<Timestamp> {
-        self.expires_at.filter(|deadline| kept.expires_at < Some(*deadline))
+    /// The length and the end that a kept lease gets, where that end is later than the one it has.
+    fn later_end(&self, kept: &Reservation) -> Option<(LeaseTime, Timestamp)> {
+        let end = self.request.ttl_seconds.zip(self.expires_at);
+        end.filter(|(_, deadline)| kept.expires_at < Some(*deadline))
     }
 }
 

@@ -11,7 +11,7 @@ use gk_model::pool;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::reservation::{Contradiction, PortCount, Reservation, Scope};
-use gk_model::text::{IdempotencyKey, InstanceName, PoolName};
+use gk_model::text::{IdempotencyKey, IgnoreName, InstanceName, PoolName};
 
 use crate::explain::Unexplained;
 
@@ -54,6 +54,9 @@ pub enum Refusal {
     /// No pool of that name.
     #[error("there is no pool {0}")]
     NoSuchPool(PoolName),
+    /// No ignore rule of that name.
+    #[error("there is no ignore rule {0}")]
+    NoSuchIgnore(IgnoreName),
     /// The request contradicts itself.
     #[error(transparent)]
     Contradiction(Contradiction),

@@ -71,7 +71,8 @@ impl Reader<'_> {
         };
         let mut found: Vec<Instance> = Vec::new();
         let (mut key, mut id) = (after_key, after_id);
-        // Presence is computed, so it cannot be asked for in SQL: read on until the page is full.
+        // Presence is computed, and labels are one text, so neither can be asked for in SQL: read on until the page is
+        // full.
         loop {
             let filters = Filters::new(members, values![key.as_str(), id.as_str()])
                 .and("name_key = $?", query.name.as_ref().map(|name| name.to_lowercase()))
@@ -83,7 +84,8 @@ impl Reader<'_> {
             for row in rows {
                 let instance = self.read_instance(row, now)?;
                 (key, id) = (name_key(&instance.name), instance.id.to_string());
-                if query.presence.is_none_or(|presence| presence == instance.presence) {
+                let is_chosen = query.label.as_ref().is_none_or(|label| label.matches(&instance.labels));
+                if is_chosen && query.presence.is_none_or(|presence| presence == instance.presence) {
                     found.push(instance);
                 }
             }

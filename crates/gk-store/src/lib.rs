@@ -13,9 +13,11 @@ mod beats;
 mod claims;
 mod contacts;
 mod copy;
+mod counts;
 mod database_url;
 mod directory;
 mod door;
+mod drift;
 mod driver;
 mod edit;
 mod ensure;
@@ -26,6 +28,7 @@ mod filler;
 mod follow;
 mod history;
 mod idempotency;
+mod ignores;
 mod instances;
 mod leases;
 mod limits;
@@ -45,6 +48,7 @@ mod ports;
 mod private;
 mod prune;
 mod release;
+mod renewals;
 mod reservations;
 mod reserve;
 mod restore;
@@ -52,6 +56,7 @@ mod rows;
 #[cfg(test)]
 mod samples;
 mod schema;
+mod settle;
 mod silent;
 mod space;
 mod tokens;
@@ -192,8 +197,18 @@ impl Store {
     /// ours, damaged or from a newer version. A refused database is left untouched.
     pub async fn open(config: StoreConfig, now: Timestamp) -> Result<Store, OpenError> {
         // Connecting blocks.
+        let place = config.place();
         let opened = tokio::task::spawn_blocking(move || Store::open_here(&config, now)).await;
-        opened.unwrap_or_else(|fault| Err(OpenError::Fault(fault.to_string())))
+        let store = opened.unwrap_or_else(|fault| Err(OpenError::Fault(fault.to_string())))?;
+        // What an older version did not keep, before anybody is shown it.
+        loop {
+            match store.sweep(now).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(store),
+                Err(Error::Failed(source)) => return Err(OpenError::Database { place, source }),
+                Err(error) => return Err(OpenError::Fault(error.to_string())),
+            }
+        }
     }
 
     pub(crate) fn open_here(config: &StoreConfig, now: Timestamp) -> Result<Store, OpenError> {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use gk_model::contact::Occupied;
 use gk_model::facts::Facts;
 use gk_model::id::InstanceId;
+use gk_model::ignore::Ignore;
 use gk_model::listener::Netns;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
@@ -38,6 +39,8 @@ pub(crate) struct PortMaps {
     anywhere: HashMap<Protocol, AnywhereMap>,
     /// The instances themselves, remembered for as long.
     pub(crate) members: Members,
+    /// Every ignore rule; none when nobody has asked for them yet.
+    pub(crate) ignores: Option<Arc<Vec<Ignore>>>,
     /// The pools, remembered for as long too.
     pub(crate) pools: Option<Arc<Pools>>,
 }
@@ -60,6 +63,7 @@ impl PortMaps {
         self.spaces.clear();
         self.anywhere.clear();
         self.members.clear();
+        self.ignores = None;
         self.pools = None;
     }
 

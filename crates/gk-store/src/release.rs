@@ -85,6 +85,8 @@ impl Tx<'_> {
             values![held.id, released_at, by.subject],
         )?;
         self.unclaim(held, held.ports(), now.plus(rest))?;
+        self.counts().add_reservation(held, -1);
+        self.settle_reservation(held, held.ports(), now)?;
         Ok(Reservation {
             released_at: Some(released_at),
             released_by: Some(by.subject.clone()),
@@ -131,7 +133,9 @@ impl Tx<'_> {
             self.insert_reservation(&other, seq)?;
             self.pass_on_claims(&other)?;
         }
-        Ok(kept)
+        self.settle_reservation(held, held.ports(), now)?;
+        // Who listened on the whole may not listen on this part.
+        if kept.idle_since.is_some() { Ok(kept) } else { self.get_reservation(kept.id) }
     }
 
     /// Tells that a remaining part goes on, and begins its interval. Answers the number of the event.

@@ -300,15 +300,19 @@ impl Tx<'_> {
             reservation: Some(made),
             listener: None,
         })?;
-        Ok(())
+        // By number nobody but who is adopted listens there, and picked is only where nobody does.
+        Ok(self.settle_reservation(made, made.ports(), made.created_at)?)
     }
 
     /// Writes the row of a new reservation, whose interval began with the event of this number.
     pub(crate) fn insert_reservation(&mut self, made: &Reservation, seq: u64) -> Result<(), StoreError> {
+        self.counts().add_reservation(made, 1);
         self.later(
             "insert into reservation (id, instance, scope, protocol, first_port, last_port, name, service, holder, \
-             note, pool, created_at, version, began_seq, expires_at, group_id, split_from, labels, expect, idle_since) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+             note, pool, created_at, version, began_seq, expires_at, group_id, split_from, labels, expect, idle_since, \
+             ttl_seconds, renew_while_listening, warn_at) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
+             $21, $22, $23)",
             values![
                 made.id,
                 Space::held_for(made.instance.as_ref()),
@@ -330,6 +334,9 @@ impl Tx<'_> {
                 Some(&made.labels).filter(|labels| !labels.is_empty()).map(Json),
                 made.expect.as_ref().map(Json),
                 made.idle_since,
+                made.ttl_seconds,
+                made.renew_while_listening,
+                made.ttl_seconds.zip(made.expires_at).map(|(ttl, end)| ttl.warns_at(end)),
             ],
         )
     }
@@ -383,9 +390,11 @@ fn unmade(wanted: &Wanted<'_>, cell: &Cell, slot: &Slot<'_>) -> Reservation {
         pool: slot.pool.clone(),
         created_at: wanted.now,
         expires_at: wanted.expires_at,
+        ttl_seconds: wanted.request.ttl_seconds,
+        renew_while_listening: wanted.request.renew_while_listening,
         group: None,
         split_from: None,
-        idle_since: Some(wanted.now),
+        idle_since: (!wanted.request.adopt).then_some(wanted.now),
         released_at: None,
         released_by: None,
         version: 0,

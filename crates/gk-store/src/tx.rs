@@ -13,6 +13,7 @@ use gk_model::time::Timestamp;
 
 use crate::Shared;
 use crate::beats::BeatChange;
+use crate::counts::Counts;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::follow::{CHANGES_KEPT, Next};
@@ -118,6 +119,23 @@ pub(crate) struct NewEvent<'a> {
     pub(crate) message: String,
 }
 
+impl<'a> NewEvent<'a> {
+    /// Something that happens now, and is about no instance, port, reservation or listener.
+    pub(crate) fn of(kind: EventKind, by: By<'a>, message: String, now: Timestamp) -> NewEvent<'a> {
+        NewEvent {
+            at: now,
+            recorded_at: now,
+            kind,
+            instance: None,
+            ports: None,
+            by,
+            reservation: None,
+            listener: None,
+            message,
+        }
+    }
+}
+
 impl<'a> Tx<'a> {
     pub(crate) fn new(
         connection: &'a mut Connection,
@@ -167,6 +185,11 @@ impl<'a> Tx<'a> {
         Ok(seq)
     }
 
+    /// How many there are more, or fewer.
+    pub(crate) fn counts(&mut self) -> &mut Counts {
+        &mut self.next.counts
+    }
+
     /// Writes down what somebody changed that is of no instance.
     pub(crate) fn record_change(
         &mut self,
@@ -175,18 +198,7 @@ impl<'a> Tx<'a> {
         message: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let event = NewEvent {
-            at: now,
-            recorded_at: now,
-            kind,
-            instance: None,
-            ports: None,
-            by: actor.into(),
-            reservation: None,
-            listener: None,
-            message,
-        };
-        self.record(event).map(drop)
+        self.record(NewEvent::of(kind, actor.into(), message, now)).map(drop)
     }
 
     /// Tells the other servers that what they may have cached about an instance has changed, though history has nothing

@@ -4,15 +4,17 @@ use std::borrow::Cow;
 
 use gk_model::access::Role;
 use gk_model::contact::Session;
+use gk_model::drift::DriftKind;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::{FLEET, GroupId, InstanceId, LogId, ReservationId, TokenId};
 use gk_model::labels::Selector;
+use gk_model::lease::LeaseTime;
 use gk_model::listener::{Digest, Netns};
 use gk_model::pool::{Pick, Quarantine};
 use gk_model::port::{Port, Protocol};
 use gk_model::reservation::Scope;
 use gk_model::secret::SecretHash;
-use gk_model::text::{InstanceName, Note, PoolName, PortName, ServiceName, Subject};
+use gk_model::text::{IgnoreName, InstanceName, Note, PoolName, PortName, ServiceName, Subject};
 use gk_model::time::Timestamp;
 use gk_model::token::{ForgetAfter, TokenKind};
 
@@ -145,6 +147,18 @@ macro_rules! spans {
 
 spans!(ForgetAfter, Quarantine);
 
+impl From<LeaseTime> for Value {
+    fn from(time: LeaseTime) -> Value {
+        Value::Integer(time.into())
+    }
+}
+
+impl Column for LeaseTime {
+    fn from_cell(cell: Cell<'_>) -> Result<LeaseTime, StoreError> {
+        i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<LeaseTime>(cell))
+    }
+}
+
 impl From<Session> for Value {
     fn from(session: Session) -> Value {
         Value::from(session.0)
@@ -243,9 +257,9 @@ macro_rules! names {
     ($($type:ty),+ $(,)?) => { by_text!($(|name: &$type| Value::from(name.as_str())),+); };
 }
 
-words!(EventKind, IntervalKind, Pick, Protocol, Role, Scope, TokenKind);
+words!(DriftKind, EventKind, IntervalKind, Pick, Protocol, Role, Scope, TokenKind);
 ids!(GroupId, InstanceId, LogId, ReservationId, TokenId);
-names!(InstanceName, Note, PoolName, PortName, ServiceName, Subject);
+names!(IgnoreName, InstanceName, Note, PoolName, PortName, ServiceName, Subject);
 by_text!(
     |digest: Digest| digest.to_string().into(),
     |hash: SecretHash| hash.to_string().into(),
@@ -267,8 +281,10 @@ macro_rules! parsed {
 
 parsed!(
     Digest,
+    DriftKind,
     EventKind,
     GroupId,
+    IgnoreName,
     InstanceId,
     InstanceName,
     IntervalKind,

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::Shared;
 use crate::beats::BeatChange;
+use crate::counts::Counts;
 use crate::driver::{Access, Connection, Location};
 use crate::error::{Error, StoreError};
 use crate::follow::{Seen, follow};
@@ -363,11 +364,9 @@ impl Worker {
         let (maps, uses) = (&mut self.maps, &mut self.uses);
         Tx::new(connection, &self.shared, maps, &mut self.beats, uses, &mut next).count_uses()?;
         let seen = next.last();
-        if seen != found {
-            connection.later(
-                "update event_seq set seq = $1, changes = $2 where id = 0",
-                values![seen.seq, seen.changes],
-            )?;
+        if seen != found || next.counts != Counts::default() {
+            let values = [&values![seen.seq, seen.changes][..], &next.counts.values()].concat();
+            connection.later(ADVANCE, &values)?;
         }
         let begun = Instant::now();
         connection.commit()?;
@@ -376,6 +375,11 @@ impl Worker {
         Ok(count)
     }
 }
+
+/// The end of a batch: the newest numbers, and how many more there are of everything.
+const ADVANCE: &str = "update event_seq set seq = $1, changes = $2, instances = instances + $3, \
+                       reservations = reservations + $4, leases = leases + $5, listeners = listeners + $6, \
+                       conflicts = conflicts + $7, unreserved = unreserved + $8, ignored = ignored + $9 where id = 0";
 
 /// Takes the row of the counters, which makes this writer the only one of the whole cluster until the commit.
 fn take_turn(connection: &mut Connection) -> Result<Seen, StoreError> {

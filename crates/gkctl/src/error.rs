@@ -137,6 +137,7 @@ fn exit_of_code(code: Code) -> Exit {
         Code::NoSuchInstance
         | Code::NoSuchReservation
         | Code::NoSuchPool
+        | Code::NoSuchIgnore
         | Code::NoSuchToken
         | Code::TokenEnded
         | Code::AlreadyReleased => Exit::NotFound,

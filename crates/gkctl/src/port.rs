@@ -226,6 +226,7 @@ mod tests {
             protocol: Protocol::Tcp,
             port: Port::new(8080).unwrap(),
             state: State::Free,
+            fit: None,
             reservation: None,
             listeners: Vec::new(),
             observed_at,

@@ -88,6 +88,7 @@ fn request(context: &Context, wanted: &Reserve) -> Result<ReserveRequest> {
         scope: if wanted.fleet { Scope::Fleet } else { Scope::Instance },
         count,
         ttl_seconds: wanted.ttl,
+        renew_while_listening: wanted.renew_while_listening,
         ensure: wanted.ensure,
         dry_run: wanted.dry_run,
     })
@@ -312,6 +313,8 @@ mod tests {
             expect: None,
             pool: pool.map(|pool| pool.parse().unwrap()),
             expires_at: None,
+            ttl_seconds: None,
+            renew_while_listening: false,
             group: None,
             split_from: None,
             idle_since: None,

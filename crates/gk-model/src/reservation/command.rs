@@ -32,6 +32,7 @@ impl ReserveRequest {
         let flags = [
             (self.scope == Scope::Fleet, "fleet"),
             (self.scope == Scope::Fleet && self.is_for_all(), "all-instances"),
+            (self.renew_while_listening, "renew-while-listening"),
             (self.ensure, "ensure"),
             (self.dry_run, "dry-run"),
         ];
@@ -57,7 +58,8 @@ mod tests {
     fn a_command_keeps_what_was_asked_for() {
         let all: ReserveRequest = serde_json::from_str(
             r#"{"on":"env in (prod,test)","protocol":"both","names":["http","grpc"],"count":2,"service":"web",
-            "note":"ada's","labels":{"team":"web"},"expect":{"process":"nginx"},"ttl_seconds":60,"ensure":true}"#,
+            "note":"ada's","labels":{"team":"web"},"expect":{"process":"nginx"},"ttl_seconds":60,
+            "renew_while_listening":true,"ensure":true}"#,
         )
         .unwrap();
         let mail = ReserveRequest { port: Port::new(25), adopt: true, ..ReserveRequest::next_free(web_1()) };
@@ -68,7 +70,8 @@ mod tests {
                 &all,
                 Port::new(8010),
                 "gkctl port reserve --port 8010 --count 2 --protocol both --service web --name http --name grpc \
-                 --note 'ada'\\''s' --label team=web --expect process=nginx --ttl 60s --on 'env in (prod,test)' --ensure",
+                 --note 'ada'\\''s' --label team=web --expect process=nginx --ttl 60s --on 'env in (prod,test)' \
+                 --renew-while-listening --ensure",
             ),
             (&mail, None, "gkctl port reserve --port 25 --instance web-1"),
             (&pool, None, "gkctl port reserve --pool web --instance web-1"),

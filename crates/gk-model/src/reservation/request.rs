@@ -65,6 +65,9 @@ pub struct ReserveRequest {
     /// Make it a lease that ends after so many seconds unless it is renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<LeaseTime>,
+    /// With `ttl_seconds`: the server renews the lease while somebody who fits listens there.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub renew_while_listening: bool,
     /// Get the same reservation again: the live one of this subject, instance, service, name and protocol, or after its
     /// release the same number while that is free. Needs `service`. Where `note`, `labels` or `expect` are given and
     /// differ from what is held, what is held is edited.
@@ -186,13 +189,18 @@ impl ReserveRequest {
         ]
     }
 
-    fn of_purpose(&self) -> [Rule; 3] {
+    fn of_purpose(&self) -> [Rule; 4] {
         let distinct = self.names.iter().collect::<BTreeSet<_>>().len();
         let ensure = "`ensure` finds a reservation again by what it is for: give `service`";
         [
             (self.ensure && self.service.is_none(), "service", ensure),
             (self.name.is_some() && !self.names.is_empty(), "name", "give `name` or `names`, not both"),
             (distinct < self.names.len(), "names", "two of the names are the same"),
+            (
+                self.renew_while_listening && self.ttl_seconds.is_none(),
+                "renew_while_listening",
+                "only a lease is renewed: give `ttl_seconds`",
+            ),
         ]
     }
 }
@@ -240,6 +248,8 @@ mod tests {
             (ReserveRequest { adopt: true, port, ..on }, Some("adopt")),
             (ReserveRequest { ensure: true, ..next() }, Some("service")),
             (ReserveRequest { ensure: true, service, ..next() }, None),
+            (ReserveRequest { renew_while_listening: true, ..next() }, Some("renew_while_listening")),
+            (ReserveRequest { renew_while_listening: true, ttl_seconds: 60.try_into().ok(), ..next() }, None),
             (ReserveRequest { name: "a".parse().ok(), names: names(&["b"]), ..next() }, Some("name")),
             (ReserveRequest { names: names(&["a", "b", "a"]), ..next() }, Some("names")),
             (ReserveRequest { names: names(&["a", "b"]), ..next() }, None),

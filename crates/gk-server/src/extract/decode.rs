@@ -138,7 +138,7 @@ mod tests {
             (
                 r#"{"instance":"a","zzz":1}"#,
                 Some("zzz"),
-                "unknown field `zzz`: known are instance, on, protocol, port, pool, service, name, names, note, labels, expect, busy, adopt, scope, count, ttl_seconds, ensure, dry_run",
+                "unknown field `zzz`: known are instance, on, protocol, port, pool, service, name, names, note, labels, expect, busy, adopt, scope, count, ttl_seconds, renew_while_listening, ensure, dry_run",
             ),
             (
                 r#"{"instance":"a","port":0}"#,

@@ -4,6 +4,7 @@ use axum::extract::FromRequestParts;
 use axum::http::header::{ETAG, IF_MATCH};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use gk_model::ignore::Ignore;
 use gk_model::instance::Instance;
 use gk_model::pool::{PoolChange, PoolStatus};
 use gk_model::reservation::Reservation;
@@ -63,6 +64,12 @@ fn unreadable() -> ApiError {
 pub(crate) struct Tagged<T> {
     version: u64,
     row: T,
+}
+
+impl From<Ignore> for Tagged<Ignore> {
+    fn from(row: Ignore) -> Tagged<Ignore> {
+        Tagged { version: row.version, row }
+    }
 }
 
 impl From<Instance> for Tagged<Instance> {

@@ -16,15 +16,20 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 31] = [
+const MATRIX: [(&str, &str); 37] = [
     ("GET /", "-"),
     ("GET /docs", "-"),
     ("GET /healthz", "-"),
     ("GET /metrics", "yyyyyyn"),
     ("GET /openapi.json", "-"),
     ("GET /readyz", "-"),
+    ("GET /v1/drift", "yyyyyyn"),
     ("GET /v1/events", "yyyyyyn"),
     ("GET /v1/history", "yyyyyyn"),
+    ("GET /v1/ignores", "yyyyyyn"),
+    ("GET /v1/ignores/{name}", "yyyyyyn"),
+    ("PUT /v1/ignores/{name}", "nnyynnn"),
+    ("DELETE /v1/ignores/{name}", "nnyynnn"),
     ("GET /v1/instances", "yyyyyyn"),
     ("POST /v1/instances", "nnyyyyy"),
     ("GET /v1/instances/{instance}", "yyyyyyn"),
@@ -44,6 +49,7 @@ const MATRIX: [(&str, &str); 31] = [
     ("DELETE /v1/reservations/{id}", "nnnnnnn"), // somebody else's, without force
     ("PATCH /v1/reservations/{id}", "nnnnnnn"),
     ("POST /v1/reservations/{id}/renew", "nnnnnnn"),
+    ("GET /v1/status", "yyyyyyn"),
     ("GET /v1/tokens", "nnyynnn"),
     ("POST /v1/tokens", "nnnynnn"), // of a subject
     ("DELETE /v1/tokens/{token}", "nnyynnn"),
@@ -104,6 +110,7 @@ impl World {
                 "session": 0, "sequence": 0, "sent_at": "2026-11-22T20:00:00Z", "digest": "0".repeat(32),
                 "agent_version": "1", "kind": "heartbeat",
             }),
+            "PUT /v1/ignores/{name}" => json!({"process": "sshd"}),
             "PUT /v1/pools/{name}" => json!({"ranges": ["8000-8999"]}),
             "PATCH /v1/instances/{instance}" => json!({"name": "web-9"}),
             "PATCH /v1/reservations/{id}" => json!({"note": "mine"}),

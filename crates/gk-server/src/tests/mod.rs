@@ -3,6 +3,7 @@
 mod answers;
 mod crowded;
 mod document;
+mod drift;
 mod forms;
 mod idempotency;
 mod matrix;

@@ -174,6 +174,7 @@ pub(super) const REFERENCES: How = How::Sql {
             union all select 'interval', instance, count(*) from interval group by instance
             union all select 'listener', instance, count(*) from listener group by instance
             union all select 'reservation', instance, count(*) from reservation group by instance
+            union all select 'drift', instance, count(*) from drift group by instance
         ) as m
         left join instance n on n.id = m.instance
         where n.id is null and m.instance <> 'fleet'",

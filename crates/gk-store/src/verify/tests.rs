@@ -106,9 +106,24 @@ const DAMAGES: &[(&str, &str)] = &[
     ("digests fit the stored listeners", "update instance set digest = '0123456789abcdef0123456789abcdef'"),
     (
         "no two joined instances share a name",
-        "drop index instance_name; update instance set name_key = 'web-1'",
+        "drop index instance_name; update instance set name_key = 'web-1'; update drift set name_key = 'web-1'",
     ),
-    ("every row belongs to a known instance", "delete from instance where name = 'web-2'"),
+    (
+        "every row belongs to a known instance",
+        "delete from instance where name = 'web-2'; update event_seq set instances = instances - 1",
+    ),
+    ("drift is kept as it is", "update drift set port = 23 where port = 22"),
+    ("drift is kept as it is", "update drift set reservation = (select min(id) from reservation) where port = 22"),
+    ("drift is kept as it is", "update drift set name_key = 'web-9' where port = 22"),
+    ("drift is kept as it is",
+        "update drift set ignored = 1, ignored_by = 'x'; update event_seq set unreserved = 0, ignored = 4"),
+    ("drift is kept as it is", "update drift set ignored_by = 'x'"),
+    ("drift is kept as it is", "delete from drift where port = 22; update event_seq set unreserved = 2"),
+    ("drift is kept as it is", "update reservation set idle_since = null where first_port = 8000"),
+    ("drift is kept as it is", "update reservation set idle_since = created_at - 1 where first_port = 8000"),
+    ("counters count what there is", "update event_seq set listeners = 3"),
+    ("counters count what there is", "update event_seq set instances = 3"),
+    ("counters count what there is", "update event_seq set leases = 1"),
 ];
 
 /// Damaged claims, or numbers, would else be told twice.

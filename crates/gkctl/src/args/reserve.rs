@@ -66,6 +66,9 @@ pub(crate) struct Reserve {
     /// A lease that ends after so long unless it is renewed, as in 2h.
     #[arg(long, value_name = "SPAN", value_parser = span::<LeaseTime>)]
     pub(crate) ttl: Option<LeaseTime>,
+    /// The server renews the lease while somebody who fits listens there.
+    #[arg(long, requires = "ttl")]
+    pub(crate) renew_while_listening: bool,
     /// The same again as before: needs --service.
     #[arg(long, requires = "service")]
     pub(crate) ensure: bool,

@@ -5,6 +5,7 @@ mod allocation;
 mod backup;
 mod batches;
 mod contacts;
+mod drift;
 mod ensure;
 mod fleet;
 mod forms;
@@ -17,6 +18,7 @@ mod model;
 mod pools;
 mod prune;
 mod ranges;
+mod renewals;
 mod sync;
 mod verify;
 

@@ -348,7 +348,10 @@ impl Replay {
                 // The parts that go on come right after the release, and take over what the whole had.
                 EventKind::Split if holder == Some(about.id) || holder == about.split_from => {}
                 EventKind::Released if holder == Some(about.id) => {}
-                EventKind::Renewed => continue,
+                EventKind::Renewed
+                | EventKind::Expiring
+                | EventKind::ConflictBegan
+                | EventKind::ConflictEnded => continue,
                 _ => return Err(format!("{port} is held by {holder:?}")),
             }
             let spans = self.spans.entry(at.unwrap_or(place)).or_default();

@@ -9,6 +9,7 @@
 
 mod agents;
 mod clients;
+mod drift;
 mod history;
 mod judge;
 mod observe;

@@ -21,7 +21,7 @@ use super::{agents, show};
 const RETENTION: u64 = 1500;
 
 /// What one port of one instance must show.
-type Shown = (String, Option<ReservationId>, BTreeSet<(ListenerKey, Vec<u32>)>);
+pub(super) type Shown = (String, Option<ReservationId>, BTreeSet<(ListenerKey, Vec<u32>)>);
 
 impl Play {
     pub(super) async fn contact(
@@ -178,7 +178,7 @@ impl Play {
         }
     }
 
-    fn expected_ports(&self) -> BTreeMap<(InstanceId, Protocol, u16), Shown> {
+    pub(super) fn expected_ports(&self) -> BTreeMap<(InstanceId, Protocol, u16), Shown> {
         let mut expected = BTreeMap::new();
         for (id, machine) in self.model.machines.iter().filter(|(_, machine)| machine.joined) {
             let mut ports: BTreeSet<(Protocol, u16)> =

@@ -101,6 +101,11 @@ pub(super) fn expect<T: std::fmt::Debug>(
     }
 }
 
+/// Reservations without what is observed of them.
+fn intent(live: &[Reservation]) -> Vec<Reservation> {
+    live.iter().map(|live| Reservation { idle_since: None, ..live.clone() }).collect()
+}
+
 fn person(by: usize) -> Actor {
     actor(PEOPLE[by], if by == 2 { Role::Operator } else { Role::User })
 }
@@ -141,19 +146,23 @@ impl Play {
     async fn step(&mut self, step: &Step) -> Result<(), String> {
         let server = step.server % self.servers.len();
         self.pass(1);
-        let before = self.live.clone();
+        let (before, conflicts) = (intent(&self.live), self.conflicts());
         let mut events = self.take(server, &step.op).await?;
+        events.extend(self.conflict_events(&conflicts));
         let happened = self.look(server).await?;
         let mut kinds: Events = happened.iter().map(|event| event.kind).collect();
+        // When that is, is a matter of leases alone.
+        kinds.retain(|kind| *kind != EventKind::Expiring);
         events.sort_by_key(|kind| kind.as_str());
         kinds.sort_by_key(|kind| kind.as_str());
         if events != kinds {
             return Err(format!("the log tells of {kinds:?} instead of {events:?}"));
         }
-        if matches!(step.op, Op::Contact { .. }) && before != self.live {
+        if matches!(step.op, Op::Contact { .. }) && before != intent(&self.live) {
             return Err("a contact touched reservations".to_owned());
         }
-        self.compare_ports(server).await
+        self.compare_ports(server).await?;
+        self.compare_drift(server).await
     }
 
     pub(super) fn pass(&mut self, seconds: u64) {
