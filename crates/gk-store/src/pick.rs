@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use gk_model::instance::InstanceLink;
-use gk_model::listener::{Listener, Netns};
+use gk_model::listener::{Listener, Netns, owner_groups};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::reservation::Scope;
@@ -173,12 +173,14 @@ impl Tx<'_> {
                 Err(Refusal::NothingToAdopt { port, protocol, instance }.into())
             }
             (None, _) => Ok(()),
-            (Some((_, listeners)), _) if wanted.request.adopt => match owner_groups(&listeners) {
-                owners if owners.len() > 1 => {
-                    Err(Refusal::SeveralOwners { port: range.first(), protocol, owners }.into())
+            (Some((_, listeners)), _) if wanted.request.adopt => {
+                match Vec::from_iter(owner_groups(&listeners)) {
+                    owners if owners.len() > 1 => {
+                        Err(Refusal::SeveralOwners { port: range.first(), protocol, owners }.into())
+                    }
+                    _ => Ok(()),
                 }
-                _ => Ok(()),
-            },
+            }
             (Some((instance, listeners)), _) => {
                 let port = listeners.first().map_or(range.first(), |listener| listener.key.port);
                 let alternatives = self.list_alternatives(wanted)?;
@@ -240,21 +242,4 @@ impl Reader<'_> {
         let Json(listener) = row.take()?;
         Ok(Some((instance, vec![listener])))
     }
-}
-
-/// The distinct owners of some listeners, in words: by unit, else by container, else by executable and account, else by
-/// the account that opened the socket, which is all that an unprivileged agent sees.
-fn owner_groups(listeners: &[Listener]) -> Vec<String> {
-    let groups = listeners.iter().flat_map(|listener| match (&listener.unit, &listener.container) {
-        (Some(unit), _) => vec![unit.to_string()],
-        (None, Some(container)) => vec![format!("{} container {}", container.engine, container.id)],
-        (None, None) if listener.owners.is_empty() => vec![listener.describe()],
-        (None, None) => {
-            let owners = listener.owners.iter();
-            owners
-                .map(|owner| format!("{} of {}", owner.exe.as_ref().unwrap_or(&owner.name), owner.account))
-                .collect()
-        }
-    });
-    groups.collect::<BTreeSet<String>>().into_iter().collect()
 }
