@@ -1,6 +1,8 @@
 //! What can be typed. The texts here are the manual that people read first, so each verb says in one sentence what it
 //! does and shows one command that works.
 
+mod adopt;
+mod drift;
 mod instance;
 mod token;
 
@@ -11,12 +13,15 @@ use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceRef;
+use gk_model::labels::Selector;
 use gk_model::pin::Pin;
 use gk_model::port::{Port, PortError, PortRange, Protocol};
 use gk_model::port_state::State;
 use gk_model::text::{Note, PoolName, PortName, ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
 
+pub(crate) use self::adopt::Adopt;
+pub(crate) use self::drift::{DefaultIgnores, DeleteIgnores, DriftFilters, IgnoreVerb, OneIgnore, SetIgnore};
 pub(crate) use self::instance::{
     InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
 };
@@ -35,7 +40,7 @@ The first five commands:
   gkctl port release 8000    give a port back
   gkctl status               is everything running?
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 conflict or exhausted, 4 not found, 5 not allowed,
+Exit codes: 0 ok, 1 error, 2 usage, 3 conflict, exhausted or drift, 4 not found, 5 not allowed,
 6 server unreachable.";
 
 /// What the options of a time take; the example comes first, as everywhere.
@@ -117,7 +122,7 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Tell whether server, agent and this machine are in order.
+    /// Tell on one screen how server, fleet and this machine are.
     #[command(after_help = "Example: gkctl status")]
     Status,
     /// Find out what is wrong between here, agent and server, and how to mend it.
@@ -138,6 +143,12 @@ pub(crate) enum Verb {
     /// Ports: who may use them, and who does.
     #[command(subcommand)]
     Port(PortVerb),
+    /// List what differs from the plan: who listens where nobody should, or nobody where somebody should.
+    #[command(after_help = drift::DRIFT_EXAMPLE)]
+    Drift(DriftFilters),
+    /// Rules for what differs from the plan and need not be told.
+    #[command(subcommand)]
+    Ignore(IgnoreVerb),
     /// Secrets that let people, programs and machines in.
     #[command(subcommand)]
     Token(TokenVerb),
@@ -154,9 +165,14 @@ pub(crate) enum PortVerb {
     /// Give a reserved port back.
     #[command(after_help = "Example: gkctl port release 8080")]
     Release(Release),
+    /// Reserve a port for whoever listens there now, or every port of a machine.
+    #[command(after_help = adopt::ADOPT_EXAMPLES)]
+    Adopt(Adopt),
     /// List ports that are reserved or in use.
-    #[command(after_help = "Example: gkctl port list --state unreserved\n\n\
-                            SINCE tells since when the port is listened on, or else reserved.")]
+    #[command(after_help = "Example: gkctl port list --state unreserved\n\
+                            Where is web? gkctl port list --service web\n\n\
+                            SINCE tells since when the port is listened on, or else reserved. Asked by --service or \
+                            --label, it answers for the whole fleet, unless --instance names one.")]
     List(PortFilters),
     /// Show who may use a port, and who does.
     #[command(after_help = "Example: gkctl port show 8080")]
@@ -222,9 +238,12 @@ pub(crate) struct PortFilters {
     /// Only this state: free, reserved, in_use, conflict or unreserved.
     #[arg(long)]
     pub(crate) state: Option<State>,
-    /// Only ports reserved for this service.
+    /// Only ports reserved for this service; of the whole fleet unless --instance names one.
     #[arg(long)]
     pub(crate) service: Option<ServiceName>,
+    /// Only on instances with these labels, as in 'env=prod,team in (web,api)'.
+    #[arg(long, alias = "on", value_name = "SELECTOR")]
+    pub(crate) label: Option<Selector>,
     /// Only ports reserved by this subject.
     #[arg(long, value_name = "SUBJECT")]
     pub(crate) holder: Option<Subject>,

@@ -91,7 +91,8 @@ fn advised(error: &Error) -> Option<&Advised> {
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
-fn exit_of(error: &Error) -> Exit {
+/// How to end because of this.
+pub(crate) fn exit_of(error: &Error) -> Exit {
     if let Some(failure) = failure(error) {
         return failure.exit;
     }

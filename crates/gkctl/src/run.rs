@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 
-use crate::args::{InstanceVerb, PortVerb, TokenVerb, Verb};
+use crate::args::{IgnoreVerb, InstanceVerb, PortVerb, TokenVerb, Verb};
 use crate::context::Context;
-use crate::{doctor, event, history, instance, join, label, login, port, release, reserve, status, token};
+use crate::{adopt, doctor, drift, event, history, ignore, instance, join, label, login};
+use crate::{port, release, reserve, status, token};
 
 /// Does what was typed.
 pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
@@ -16,6 +17,8 @@ pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Whoami => login::whoami(context),
         Verb::Instance(verb) => of_instance(context, verb),
         Verb::Port(verb) => of_port(context, verb),
+        Verb::Drift(wanted) => drift::list(context, wanted),
+        Verb::Ignore(verb) => of_ignore(context, verb),
         Verb::Token(TokenVerb::Create(wanted)) => token::create(context, wanted),
         Verb::Token(TokenVerb::List(wanted)) => token::list(context, wanted),
         Verb::Token(TokenVerb::Revoke(wanted)) => token::revoke(context, wanted),
@@ -38,8 +41,19 @@ fn of_port(context: &Context, verb: &PortVerb) -> Result<()> {
     match verb {
         PortVerb::Reserve(wanted) => reserve::reserve(context, wanted),
         PortVerb::Release(wanted) => release::release(context, wanted),
+        PortVerb::Adopt(wanted) => adopt::adopt(context, wanted),
         PortVerb::List(wanted) => port::list(context, wanted),
         PortVerb::Show(wanted) => port::show(context, wanted),
         PortVerb::History(wanted) => history::list(context, wanted),
+    }
+}
+
+fn of_ignore(context: &Context, verb: &IgnoreVerb) -> Result<()> {
+    match verb {
+        IgnoreVerb::List => ignore::list(context),
+        IgnoreVerb::Show(wanted) => ignore::show(context, wanted),
+        IgnoreVerb::Set(wanted) => ignore::set(context, wanted),
+        IgnoreVerb::Delete(wanted) => ignore::delete(context, wanted),
+        IgnoreVerb::Defaults(wanted) => ignore::defaults(context, wanted),
     }
 }
