@@ -7,13 +7,14 @@ mod onboard;
 mod plan;
 mod proposal;
 
-use anyhow::Result;
-use gk_client::Client;
+use anyhow::{Error, Result};
+use gk_client::{Client, ClientError};
 use gk_model::expect::Expect;
 use gk_model::id::InstanceRef;
 use gk_model::listener::{Listener, Netns};
 use gk_model::port::{Port, Protocol};
 use gk_model::port_state::PortState;
+use gk_model::problem::Code;
 use gk_model::query::PortQuery;
 use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::text::{Note, ServiceName};
@@ -22,6 +23,7 @@ pub(crate) use self::proposal::Proposal;
 use crate::args::{Adopt, Format};
 use crate::context::{Context, collect, note};
 use crate::error::{Exit, Failure};
+use crate::machine;
 use crate::output::{print, print_json};
 use crate::port::purpose;
 
@@ -40,15 +42,15 @@ fn adopt_one(context: &Context, wanted: &Adopt, instance: &InstanceRef, port: Po
     let protocol = the_protocol(port, &listened)?.or(wanted.protocol).unwrap_or_default();
     let listeners = listened.first().map_or(&[][..], |state| &state.listeners);
     let proposal = Proposal::of(listeners);
-    let made = Adoption {
+    let adoption = Adoption {
         instance: instance.clone(),
         port,
         protocol,
         service: wanted.service.clone().or(proposal.service),
         note: wanted.note.clone(),
         expect: proposal.expect.filter(|_| !wanted.no_expect),
-    }
-    .make(&client)?;
+    };
+    let made = adoption.make(&client).map_err(|error| unheard(context, instance, protocol, port, error))?;
     let option = if context.machine.is(instance) { String::new() } else { format!(" --instance {instance}") };
     let udp = if protocol == Protocol::Udp { " --protocol udp" } else { "" };
     note(format_args!("{}; release with: gkctl port release {port}{udp}{option}", told(&made)));
@@ -60,6 +62,30 @@ fn adopt_one(context: &Context, wanted: &Adopt, instance: &InstanceRef, port: Po
     match context.format() {
         Format::Json => Ok(print_json(&made)?),
         Format::Table | Format::Csv | Format::Name => Ok(print(&format!("{port}\n"))?),
+    }
+}
+
+/// Of this machine, more is known than the server heard of.
+fn unheard(
+    context: &Context,
+    instance: &InstanceRef,
+    protocol: Protocol,
+    port: Port,
+    error: ClientError,
+) -> Error {
+    let is_nothing = error.problem().is_some_and(|problem| problem.code == Code::NothingToAdopt);
+    let seen = || machine::find_listener(protocol, port, context.now);
+    match (is_nothing && context.machine.is(instance)).then(seen).flatten() {
+        None => error.into(),
+        Some(listener) => {
+            let who = listener.describe();
+            Failure::new(
+                Exit::Conflict,
+                format!("{who} listens on {port}/{protocol}, but the server has not heard of it"),
+            )
+            .hint("start the agent with `gatekeeper agent`; without one, `gkctl instance join` tells the server once")
+            .into()
+        }
     }
 }
 
@@ -109,7 +135,7 @@ struct Adoption {
 }
 
 impl Adoption {
-    fn make(self, client: &Client) -> Result<Reservation, gk_client::ClientError> {
+    fn make(self, client: &Client) -> Result<Reservation, ClientError> {
         let request = ReserveRequest {
             protocol: self.protocol,
             port: Some(self.port),

@@ -416,6 +416,18 @@ mod tests {
             "gkctl token list --ended --kind join --subject ci",
             "gkctl token revoke 0190163d-8694 0190163d-8694-739b-aea5-966c26f8ad91",
             "gkctl --server unix:/run/gk.sock status",
+            "gkctl instance list --label env=prod",
+            "gkctl port list --service web --on env=prod",
+            "gkctl port adopt 8080 --service web --protocol udp --note x --no-expect --instance web-1",
+            "gkctl port adopt --all --yes --protocol tcp",
+            "gkctl port adopt --all --dry-run --no-expect",
+            "gkctl drift",
+            "gkctl drift --instance web-1 --label env=prod --port 1-1023 --kind idle --idle 30d --ignored -o name",
+            "gkctl ignore list",
+            "gkctl ignore show sshd",
+            "gkctl ignore set ci --account ci --ports 22,8000-8010 --protocol tcp --instances env=dev --loopback",
+            "gkctl ignore delete a b",
+            "gkctl ignore defaults --set",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
@@ -501,6 +513,17 @@ mod tests {
             "gkctl token revoke web-1",
             "gkctl instance join --label env",
             "gkctl status --server web-1:5000",
+            "gkctl port adopt",
+            "gkctl port adopt 80 --all",
+            "gkctl port adopt 80 --yes",
+            "gkctl port adopt --all --service web",
+            "gkctl port adopt --all --yes --dry-run",
+            "gkctl drift --idle 0s",
+            "gkctl drift --idle forever",
+            "gkctl drift --kind free",
+            "gkctl ignore set",
+            "gkctl ignore set sshd --ports 0",
+            "gkctl ignore delete",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
         }

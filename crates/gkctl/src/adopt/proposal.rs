@@ -7,7 +7,7 @@ use gk_model::ignore::Ignore;
 use gk_model::labels::Labels;
 use gk_model::listener::{Listener, Owner};
 use gk_model::port::{Port, Protocol};
-use gk_model::text::{Expected, IgnoreName, ServiceName};
+use gk_model::text::{Expected, IgnoreName, Observed, ServiceName};
 
 use super::is_home;
 
@@ -69,7 +69,7 @@ fn expectation(
 
 /// Its name; an id is another one after each upgrade.
 fn container(listener: &Listener) -> Option<&str> {
-    listener.container.as_ref()?.name.as_ref().map(|name| name.as_str())
+    listener.container.as_ref()?.name.as_ref().map(Observed::as_str)
 }
 
 /// A service. Scopes and slices are named by the moment, and `user@…` holds everything that somebody runs.
