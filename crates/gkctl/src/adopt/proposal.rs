@@ -31,7 +31,7 @@ impl Proposal {
         let container = shared(home.iter().map(|listener| container(listener)));
         let unit = shared(home.iter().map(|listener| unit(listener)));
         let program = program(&home);
-        let names = [container, unit.map(without_suffix), program.map(file_name)];
+        let names = [container, unit.map(without_suffix), program];
         let service = names.into_iter().flatten().find_map(ServiceName::from_observed);
         let expect = expectation(&home, container, unit, program);
         Proposal { service, expect: expect.filter(|expect| expect.fit(listeners) == Some(Fit::Fits)) }
@@ -62,7 +62,7 @@ fn expectation(
     if owners(home).any(|owner| owner.pid == INIT) {
         return None;
     }
-    let process = text(program.map(file_name))?;
+    let process = text(program)?;
     let account = text(shared(owners(home).map(|owner| Some(owner.account.as_str()))));
     Some(Expect { process: Some(process), account, ..Expect::default() })
 }
@@ -84,18 +84,24 @@ fn without_suffix(unit: &str) -> &str {
     unit.strip_suffix(SERVICE).unwrap_or(unit)
 }
 
-/// The program of all owners; none where the agent does not see them all.
+/// What all owners run; none where the agent does not see them all.
 fn program<'a>(home: &[&'a Listener]) -> Option<&'a str> {
     let is_seen = home.iter().all(|listener| !listener.owners.is_empty());
-    shared(owners(home).map(|owner| Some(owner.program()))).filter(|_| is_seen)
+    shared(owners(home).map(|owner| Some(program_name(owner)))).filter(|_| is_seen)
+}
+
+/// The executable's file name; or the command name where that is the same without a version, which an upgrade changes:
+/// `python3` runs `/usr/bin/python3.11`. The kernel keeps 15 bytes of a command name, so one of that length may be cut.
+fn program_name(owner: &Owner) -> &str {
+    const MAY_BE_CUT: usize = 15;
+    let path = owner.program();
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let name = owner.name.as_str();
+    if !name.is_empty() && name.len() < MAY_BE_CUT && file.starts_with(name) { name } else { file }
 }
 
 fn owners<'a>(home: &[&'a Listener]) -> impl Iterator<Item = &'a Owner> {
     home.iter().flat_map(|listener| &listener.owners)
-}
-
-fn file_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// What all of them say, where all say something and the same.
@@ -119,7 +125,12 @@ mod tests {
         both.owners.push(listener(22, "/usr/sbin/sshd", "root").owners.remove(0));
         let mut elsewhere = listener(80, "/usr/bin/nc", "ada");
         elsewhere.key.netns = gk_model::listener::Netns::Other(1);
-        let replaced = listener(53, "/usr/lib/systemd/systemd-resolved (deleted)", "systemd-resolve");
+        let mut python = listener(8000, "/usr/bin/python3.11", "ada");
+        python.owners[0].name = "python3".into();
+        let mut node = listener(3000, "/usr/bin/node", "ada");
+        node.owners[0].name = "MainThread".into();
+        let mut replaced = listener(53, "/usr/lib/systemd/systemd-resolved (deleted)", "systemd-resolve");
+        replaced.owners[0].name = "systemd-resolve".into();
         let table = [
             // (listeners, service, expectation)
             (vec![nginx()], Some("nginx"), Some("process=nginx,account=www-data")),
@@ -143,6 +154,8 @@ mod tests {
                 Some("systemd-resolved"),
                 Some("process=systemd-resolved,account=systemd-resolve"),
             ),
+            (vec![python], Some("python3"), Some("process=python3,account=ada")),
+            (vec![node], Some("node"), Some("process=node,account=ada")),
             (vec![nginx(), listener(80, "/usr/sbin/nginx", "ada")], Some("nginx"), Some("process=nginx")),
             (vec![nginx(), listener(80, "/usr/bin/nc", "ada")], None, None),
             (vec![nginx(), hidden(nginx())], None, None),

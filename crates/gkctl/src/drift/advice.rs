@@ -101,9 +101,7 @@ fn about_unreserved(drifts: &[&Drift], option: impl Fn(&Drift) -> String) -> Vec
     }
     let mut lines: Vec<String> = by_instance.iter().take(MOST).map(|(option, of)| plan(of, option)).collect();
     lines.extend(rest(by_instance.len(), "instances with ports that nobody reserved"));
-    if let Some(ignore) = drifts.first().map(|drift| ignore(drift)) {
-        lines.push(ignore);
-    }
+    lines.extend((!drifts.is_empty()).then(|| ignore(drifts)));
     lines
 }
 
@@ -122,13 +120,15 @@ fn plan(drifts: &[&Drift], option: &str) -> String {
     }
 }
 
-fn ignore(drift: &Drift) -> String {
-    let mut processes = drift.listeners.iter().flat_map(|listener| &listener.owners).map(|owner| &owner.name);
-    match processes.next().filter(|name| is_plain(name.as_str())) {
-        Some(name) if name.as_str().parse::<IgnoreName>().is_ok() => {
+/// How to ignore the first of them whose process can be named.
+fn ignore(drifts: &[&Drift]) -> String {
+    let owners = drifts.iter().flat_map(|drift| &drift.listeners).flat_map(|listener| &listener.owners);
+    let mut names = owners.map(|owner| owner.name.as_str());
+    match names.find(|name| is_plain(name) && name.parse::<IgnoreName>().is_ok()) {
+        Some(name) => {
             format!("hint: what nobody plans can be ignored, as in: gkctl ignore set {name} --process {name}")
         }
-        _ => "hint: what nobody plans can be ignored: gkctl ignore set --help".to_owned(),
+        None => "hint: what nobody plans can be ignored: gkctl ignore set --help".to_owned(),
     }
 }
 
