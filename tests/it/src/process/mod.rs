@@ -7,6 +7,7 @@ mod contract;
 pub(crate) mod crash;
 mod disk;
 mod doctor;
+mod drift;
 pub(crate) mod harness;
 mod host;
 mod postgres;
