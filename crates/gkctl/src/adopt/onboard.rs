@@ -266,7 +266,8 @@ mod tests {
 
     #[test]
     fn each_answer_is_done_at_once_and_quitting_leaves_the_rest() {
-        let table: [(&str, &[&str]); 6] = [
+        let table: [(&str, &[&str]); 7] = [
+            ("q\ny\ny\ny\ny\n", &[]),
             ("y\nn\ne\nweb\nq\n", &["80/tcp a", "82/tcp web"]),
             ("n\na\n", &["81/tcp b", "82/tcp c", "83/tcp d"]),
             ("\n\n\n\n", &["80/tcp a", "81/tcp b", "82/tcp c", "83/tcp d"]),

@@ -36,9 +36,9 @@ pub(crate) struct Adopt {
     #[arg(long)]
     pub(crate) no_expect: bool,
     /// Take all of what is offered, ignore rules included, and ask nothing.
-    #[arg(long, requires = "all")]
+    #[arg(long, conflicts_with = "number")]
     pub(crate) yes: bool,
     /// Only show what would be offered.
-    #[arg(long, requires = "all", conflicts_with = "yes")]
+    #[arg(long, conflicts_with_all = ["number", "yes"])]
     pub(crate) dry_run: bool,
 }
