@@ -3,11 +3,12 @@
 use gk_model::drift::{Drift, DriftKind};
 use gk_model::id::{InstanceId, ReservationId};
 use gk_model::instance::{InstanceLink, Presence};
-use gk_model::listener::{Container, Listener, ListenerKey, Netns, Owner};
+use gk_model::listener::{Container, Listener};
 use gk_model::port::{Port, Protocol};
 use gk_model::port_state::{Joined, PortState};
-use gk_model::reservation::{Reservation, Scope};
+use gk_model::reservation::Reservation;
 use gk_model::time::Timestamp;
+use serde_json::json;
 
 /// The moment of everything here.
 pub(crate) const AT: i64 = 1_700_000_000_000_000;
@@ -19,60 +20,23 @@ pub(crate) fn instance(name: &str) -> InstanceLink {
 
 /// A TCP port reserved there, by `ci` for `web`.
 pub(crate) fn reservation(on: &InstanceLink, port: u16) -> Reservation {
-    let port = Port::new(port).unwrap();
-    Reservation {
-        id: ReservationId::generate(Timestamp::from_micros(AT)),
-        instance: Some(on.clone()),
-        scope: Scope::Instance,
-        protocol: Protocol::Tcp,
-        first_port: port,
-        last_port: port,
-        name: None,
-        service: "web".parse().ok(),
-        holder: "ci".parse().unwrap(),
-        note: None,
-        labels: gk_model::labels::Labels::default(),
-        expect: None,
-        pool: None,
-        created_at: Timestamp::from_micros(AT),
-        expires_at: None,
-        ttl_seconds: None,
-        renew_while_listening: false,
-        group: None,
-        split_from: None,
-        idle_since: None,
-        released_at: None,
-        released_by: None,
-        version: 1,
-    }
+    let at = Timestamp::from_micros(AT);
+    let held = json!({
+        "id": ReservationId::generate(at), "instance": on, "scope": "instance", "protocol": "tcp",
+        "first_port": port, "last_port": port, "service": "web", "holder": "ci", "created_at": at, "version": 1,
+    });
+    serde_json::from_value(held).unwrap()
 }
 
 /// A process that listens on a TCP port of every address, with pid 77.
 pub(crate) fn listener(port: u16, exe: &str, account: &str) -> Listener {
-    let name = exe.rsplit('/').next().unwrap_or_default();
-    let owner = Owner {
-        pid: 77,
-        started_ticks: 1,
-        name: name.into(),
-        exe: Some(exe.into()),
-        account: account.into(),
-    };
-    Listener {
-        key: ListenerKey {
-            netns: Netns::Home,
-            protocol: Protocol::Tcp,
-            port: Port::new(port).unwrap(),
-            address: "0.0.0.0".parse().unwrap(),
-            interface: None,
-            v6only: false,
-        },
-        account: Some(account.into()),
-        owners: vec![owner],
-        unit: None,
-        container: None,
-        first_seen_at: Timestamp::from_micros(AT),
-        last_seen_at: Timestamp::from_micros(AT),
-    }
+    let (at, name) = (Timestamp::from_micros(AT), exe.rsplit('/').next());
+    let owner = json!({"pid": 77, "started_ticks": 1, "name": name, "exe": exe, "account": account});
+    let seen = json!({
+        "netns": "home", "protocol": "tcp", "port": port, "address": "0.0.0.0", "account": account,
+        "owners": [owner], "first_seen_at": at, "last_seen_at": at,
+    });
+    serde_json::from_value(seen).unwrap()
 }
 
 /// The same in a systemd unit.
