@@ -137,9 +137,9 @@ fn of_group<T>(listener: &Listener, group: Option<&T>, fits: impl FnOnce(&T) -> 
 }
 
 fn is_process(owner: &Owner, expected: &Expected) -> bool {
-    let file_name = |path: &Observed| path.as_str().rsplit('/').next() == Some(expected.as_str());
-    let is_exe = |path: &Observed| is(expected, path) || file_name(path);
-    is(expected, &owner.name) || owner.exe.as_ref().is_some_and(is_exe)
+    let program = owner.program();
+    let file_name = program.rsplit('/').next().unwrap_or(program);
+    is(expected, &owner.name) || [program, file_name].contains(&expected.as_str())
 }
 
 fn is_container(container: &Container, expected: &Expected) -> bool {
@@ -252,6 +252,16 @@ mod tests {
         }
         assert_eq!(Expect::default().fit(&seen), Some(Fit::Fits));
         assert_eq!(expect("process=nginx").fit(&[]), None);
+    }
+
+    #[test]
+    fn whoever_runs_on_while_its_program_is_upgraded_still_fits() {
+        let mut seen = nginx();
+        seen.owners[0].name = "systemd-resolve".into();
+        seen.owners[0].exe = Some("/usr/lib/systemd/systemd-resolved (deleted)".into());
+        for text in ["process=systemd-resolved", "process=/usr/lib/systemd/systemd-resolved"] {
+            assert_eq!(expect(text).fit(&[seen.clone()]), Some(Fit::Fits), "{text}");
+        }
     }
 
     #[test]

@@ -198,6 +198,16 @@ impl InstanceName {
     }
 }
 
+impl ServiceName {
+    /// The nearest valid name to what was observed, such as a unit or a program: foreign characters become `-`. None
+    /// where nothing is left of it.
+    pub fn from_observed(text: &str) -> Option<ServiceName> {
+        let replaced: String =
+            text.chars().map(|c| if is_word_character(c) { c } else { '-' }).take(100).collect();
+        replaced.trim_matches('-').parse().ok()
+    }
+}
+
 /// Text that an agent saw on its machine: a process name, an executable's path, a systemd unit.
 ///
 /// Control characters (NUL and ESC among them) are escaped as `\u{1b}`, and at most [`Observed::MAX_CHARS`] characters
@@ -290,6 +300,21 @@ mod tests {
         assert_eq!(InstanceName::from_host_name("my host!").as_str(), "my-host-");
         assert_eq!(InstanceName::from_host_name("").as_str(), "unnamed");
         assert_eq!(InstanceName::from_host_name(&"ä".repeat(999)).as_str().len(), 253);
+    }
+
+    #[test]
+    fn what_was_observed_becomes_a_service_name_where_anything_is_left_of_it() {
+        let table = [
+            ("nginx", Some("nginx")),
+            ("getty@tty1", Some("getty@tty1")),
+            ("my app (v2)", Some("my-app--v2")),
+            ("ä", None),
+            ("", None),
+        ];
+        for (seen, name) in table {
+            assert_eq!(ServiceName::from_observed(seen), name.map(|name| name.parse().unwrap()), "{seen}");
+        }
+        assert_eq!(ServiceName::from_observed(&"x".repeat(999)).unwrap().as_str().len(), 100);
     }
 
     #[test]

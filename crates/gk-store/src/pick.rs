@@ -9,7 +9,7 @@ use std::sync::Arc;
 use gk_model::id::ReservationId;
 use gk_model::instance::InstanceLink;
 use gk_model::labels::Labels;
-use gk_model::listener::{Listener, Netns};
+use gk_model::listener::{Listener, Netns, owner_groups};
 use gk_model::pool::Pick;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
@@ -282,12 +282,14 @@ impl Tx<'_> {
                 Err(Refusal::NothingToAdopt { port, protocol, instance }.into())
             }
             (None, _) => Ok(()),
-            (Some((_, listeners)), _) if wanted.request.adopt => match owner_groups(&listeners) {
-                owners if owners.len() > 1 => {
-                    Err(Refusal::SeveralOwners { port: range.first(), protocol, owners }.into())
+            (Some((_, listeners)), _) if wanted.request.adopt => {
+                match Vec::from_iter(owner_groups(&listeners)) {
+                    owners if owners.len() > 1 => {
+                        Err(Refusal::SeveralOwners { port: range.first(), protocol, owners }.into())
+                    }
+                    _ => Ok(()),
                 }
-                _ => Ok(()),
-            },
+            }
             (Some((instance, listeners)), _) => {
                 let port = listeners.first().map_or(range.first(), |listener| listener.key.port);
                 let alternatives = self.list_alternatives(wanted)?;
@@ -373,21 +375,4 @@ fn below(end: u32, luck: u64) -> u32 {
 fn luck(now: Timestamp) -> u64 {
     let (_, bits) = Uuid::from(ReservationId::generate(now)).as_u64_pair();
     bits << 2
-}
-
-/// The distinct owners of some listeners, in words: by unit, else by container, else by executable and account, else by
-/// the account that opened the socket, which is all that an unprivileged agent sees.
-fn owner_groups(listeners: &[Listener]) -> Vec<String> {
-    let groups = listeners.iter().flat_map(|listener| match (&listener.unit, &listener.container) {
-        (Some(unit), _) => vec![unit.to_string()],
-        (None, Some(container)) => vec![format!("{} container {}", container.engine, container.id)],
-        (None, None) if listener.owners.is_empty() => vec![listener.describe()],
-        (None, None) => {
-            let owners = listener.owners.iter();
-            owners
-                .map(|owner| format!("{} of {}", owner.exe.as_ref().unwrap_or(&owner.name), owner.account))
-                .collect()
-        }
-    });
-    groups.collect::<BTreeSet<String>>().into_iter().collect()
 }

@@ -1,6 +1,8 @@
 //! What can be typed. The texts here are the manual that people read first, so each verb says in one sentence what it
 //! does and shows one command that works.
 
+mod adopt;
+mod drift;
 mod instance;
 mod pool;
 mod reservation;
@@ -14,12 +16,15 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::InstanceRef;
+use gk_model::labels::Selector;
 use gk_model::pin::Pin;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_state::State;
 use gk_model::text::{ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
 
+pub(crate) use self::adopt::Adopt;
+pub(crate) use self::drift::{DefaultIgnores, DeleteIgnores, DriftFilters, IgnoreVerb, OneIgnore, SetIgnore};
 pub(crate) use self::instance::{
     InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
 };
@@ -43,7 +48,7 @@ The first five commands:
   gkctl port release 8000    give a port back
   gkctl status               is everything running?
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 conflict or exhausted, 4 not found, 5 not allowed,
+Exit codes: 0 ok, 1 error, 2 usage, 3 conflict, exhausted or drift, 4 not found, 5 not allowed,
 6 server unreachable.";
 
 /// What the options of a time take; the example comes first, as everywhere.
@@ -125,7 +130,7 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Tell whether server, agent and this machine are in order.
+    /// Tell on one screen how server, fleet and this machine are.
     #[command(after_help = "Example: gkctl status")]
     Status,
     /// Find out what is wrong between here, agent and server, and how to mend it.
@@ -152,6 +157,12 @@ pub(crate) enum Verb {
     /// Reservations: what is held, and until when.
     #[command(subcommand)]
     Reservation(ReservationVerb),
+    /// List what differs from the plan: who listens where nobody should, or nobody where somebody should.
+    #[command(after_help = drift::DRIFT_EXAMPLE)]
+    Drift(DriftFilters),
+    /// Rules for what differs from the plan and need not be told.
+    #[command(subcommand)]
+    Ignore(IgnoreVerb),
     /// Secrets that let people, programs and machines in.
     #[command(subcommand)]
     Token(TokenVerb),
@@ -172,9 +183,14 @@ pub(crate) enum PortVerb {
     #[command(after_help = "Example: gkctl port check 8080 && ./server --port 8080\n\n\
                             It ends with 0 when you may, and with 3 when you may not.")]
     Check(Check),
+    /// Reserve a port for whoever listens there now, or every port of a machine.
+    #[command(after_help = adopt::ADOPT_EXAMPLES)]
+    Adopt(Adopt),
     /// List ports that are reserved or in use.
-    #[command(after_help = "Example: gkctl port list --state unreserved\n\n\
-                            SINCE tells since when the port is listened on, or else reserved.")]
+    #[command(after_help = "Example: gkctl port list --state unreserved\n\
+                            Where is web? gkctl port list --service web\n\n\
+                            SINCE tells since when the port is listened on, or else reserved. Asked by --service or \
+                            --label, it answers for the whole fleet, unless --instance names one.")]
     List(PortFilters),
     /// Show who may use a port, and who does.
     #[command(after_help = "Example: gkctl port show 8080")]
@@ -198,9 +214,12 @@ pub(crate) struct PortFilters {
     /// Only this state: free, reserved, in_use, conflict or unreserved.
     #[arg(long)]
     pub(crate) state: Option<State>,
-    /// Only ports reserved for this service.
+    /// Only ports reserved for this service; of the whole fleet unless --instance names one.
     #[arg(long)]
     pub(crate) service: Option<ServiceName>,
+    /// Only on instances with these labels, as in 'env=prod,team in (web,api)'.
+    #[arg(long, alias = "on", value_name = "SELECTOR")]
+    pub(crate) label: Option<Selector>,
     /// Only ports reserved by this subject.
     #[arg(long, value_name = "SUBJECT")]
     pub(crate) holder: Option<Subject>,
@@ -323,59 +342,73 @@ mod tests {
         check(&Args::command());
     }
 
+    const UNDERSTOOD: &[&str] = &[
+        "gkctl instance join",
+        "gkctl instance join --name web-1 --replace web-0",
+        "gkctl instance list",
+        "gkctl instance show",
+        "gkctl instance leave web-1 --release",
+        "gkctl instance rename web-2",
+        "gkctl instance rename web-1 web-2",
+        "gkctl port reserve",
+        "gkctl port reserve --port 8080 --protocol udp --service s --name http --note n --adopt",
+        "gkctl port release --port 8080",
+        "gkctl port release 8080 --protocol tcp --force",
+        "gkctl port reserve --count 10 --name http --name grpc --on env=prod --protocol both --ttl 2h",
+        "gkctl port reserve --ttl 2h --renew-while-listening",
+        "gkctl port reserve --port 8000-8009 --service s --ensure --expect process=nginx --label team=web",
+        "gkctl port reserve --fleet -A --dry-run",
+        "gkctl port release 8000:8004",
+        "gkctl port release --service billing --yes",
+        "gkctl port release --id 0190163d-8694-739b-aea5-966c26f8ad91",
+        "gkctl port release --idle 30d -A -y --force",
+        "gkctl port check 8080 --protocol udp --instance web-1",
+        "gkctl reservation list -A --idle 30d --on env=prod --expires-within 2h",
+        "gkctl reservation show 8080",
+        "gkctl reservation renew 0190163d-8694-739b-aea5-966c26f8ad91 --ttl 2h",
+        "gkctl reservation edit 8080 --service web --label team=web --label old- --force",
+        "gkctl port list -A -o json",
+        "gkctl port show 8080 --instance web-1",
+        "gkctl port history --port 8000:8009 --since 2h --limit 5",
+        "gkctl events --actor local:root --kind reserved",
+        "gkctl events --origin",
+        "gkctl doctor -o json",
+        "gkctl login --server http://web-1:5000 --token-file -",
+        "gkctl logout",
+        "gkctl whoami",
+        "gkctl instance join --label env=prod --label team=web",
+        "gkctl instance label web-1 env=prod team=web old-",
+        "gkctl instance label env=prod",
+        "gkctl instance label web-1",
+        "gkctl instance label",
+        "gkctl pool set web --ports 8000-8999,9100 --exclude 8080 --scope fleet --pick random --quarantine 15m",
+        "gkctl pool set web --for env=prod --ephemeral --note n",
+        "gkctl pool list -o name",
+        "gkctl pool show web",
+        "gkctl pool delete web",
+        "gkctl token create --subject ci --role user --limit-instances env=dev --limit-pool a --limit-pool b",
+        "gkctl token create --subject ci --role viewer --ttl 90d --note builds",
+        "gkctl token create --join --reusable --label env=dev --forget-after 7d --ttl 1h",
+        "gkctl token list --ended --kind join --subject ci",
+        "gkctl token revoke 0190163d-8694 0190163d-8694-739b-aea5-966c26f8ad91",
+        "gkctl --server unix:/run/gk.sock status",
+        "gkctl instance list --label env=prod",
+        "gkctl port list --service web --on env=prod",
+        "gkctl port adopt 8080 --service web --protocol udp --note x --no-expect --instance web-1",
+        "gkctl port adopt --all --yes --protocol tcp",
+        "gkctl port adopt --all --dry-run --no-expect",
+        "gkctl drift",
+        "gkctl drift --instance web-1 --label env=prod --port 1-1023 --kind idle --idle 30d --ignored -o name",
+        "gkctl ignore list",
+        "gkctl ignore show sshd",
+        "gkctl ignore set ci --account ci --ports 22,8000-8010 --protocol tcp --instances env=dev --loopback",
+        "gkctl ignore delete a b",
+        "gkctl ignore defaults --set",
+    ];
+
     #[test]
     fn the_commands_of_the_contract_are_understood() {
-        for line in [
-            "gkctl instance join",
-            "gkctl instance join --name web-1 --replace web-0",
-            "gkctl instance list",
-            "gkctl instance show",
-            "gkctl instance leave web-1 --release",
-            "gkctl instance rename web-2",
-            "gkctl instance rename web-1 web-2",
-            "gkctl port reserve",
-            "gkctl port reserve --port 8080 --protocol udp --service s --name http --note n --adopt",
-            "gkctl port release --port 8080",
-            "gkctl port release 8080 --protocol tcp --force",
-            "gkctl port reserve --count 10 --name http --name grpc --on env=prod --protocol both --ttl 2h",
-            "gkctl port reserve --ttl 2h --renew-while-listening",
-            "gkctl port reserve --port 8000-8009 --service s --ensure --expect process=nginx --label team=web",
-            "gkctl port reserve --fleet -A --dry-run",
-            "gkctl port release 8000:8004",
-            "gkctl port release --service billing --yes",
-            "gkctl port release --id 0190163d-8694-739b-aea5-966c26f8ad91",
-            "gkctl port release --idle 30d -A -y --force",
-            "gkctl port check 8080 --protocol udp --instance web-1",
-            "gkctl reservation list -A --idle 30d --on env=prod --expires-within 2h",
-            "gkctl reservation show 8080",
-            "gkctl reservation renew 0190163d-8694-739b-aea5-966c26f8ad91 --ttl 2h",
-            "gkctl reservation edit 8080 --service web --label team=web --label old- --force",
-            "gkctl port list -A -o json",
-            "gkctl port show 8080 --instance web-1",
-            "gkctl port history --port 8000:8009 --since 2h --limit 5",
-            "gkctl events --actor local:root --kind reserved",
-            "gkctl events --origin",
-            "gkctl doctor -o json",
-            "gkctl login --server http://web-1:5000 --token-file -",
-            "gkctl logout",
-            "gkctl whoami",
-            "gkctl instance join --label env=prod --label team=web",
-            "gkctl instance label web-1 env=prod team=web old-",
-            "gkctl instance label env=prod",
-            "gkctl instance label web-1",
-            "gkctl instance label",
-            "gkctl pool set web --ports 8000-8999,9100 --exclude 8080 --scope fleet --pick random --quarantine 15m",
-            "gkctl pool set web --for env=prod --ephemeral --note n",
-            "gkctl pool list -o name",
-            "gkctl pool show web",
-            "gkctl pool delete web",
-            "gkctl token create --subject ci --role user --limit-instances env=dev --limit-pool a --limit-pool b",
-            "gkctl token create --subject ci --role viewer --ttl 90d --note builds",
-            "gkctl token create --join --reusable --label env=dev --forget-after 7d --ttl 1h",
-            "gkctl token list --ended --kind join --subject ci",
-            "gkctl token revoke 0190163d-8694 0190163d-8694-739b-aea5-966c26f8ad91",
-            "gkctl --server unix:/run/gk.sock status",
-        ] {
+        for line in UNDERSTOOD {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
     }
@@ -419,62 +452,75 @@ mod tests {
         assert!(switch("nope").is_err());
     }
 
+    const CONTRADICTIONS: &[&str] = &[
+        "gkctl",
+        "gkctl port release",
+        "gkctl port release 80 --port 80",
+        "gkctl port reserve --adopt",
+        "gkctl port reserve --pool p --port 80",
+        "gkctl port reserve --ensure",
+        "gkctl port reserve --all-instances",
+        "gkctl port reserve --on env=prod --fleet -A",
+        "gkctl port reserve --count 0",
+        "gkctl port reserve --count 4097",
+        "gkctl port reserve --ttl 60",
+        "gkctl port reserve --renew-while-listening",
+        "gkctl port reserve --expect nginx",
+        "gkctl port reserve --label team",
+        "gkctl port release --service a --idle 30d",
+        "gkctl port release 80 -A",
+        "gkctl port release --id 80",
+        "gkctl reservation renew 8080",
+        "gkctl reservation edit 8080 --label a=b=c",
+        "gkctl reservation show web",
+        "gkctl instance rename",
+        "gkctl instance rename a b c",
+        "gkctl port list --limit 0",
+        "gkctl port list -o yaml",
+        "gkctl port history --since yesterday",
+        "gkctl pool set",
+        "gkctl pool set web --ports",
+        "gkctl pool set web --ports 9-2",
+        "gkctl pool set web --quarantine 15",
+        "gkctl pool set web --quarantine 31d",
+        "gkctl pool set web --pick highest",
+        "gkctl pool set web --for =x",
+        "gkctl pool set web --scope host",
+        "gkctl pool show",
+        "gkctl pool delete a b",
+        "gkctl token create",
+        "gkctl token create --subject ci",
+        "gkctl token create --role user",
+        "gkctl token create --join --role user",
+        "gkctl token create --join --subject ci --role user",
+        "gkctl token create --join --limit-pool a",
+        "gkctl token create --subject ci --role user --reusable",
+        "gkctl token create --subject ci --role user --ttl 90",
+        "gkctl token create --subject ci --role user --ttl 1s",
+        "gkctl token create --subject ci --role root",
+        "gkctl token create --join --forget-after 1m",
+        "gkctl token create --join --label env",
+        "gkctl token revoke",
+        "gkctl token revoke 12",
+        "gkctl token revoke web-1",
+        "gkctl instance join --label env",
+        "gkctl status --server web-1:5000",
+        "gkctl port adopt",
+        "gkctl port adopt 80 --all",
+        "gkctl port adopt 80 --yes",
+        "gkctl port adopt --all --service web",
+        "gkctl port adopt --all --yes --dry-run",
+        "gkctl drift --idle 0s",
+        "gkctl drift --idle forever",
+        "gkctl drift --kind free",
+        "gkctl ignore set",
+        "gkctl ignore set sshd --ports 0",
+        "gkctl ignore delete",
+    ];
+
     #[test]
     fn contradictions_are_usage_errors() {
-        for line in [
-            "gkctl",
-            "gkctl port release",
-            "gkctl port release 80 --port 80",
-            "gkctl port reserve --adopt",
-            "gkctl port reserve --pool p --port 80",
-            "gkctl port reserve --ensure",
-            "gkctl port reserve --all-instances",
-            "gkctl port reserve --on env=prod --fleet -A",
-            "gkctl port reserve --count 0",
-            "gkctl port reserve --count 4097",
-            "gkctl port reserve --ttl 60",
-            "gkctl port reserve --renew-while-listening",
-            "gkctl port reserve --expect nginx",
-            "gkctl port reserve --label team",
-            "gkctl port release --service a --idle 30d",
-            "gkctl port release 80 -A",
-            "gkctl port release --id 80",
-            "gkctl reservation renew 8080",
-            "gkctl reservation edit 8080 --label a=b=c",
-            "gkctl reservation show web",
-            "gkctl instance rename",
-            "gkctl instance rename a b c",
-            "gkctl port list --limit 0",
-            "gkctl port list -o yaml",
-            "gkctl port history --since yesterday",
-            "gkctl pool set",
-            "gkctl pool set web --ports",
-            "gkctl pool set web --ports 9-2",
-            "gkctl pool set web --quarantine 15",
-            "gkctl pool set web --quarantine 31d",
-            "gkctl pool set web --pick highest",
-            "gkctl pool set web --for =x",
-            "gkctl pool set web --scope host",
-            "gkctl pool show",
-            "gkctl pool delete a b",
-            "gkctl token create",
-            "gkctl token create --subject ci",
-            "gkctl token create --role user",
-            "gkctl token create --join --role user",
-            "gkctl token create --join --subject ci --role user",
-            "gkctl token create --join --limit-pool a",
-            "gkctl token create --subject ci --role user --reusable",
-            "gkctl token create --subject ci --role user --ttl 90",
-            "gkctl token create --subject ci --role user --ttl 1s",
-            "gkctl token create --subject ci --role root",
-            "gkctl token create --join --forget-after 1m",
-            "gkctl token create --join --label env",
-            "gkctl token revoke",
-            "gkctl token revoke 12",
-            "gkctl token revoke web-1",
-            "gkctl instance join --label env",
-            "gkctl status --server web-1:5000",
-        ] {
+        for line in CONTRADICTIONS {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
         }
     }

@@ -99,7 +99,8 @@ fn advised(error: &Error) -> Option<&Advised> {
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
-fn exit_of(error: &Error) -> Exit {
+/// How to end because of this.
+pub(crate) fn exit_of(error: &Error) -> Exit {
     if let Some(failure) = failure(error) {
         return failure.exit;
     }
@@ -300,6 +301,7 @@ fn own_hint(code: Code) -> Option<&'static str> {
         Code::NotTheHolder => "an operator may release it with --force",
         Code::PortInUse => "if that process is the rightful one, add --adopt",
         Code::NoSuchInstance => "see which have joined with: gkctl instance list",
+        Code::NoSuchIgnore => "see which there are with: gkctl ignore list",
         Code::NameTaken => "choose another name with --name",
         Code::ReservationsLive => "release them too with --release",
         Code::AlreadyJoined => "if its credential is lost, take its place with --replace INSTANCE",

@@ -45,7 +45,7 @@ pub(crate) fn list(context: &Context, wanted: &InstanceFilters) -> Result<()> {
             name: wanted.name.as_ref().map(ToString::to_string),
             presence: wanted.presence,
             q: wanted.search.clone(),
-            label: None,
+            label: wanted.label.clone(),
             cursor,
             limit,
         })

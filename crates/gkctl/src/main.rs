@@ -3,14 +3,18 @@
 //! What was asked for goes to stdout, everything else to stderr; the exit code tells the rest (see `error`). This
 //! program links neither the server nor a database, and opens nothing before it knows that it must.
 
+mod absence;
+mod adopt;
 mod args;
 mod check;
 mod connect;
 mod context;
 mod doctor;
+mod drift;
 mod error;
 mod event;
 mod history;
+mod ignore;
 mod instance;
 mod invitation;
 mod join;
@@ -25,6 +29,8 @@ mod release;
 mod reservation;
 mod reserve;
 mod run;
+#[cfg(test)]
+mod samples;
 mod secret_input;
 mod status;
 mod this_machine;

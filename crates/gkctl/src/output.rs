@@ -51,6 +51,11 @@ pub(crate) struct List<'a, T> {
 }
 
 impl<T: Serialize> List<'_, T> {
+    /// The items as a table, whatever was asked for: for a conversation on stderr.
+    pub(crate) fn table(&self, context: &Context, items: &[T]) -> String {
+        table::render(self.columns, items, context)
+    }
+
     /// Prints the items in the format that was asked for.
     pub(crate) fn print(&self, context: &Context, items: &[T]) -> Result<(), OutputError> {
         if items.is_empty() {
@@ -58,7 +63,7 @@ impl<T: Serialize> List<'_, T> {
         }
         match context.format() {
             Format::Table if items.is_empty() => Ok(()),
-            Format::Table => print(&table::render(self.columns, items, context)),
+            Format::Table => print(&self.table(context, items)),
             Format::Json => print_json(items),
             Format::Csv => print(&csv::render(self.columns, items)),
             Format::Name => print(&items.iter().map(|item| (self.name)(item) + "\n").collect::<String>()),

@@ -2,12 +2,10 @@
 
 use anyhow::Result;
 
-use crate::args::{InstanceVerb, PoolVerb, PortVerb, ReservationVerb, TokenVerb, Verb};
+use crate::args::{IgnoreVerb, InstanceVerb, PoolVerb, PortVerb, ReservationVerb, TokenVerb, Verb};
 use crate::context::Context;
-use crate::{
-    check, doctor, event, history, instance, join, label, login, pool, port, release, reservation, reserve,
-    status, token,
-};
+use crate::{adopt, check, doctor, drift, event, history, ignore, instance, join, label, login, pool};
+use crate::{port, release, reservation, reserve, status, token};
 
 /// Does what was typed.
 pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
@@ -21,6 +19,8 @@ pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Port(verb) => of_port(context, verb),
         Verb::Pool(verb) => of_pool(context, verb),
         Verb::Reservation(verb) => of_reservation(context, verb),
+        Verb::Drift(wanted) => drift::list(context, wanted),
+        Verb::Ignore(verb) => of_ignore(context, verb),
         Verb::Token(TokenVerb::Create(wanted)) => token::create(context, wanted),
         Verb::Token(TokenVerb::List(wanted)) => token::list(context, wanted),
         Verb::Token(TokenVerb::Revoke(wanted)) => token::revoke(context, wanted),
@@ -53,6 +53,7 @@ fn of_port(context: &Context, verb: &PortVerb) -> Result<()> {
         PortVerb::Reserve(wanted) => reserve::reserve(context, wanted),
         PortVerb::Release(wanted) => release::release(context, wanted),
         PortVerb::Check(wanted) => check::check(context, wanted),
+        PortVerb::Adopt(wanted) => adopt::adopt(context, wanted),
         PortVerb::List(wanted) => port::list(context, wanted),
         PortVerb::Show(wanted) => port::show(context, wanted),
         PortVerb::History(wanted) => history::list(context, wanted),
@@ -65,5 +66,15 @@ fn of_reservation(context: &Context, verb: &ReservationVerb) -> Result<()> {
         ReservationVerb::Show(wanted) => reservation::show(context, wanted),
         ReservationVerb::Renew(wanted) => reservation::renew(context, wanted),
         ReservationVerb::Edit(wanted) => reservation::edit(context, wanted),
+    }
+}
+
+fn of_ignore(context: &Context, verb: &IgnoreVerb) -> Result<()> {
+    match verb {
+        IgnoreVerb::List => ignore::list(context),
+        IgnoreVerb::Show(wanted) => ignore::show(context, wanted),
+        IgnoreVerb::Set(wanted) => ignore::set(context, wanted),
+        IgnoreVerb::Delete(wanted) => ignore::delete(context, wanted),
+        IgnoreVerb::Defaults(wanted) => ignore::defaults(context, wanted),
     }
 }

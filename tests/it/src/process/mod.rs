@@ -8,6 +8,7 @@ mod contract;
 pub(crate) mod crash;
 mod disk;
 mod doctor;
+mod drift;
 mod forms;
 pub(crate) mod harness;
 mod host;
