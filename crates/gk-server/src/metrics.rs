@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 
 use crate::app::App;
 use crate::extract::NoQuery;
+use crate::watch::WatchMetrics;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -28,7 +29,8 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
     responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(crate) async fn metrics(State(app): State<App>, _: NoQuery) -> Response {
     let uptime_seconds = app.now().since(app.started_at).as_secs_f64();
-    let moment = Moment { version: app.version, uptime_seconds, store: app.store.metrics() };
+    let (store, watch) = (app.store.metrics(), app.feed.metrics());
+    let moment = Moment { version: app.version, uptime_seconds, store, watch };
     let mut registry = Registry::with_prefix("gatekeeper");
     registry.register_collector(Box::new(moment));
     let mut text = String::new();
@@ -42,6 +44,7 @@ struct Moment {
     version: &'static str,
     uptime_seconds: f64,
     store: StoreMetrics,
+    watch: WatchMetrics,
 }
 
 impl Collector for Moment {
@@ -83,6 +86,24 @@ impl Collector for Moment {
             "store_replays",
             "Batches rolled back and done again one change at a time, because one of them failed.",
             &ConstCounter::new(writer.replays),
+        )?;
+        let WatchMetrics { watchers, sent, lag, stalled, overtaken } = self.watch;
+        show("watchers", "Streams of events that are open.", &ConstGauge::new(watchers as u64))?;
+        show("watch_lag_events", "How many events the slowest stream is behind.", &ConstGauge::new(lag))?;
+        show(
+            "watch_events_sent",
+            "Events sent to streams, each counted once for each stream.",
+            &ConstCounter::new(sent),
+        )?;
+        show(
+            "watch_stalled",
+            "Streams cut off because their client did not read.",
+            &ConstCounter::new(stalled),
+        )?;
+        show(
+            "watch_overtaken",
+            "Streams ended because what they would tell next had been taken away.",
+            &ConstCounter::new(overtaken),
         )
     }
 }

@@ -76,6 +76,7 @@ fn all(routes: Routes) -> Routes {
         .guarded(Reserve, routes!(reservations::release))
         .guarded(Read, routes!(history::list_history))
         .guarded(Read, routes!(events::list_events))
+        .guarded(Read, routes!(events::watch_events))
         .guarded(Tokens, routes!(tokens::list_tokens, tokens::create_token))
         .guarded(Tokens, routes!(tokens::revoke_token))
         .guarded(Whoami, routes!(tokens::whoami))

@@ -118,7 +118,7 @@ fn stale(ports: &[PortState], now: Timestamp) -> Vec<String> {
     lines.take(MOST_NOTES).chain(rest).collect()
 }
 
-fn number(port: &PortState) -> String {
+pub(crate) fn number(port: &PortState) -> String {
     format!("{}/{}", port.port, port.protocol)
 }
 
@@ -126,7 +126,7 @@ fn number_and_instance(port: &PortState) -> String {
     format!("{} {}", port.instance.name, number(port))
 }
 
-fn tint(port: &PortState) -> Tint {
+pub(crate) fn tint(port: &PortState) -> Tint {
     match port.state {
         State::InUse => Tint::Good,
         State::Unreserved => Tint::Odd,
@@ -135,7 +135,7 @@ fn tint(port: &PortState) -> Tint {
     }
 }
 
-fn service(port: &PortState) -> Option<String> {
+pub(crate) fn service(port: &PortState) -> Option<String> {
     port.reservation.as_ref().and_then(purpose)
 }
 
@@ -149,11 +149,11 @@ pub(crate) fn purpose(reservation: &Reservation) -> Option<String> {
 }
 
 /// Those of the home namespace before the others, and each description once.
-fn listeners(port: &PortState) -> String {
+pub(crate) fn listeners(port: &PortState) -> String {
     unique(port.listeners.iter().map(Listener::describe)).join("; ")
 }
 
-fn addresses(port: &PortState) -> String {
+pub(crate) fn addresses(port: &PortState) -> String {
     unique(port.listeners.iter().map(address)).join(", ")
 }
 
@@ -177,7 +177,7 @@ fn some(text: String) -> Option<String> {
 }
 
 /// Since when the port is listened on, or else reserved. As for its state, the home namespace comes first.
-fn since(port: &PortState) -> Option<Timestamp> {
+pub(crate) fn since(port: &PortState) -> Option<Timestamp> {
     let is_home = |listener: &&Listener| listener.key.netns == Netns::Home;
     let seen = |listener: &Listener| listener.first_seen_at;
     let at_home = port.listeners.iter().filter(is_home).map(seen).min();

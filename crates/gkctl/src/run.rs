@@ -4,7 +4,9 @@ use anyhow::Result;
 
 use crate::args::{InstanceVerb, PortVerb, TokenVerb, Verb};
 use crate::context::Context;
-use crate::{doctor, event, history, instance, join, label, login, port, release, reserve, status, token};
+use crate::{
+    doctor, event, history, instance, join, label, login, port, port_watch, release, reserve, status, token,
+};
 
 /// Does what was typed.
 pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
@@ -19,6 +21,7 @@ pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Token(TokenVerb::Create(wanted)) => token::create(context, wanted),
         Verb::Token(TokenVerb::List(wanted)) => token::list(context, wanted),
         Verb::Token(TokenVerb::Revoke(wanted)) => token::revoke(context, wanted),
+        Verb::Events(wanted) if wanted.follow => event::follow(context, wanted),
         Verb::Events(wanted) => event::list(context, wanted),
     }
 }
@@ -40,6 +43,8 @@ fn of_port(context: &Context, verb: &PortVerb) -> Result<()> {
         PortVerb::Release(wanted) => release::release(context, wanted),
         PortVerb::List(wanted) => port::list(context, wanted),
         PortVerb::Show(wanted) => port::show(context, wanted),
+        PortVerb::History(wanted) if wanted.follow => history::follow(context, wanted),
         PortVerb::History(wanted) => history::list(context, wanted),
+        PortVerb::Watch(wanted) => port_watch::watch(context, wanted),
     }
 }

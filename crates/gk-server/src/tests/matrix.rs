@@ -16,7 +16,7 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 25] = [
+const MATRIX: [(&str, &str); 26] = [
     ("GET /", "-"),
     ("GET /docs", "-"),
     ("GET /healthz", "-"),
@@ -24,6 +24,7 @@ const MATRIX: [(&str, &str); 25] = [
     ("GET /openapi.json", "-"),
     ("GET /readyz", "-"),
     ("GET /v1/events", "yyyyyyn"),
+    ("GET /v1/events/stream", "yyyyyyn"),
     ("GET /v1/history", "yyyyyyn"),
     ("GET /v1/instances", "yyyyyyn"),
     ("POST /v1/instances", "nnyyyyy"),
