@@ -17,3 +17,4 @@ mod service;
 mod sync;
 mod tls;
 mod tokens;
+mod watch;
