@@ -3,7 +3,7 @@
 use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::drift::Drift;
 use gk_model::health::Health;
-use gk_model::history::{Event, Interval};
+use gk_model::history::Interval;
 use gk_model::id::{InstanceId, InstanceRef, ReservationId, TokenId};
 use gk_model::ignore::{Ignore, IgnoreSpec};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
@@ -21,6 +21,7 @@ use gk_model::status::Status;
 use gk_model::text::{IgnoreName, PoolName};
 use gk_model::time::Timestamp;
 use gk_model::token::{CreatedToken, Token, TokenRequest, Whoami};
+use gk_model::watch::EventPage;
 use serde::Serialize;
 
 use crate::client::Client;
@@ -220,8 +221,8 @@ impl Client {
         self.fetch(&Call::get(paths::HISTORY, query))
     }
 
-    /// A page of events, oldest first.
-    pub fn list_events(&self, query: &EventQuery) -> Result<Page<Event>, ClientError> {
+    /// A page of events, oldest first, and how far the log reached then: behind that a [`Watch`](crate::Watch) goes on.
+    pub fn list_events(&self, query: &EventQuery) -> Result<EventPage, ClientError> {
         self.fetch(&Call::get(paths::EVENTS, query))
     }
 

@@ -45,5 +45,6 @@ pub mod text;
 mod text_form;
 pub mod time;
 pub mod token;
+pub mod watch;
 
 pub use text_form::WordError;

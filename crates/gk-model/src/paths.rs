@@ -20,6 +20,8 @@ pub const RESERVATIONS: &str = "/v1/reservations";
 pub const HISTORY: &str = "/v1/history";
 /// Events.
 pub const EVENTS: &str = "/v1/events";
+/// Events as they happen.
+pub const EVENT_STREAM: &str = "/v1/events/stream";
 /// Tokens: list and make.
 pub const TOKENS: &str = "/v1/tokens";
 /// Where reality differs from the plan.

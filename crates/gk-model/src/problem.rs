@@ -85,6 +85,10 @@ words! {
         TooSlow = "too_slow",
         /// The server does not go by the name in `Host`.
         UnknownHost = "unknown_host",
+        /// The cursor is of another event log, or what follows it is not kept any more.
+        StaleCursor = "stale_cursor",
+        /// This token has as many streams open as one may have.
+        TooManyStreams = "too_many_streams",
         /// This client asks too often.
         TooOften = "too_often",
         /// The body is of a type the route does not take.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::drift::{DriftKind, IdleFor};
-use crate::history::{EventKind, IntervalKind};
+use crate::history::IntervalKind;
 use crate::id::{GroupId, InstanceRef};
 use crate::instance::Presence;
 use crate::labels::Selector;
@@ -19,6 +19,7 @@ use crate::text::{PoolName, PortName, ServiceName, Subject};
 use crate::text_form::json_by_text;
 use crate::time::Timestamp;
 use crate::token::TokenKind;
+use crate::watch::EventKinds;
 
 /// How many items a page may have: 1 to 1000, 100 unless told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,10 +290,14 @@ query! {
     EventQuery {
         /// Only on this instance.
         instance: InstanceRef,
+        /// Only on instances with these labels, as they are now.
+        label: Selector,
         /// Only those that touch this port or range.
         port: PortRange,
-        /// Only this kind.
-        kind: EventKind,
+        /// Only about this protocol.
+        protocol: Protocol,
+        /// Only this kind, or these, with commas between.
+        kind: EventKinds,
         /// Only by this subject.
         actor: Subject,
         /// Only those that happened at this time or later.

@@ -66,6 +66,8 @@ pub(crate) enum ApiError {
     TooOften { wait: Duration },
     #[error("too many requests are being worked on; nothing was done")]
     Crowded,
+    #[error("this token has {most} streams open, and one may not have more")]
+    TooManyStreams { most: usize },
     #[error("{0}")]
     UnsupportedMediaType(&'static str),
     #[error("the request took too long; it is unknown whether it was done")]
@@ -140,6 +142,7 @@ impl ApiError {
             ApiError::TooSlow => Code::TooSlow,
             ApiError::UnknownHost(_) => Code::UnknownHost,
             ApiError::TooOften { .. } => Code::TooOften,
+            ApiError::TooManyStreams { .. } => Code::TooManyStreams,
             ApiError::UnsupportedMediaType(_) => Code::UnsupportedMediaType,
             ApiError::TimedOut | ApiError::Crowded => Code::Unavailable,
             ApiError::Panicked(_) => Code::Internal,
@@ -165,6 +168,9 @@ impl ApiError {
             )),
             ApiError::TooOften { .. } => {
                 Some("wait as long as Retry-After says; the server's --rate-limit sets how often is too often".to_owned())
+            }
+            ApiError::TooManyStreams { .. } => {
+                Some("close streams that nobody reads, or use another token for other programs".to_owned())
             }
             // No role helps where only an instance's own credential does.
             ApiError::NotPermitted { permission, .. } if permission.least_role().is_none() => None,
@@ -225,7 +231,7 @@ impl ApiError {
             ApiError::InFlight
             | ApiError::Crowded
             | ApiError::Failed(StoreError::QueueFull | StoreError::Away(_)) => again_in(1),
-            ApiError::TimedOut => again_in(5),
+            ApiError::TimedOut | ApiError::TooManyStreams { .. } => again_in(5),
             ApiError::Failed(StoreError::DiskFull) => again_in(30),
             ApiError::Failed(error) if failure_code(error) == Code::Unavailable => again_in(5),
             _ => None,
@@ -328,7 +334,8 @@ pub(crate) fn status(code: Code) -> StatusCode {
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::AddressTooLong => StatusCode::URI_TOO_LONG,
         Code::UnknownHost => StatusCode::MISDIRECTED_REQUEST,
-        Code::TooOften => StatusCode::TOO_MANY_REQUESTS,
+        Code::StaleCursor => StatusCode::GONE,
+        Code::TooOften | Code::TooManyStreams => StatusCode::TOO_MANY_REQUESTS,
         Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Code::Impossible | Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,

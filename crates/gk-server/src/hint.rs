@@ -51,6 +51,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::VersionMismatch { .. } => Code::VersionMismatch,
         Refusal::IdempotencyKeyReused(_) => Code::IdempotencyKeyReused,
         Refusal::BadCursor => Code::Malformed,
+        Refusal::StaleCursor { .. } => Code::StaleCursor,
     }
 }
 
@@ -96,6 +97,10 @@ pub(crate) fn hint(refusal: &Refusal) -> Option<String> {
         Refusal::CredentialTaken => "make a new credential; one is never shared".to_owned(),
         Refusal::JoinTokenUsed => "ask for a new join token".to_owned(),
         Refusal::BadCursor => "start again without `cursor`".to_owned(),
+        Refusal::StaleCursor { log, .. } => format!(
+            "what happened in between cannot be told any more: look at how things are now, and go on from {}",
+            log.end()
+        ),
         other => return advice(other).map(str::to_owned),
     };
     Some(hint)
@@ -180,7 +185,9 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::VersionMismatch { .. } => Some("If-Match"),
         Refusal::IdempotencyKeyReused(_) => Some("Idempotency-Key"),
         Refusal::BadCursor => Some("cursor"),
-        Refusal::NoSuchReservation(_)
+        // `cursor`, `after` or a header.
+        Refusal::StaleCursor { .. }
+        | Refusal::NoSuchReservation(_)
         | Refusal::NoSuchIgnore(_)
         | Refusal::NoSuchToken(_)
         | Refusal::TokenEnded(_)

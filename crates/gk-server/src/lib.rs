@@ -45,6 +45,7 @@ mod routes;
 mod serve;
 mod tls;
 mod tokens;
+mod watch;
 
 /// What does not compile, and that it does not. No part of the API: nothing in it can be made outside of this crate.
 ///

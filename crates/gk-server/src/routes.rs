@@ -87,6 +87,7 @@ fn all(routes: Routes) -> Routes {
         .guarded(Read, routes!(pools::list_pools))
         .guarded(Read, routes!(pools::get_pool))
         .guarded(Pools, routes!(pools::set_pool, pools::delete_pool))
+        .guarded(Read, routes!(events::watch_events))
         .guarded(Tokens, routes!(tokens::list_tokens, tokens::create_token))
         .guarded(Tokens, routes!(tokens::revoke_token))
         .guarded(Whoami, routes!(tokens::whoami))

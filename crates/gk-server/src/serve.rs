@@ -41,6 +41,7 @@ use crate::places::{Owner, Places};
 use crate::proxy::{Cidr, forwarded_for};
 use crate::routes::router;
 use crate::tls::{self, Tls};
+use crate::watch::Stopping;
 
 /// How long requests in flight may take after `shutdown`.
 const GRACE: Duration = Duration::from_secs(10);
@@ -81,8 +82,7 @@ pub async fn run(
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let most = max_connections(&std::fs::read_to_string("/proc/self/limits").unwrap_or_default());
-    run_within(most, config, listeners, shutdown).await
+    run_within(max_connections(), config, listeners, shutdown).await
 }
 
 /// The same with so many connections for each listener.
@@ -196,8 +196,13 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     drain(connections).await;
 }
 
+/// How many connections one listener takes at once.
+pub(crate) fn max_connections() -> usize {
+    share_of_files(&std::fs::read_to_string("/proc/self/limits").unwrap_or_default())
+}
+
 /// A third of the files that the process may open: two listeners, and the database between them.
-fn max_connections(limits: &str) -> usize {
+fn share_of_files(limits: &str) -> usize {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let soft =
         line.and_then(|line| line.split_whitespace().next()).and_then(|soft| soft.parse::<usize>().ok());
@@ -228,10 +233,11 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let trusted = self.trusted;
+        let (trusted, stop) = (self.trusted, self.stop.clone());
         let service = MapRequest::new(self.router, move |mut request: Request<Incoming>| {
             let peer = name_client(&trusted, peer, request.headers());
             request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(Stopping(stop.clone()));
             request.map(Body::new)
         });
         let connection = http1::Builder::new()
@@ -273,8 +279,8 @@ mod tests {
             |soft: &str| format!("Max processes 9 9 processes\nMax open files {soft} 524288 files\n");
         let table = [("1024", 341), ("1000000", MAX_CONNECTIONS), ("1", 1), ("unlimited", MAX_CONNECTIONS)];
         for (soft, expected) in table {
-            assert_eq!(max_connections(&limits(soft)), expected, "{soft}");
+            assert_eq!(share_of_files(&limits(soft)), expected, "{soft}");
         }
-        assert_eq!(max_connections(""), MAX_CONNECTIONS);
+        assert_eq!(share_of_files(""), MAX_CONNECTIONS);
     }
 }

@@ -12,6 +12,7 @@ use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::reservation::{Contradiction, PortCount, Reservation, Scope};
 use gk_model::text::{IdempotencyKey, IgnoreName, InstanceName, PoolName};
+use gk_model::watch::{EventCursor, Log};
 
 use crate::explain::Unexplained;
 
@@ -259,6 +260,31 @@ pub enum Refusal {
     /// The cursor was not made by this list.
     #[error("that cursor does not belong to this list")]
     BadCursor,
+    /// What follows the cursor is not all there.
+    #[error("{}", what_is_missing(cursor, log))]
+    StaleCursor {
+        /// The cursor.
+        cursor: EventCursor,
+        /// The events that there are.
+        log: Log,
+    },
+}
+
+fn what_is_missing(cursor: &EventCursor, log: &Log) -> String {
+    let EventCursor { log_id, seq } = cursor;
+    match log {
+        log if *log_id != log.log_id => format!(
+            "the cursor is of event log {log_id}, and this is {}: the database was restored, or is another one",
+            log.log_id
+        ),
+        log if *seq > log.newest_seq => {
+            format!(
+                "the cursor is behind event {seq}, and the log ends with {}: its end was lost",
+                log.newest_seq
+            )
+        }
+        log => format!("the cursor is behind event {seq}, and the oldest that is kept is {}", log.oldest_seq),
+    }
 }
 
 impl Refusal {

@@ -372,6 +372,7 @@ impl Worker {
         connection.commit()?;
         self.metrics.commit_seconds.observe_seconds(begun.elapsed());
         self.seen = Some(seen);
+        self.shared.note_newest(seen.seq);
         Ok(count)
     }
 }

@@ -8,13 +8,14 @@ mod pool;
 mod reservation;
 mod reserve;
 mod token;
+mod watch;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
-use gk_model::history::{EventKind, IntervalKind};
+use gk_model::history::IntervalKind;
 use gk_model::id::InstanceRef;
 use gk_model::labels::Selector;
 use gk_model::pin::Pin;
@@ -22,6 +23,7 @@ use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_state::State;
 use gk_model::text::{ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
+use gk_model::watch::EventKinds;
 
 pub(crate) use self::adopt::Adopt;
 pub(crate) use self::drift::{DefaultIgnores, DeleteIgnores, DriftFilters, IgnoreVerb, OneIgnore, SetIgnore};
@@ -34,6 +36,7 @@ pub(crate) use self::reservation::{
 };
 pub(crate) use self::reserve::{Check, RELEASE_EXAMPLES, RESERVE_EXAMPLES, Release, Reserve};
 pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
+pub(crate) use self::watch::WatchPorts;
 
 const LOGIN_EXAMPLE: &str = "\
 Example: gkctl login --server http://127.0.0.1:5000
@@ -167,7 +170,9 @@ pub(crate) enum Verb {
     #[command(subcommand)]
     Token(TokenVerb),
     /// List what happened in the fleet, oldest first.
-    #[command(after_help = with_times!("Example: gkctl events --since 2h --kind reserved"))]
+    #[command(after_help = with_times!(
+        "Example: gkctl events --since 2h --kind reserved\n\nAs it happens: gkctl events --follow --kind opened,closed"
+    ))]
     Events(EventFilters),
 }
 
@@ -198,6 +203,10 @@ pub(crate) enum PortVerb {
     /// List who held or listened on ports, newest first.
     #[command(after_help = with_times!("Example: gkctl port history --port 8080 --since 7d"))]
     History(HistoryFilters),
+    /// Show ports as they change.
+    #[command(after_help = "Example: gkctl port watch 8000-8099\n\n\
+                            In a pipe, or with -o json, it prints what happens as JSON lines.")]
+    Watch(WatchPorts),
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -276,6 +285,9 @@ pub(crate) struct HistoryFilters {
     /// At most so many.
     #[arg(long, value_name = "COUNT")]
     pub(crate) limit: Option<NonZeroU32>,
+    /// Go on with what begins and ends from now, oldest first.
+    #[arg(short, long, conflicts_with_all = ["until", "at", "limit"])]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -286,9 +298,15 @@ pub(crate) struct EventFilters {
     /// Only what touches this port or range.
     #[arg(long, value_name = "RANGE", allow_negative_numbers = true)]
     pub(crate) port: Option<PortRange>,
-    /// Only this kind, such as joined, reserved, released, opened or closed.
+    /// Only tcp or udp.
     #[arg(long)]
-    pub(crate) kind: Option<EventKind>,
+    pub(crate) protocol: Option<Protocol>,
+    /// Only on instances with these labels, as in env=prod.
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) label: Option<Selector>,
+    /// Only this kind, or these, as in opened,closed.
+    #[arg(long)]
+    pub(crate) kind: Option<EventKinds>,
     /// Show from where each was asked for: address and token.
     #[arg(long)]
     pub(crate) origin: bool,
@@ -296,8 +314,11 @@ pub(crate) struct EventFilters {
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
     /// At most so many.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", conflicts_with = "follow")]
     pub(crate) limit: Option<NonZeroU32>,
+    /// Go on with what happens from now; with --since, after what has happened since then.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
 }
 
 /// What a switch may be in the environment; empty is as good as unset, as for every other variable.
@@ -372,6 +393,11 @@ mod tests {
         "gkctl port history --port 8000:8009 --since 2h --limit 5",
         "gkctl events --actor local:root --kind reserved",
         "gkctl events --origin",
+        "gkctl events --follow --since 2h --kind opened,closed --label env=prod --protocol udp",
+        "gkctl port watch",
+        "gkctl port watch 8000-8099 --instance web-1 -o json",
+        "gkctl port watch -A --label env=prod",
+        "gkctl port history --follow --port 8080",
         "gkctl doctor -o json",
         "gkctl login --server http://web-1:5000 --token-file -",
         "gkctl logout",
@@ -478,6 +504,9 @@ mod tests {
         "gkctl port list --limit 0",
         "gkctl port list -o yaml",
         "gkctl port history --since yesterday",
+        "gkctl port history --follow --at 2h",
+        "gkctl events --follow --limit 5",
+        "gkctl port watch --label env=prod",
         "gkctl pool set",
         "gkctl pool set web --ports",
         "gkctl pool set web --ports 9-2",

@@ -109,6 +109,7 @@ pub(crate) fn exit_of(error: &Error) -> Exit {
     }
     match client_error(error) {
         Some(ClientError::Refused(problem)) => exit_of_code(problem.code),
+        Some(ClientError::Gone(_)) => Exit::NotFound,
         Some(ClientError::Unreachable { .. }) => Exit::Unreachable,
         Some(ClientError::InsecureHttp { .. } | ClientError::Untrusted { .. }) => Exit::NotAllowed,
         Some(ClientError::Protocol { .. }) | None => Exit::Error,
@@ -141,10 +142,11 @@ fn exit_of_code(code: Code) -> Exit {
         | Code::NoSuchIgnore
         | Code::NoSuchToken
         | Code::TokenEnded
+        | Code::StaleCursor
         | Code::AlreadyReleased => Exit::NotFound,
         Code::Unauthenticated | Code::Forbidden | Code::NotTheHolder | Code::BeyondLimits => Exit::NotAllowed,
         // The server is there, but what it needs is not; for a script that is the same as being away.
-        Code::Unavailable | Code::TooOften | Code::TooSlow => Exit::Unreachable,
+        Code::Unavailable | Code::TooOften | Code::TooManyStreams | Code::TooSlow => Exit::Unreachable,
         Code::Malformed
         | Code::NoSuchRoute
         | Code::MethodNotAllowed
@@ -162,7 +164,7 @@ fn exit_of_code(code: Code) -> Exit {
 fn describe(error: &Error, shown: Option<Shown>, now: Timestamp) -> String {
     let mut lines = vec![format!("error: {}", chain(error))];
     match client_error(error) {
-        Some(ClientError::Refused(problem)) => {
+        Some(ClientError::Refused(problem) | ClientError::Gone(problem)) => {
             let of_token = shown.and_then(|shown| token_hint(problem.code, shown));
             let hint = of_token
                 .or_else(|| problem.hint.clone())

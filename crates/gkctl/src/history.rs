@@ -1,5 +1,6 @@
 //! `gkctl port history`: who held or listened on which port, from when to when.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,12 +9,14 @@ use gk_model::id::{FLEET, InstanceRef};
 use gk_model::instance::{Instance, Presence};
 use gk_model::listener::Listener;
 use gk_model::port::PortRange;
-use gk_model::query::HistoryQuery;
+use gk_model::query::{EventQuery, HistoryQuery, Limit};
+use gk_model::watch::WatchQuery;
 
 use crate::args::HistoryFilters;
 use crate::context::{Context, collect};
+use crate::follow;
 use crate::left::or_left;
-use crate::output::{Column, List, age, exact, or_dash};
+use crate::output::{Column, Lines, List, age, exact, or_dash};
 
 /// What ended longer ago is compared with logs, and those tell times.
 const AGES_UNTIL: Duration = Duration::from_hours(1);
@@ -34,6 +37,70 @@ const COLUMNS: [Column<Interval>; 6] = [
         interval.ended_at.map_or_else(|| "now".to_owned(), ago)
     }),
 ];
+
+/// What is followed comes with its times, because ages would soon be wrong.
+const LIVE_COLUMNS: [Column<Interval>; 6] = [
+    Column::new("INSTANCE", |interval: &Interval| {
+        interval.instance.as_ref().map_or_else(|| FLEET.to_owned(), |instance| instance.name.to_string())
+    }),
+    Column::new("PORT", ports),
+    Column::new("KIND", |interval: &Interval| interval.kind.to_string()),
+    Column::new("WHO", |interval: &Interval| or_dash(who(interval))),
+    Column::new("FROM", |interval: &Interval| age::exact(interval.began_at)),
+    Column::new("TO", |interval: &Interval| interval.ended_at.map_or_else(|| "now".to_owned(), age::exact)),
+];
+
+/// Tells each interval that begins or ends from now on; with `--since`, after those that have lasted since then.
+///
+/// The log tells when something changed, and the intervals of that port are then read again.
+pub(crate) fn follow(context: &Context, wanted: &HistoryFilters) -> Result<()> {
+    let instance = context.instance_or_all(wanted.all_instances)?;
+    let client = context.client()?;
+    let columns = if wanted.all_instances { &LIVE_COLUMNS[..] } else { &LIVE_COLUMNS[1..] };
+    let list = List { columns, name: |interval: &Interval| interval.seq.to_string(), when_empty: "" };
+    let (mut lines, mut told) = (Lines::new(list), HashMap::new());
+    let mut tell = |intervals: Vec<Interval>| -> Result<()> {
+        for interval in intervals.into_iter().rev() {
+            if told.insert(interval.seq, interval.ended_at) != Some(interval.ended_at) {
+                lines.print(context, &interval)?;
+            }
+        }
+        Ok(())
+    };
+    let one = EventQuery { limit: Some(Limit::at_most(1)), ..EventQuery::default() };
+    let log = client.list_events(&one)?.log;
+    let query = |port, since| HistoryQuery {
+        instance: instance.clone(),
+        port,
+        protocol: wanted.protocol,
+        kind: wanted.kind,
+        since,
+        ..HistoryQuery::default()
+    };
+    if wanted.since.is_some() {
+        let asked = query(wanted.port, wanted.since);
+        tell(collect(None, |cursor, limit| {
+            client.list_history(&HistoryQuery { cursor, limit, ..asked.clone() })
+        })?)?;
+    }
+    let watch = WatchQuery {
+        instance: instance.clone(),
+        port: wanted.port,
+        protocol: wanted.protocol,
+        after: Some(log.end()),
+        ..WatchQuery::default()
+    };
+    follow::follow(&client, &watch, |event| {
+        let range = event.first_port.zip(event.last_port);
+        let Some(range) = range.and_then(|(first, last)| PortRange::new(first, last).ok()) else {
+            return Ok(());
+        };
+        let touched = client.list_history(&query(Some(range), Some(event.at)))?.items;
+        // What only goes on beside it is no news.
+        let is_news = |interval: &Interval| interval.seq == event.seq || interval.ended_at == Some(event.at);
+        tell(touched.into_iter().filter(is_news).collect())
+    })
+}
 
 /// Lists intervals, newest first.
 pub(crate) fn list(context: &Context, wanted: &HistoryFilters) -> Result<()> {

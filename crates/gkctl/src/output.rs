@@ -2,12 +2,15 @@
 
 pub(crate) mod age;
 mod csv;
+mod lines;
 mod table;
 
 use std::io::{self, Write};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
+pub(crate) use self::lines::{Lines, is_live};
 pub(crate) use self::table::Tint;
 use crate::args::Format;
 use crate::context::{Context, note};
@@ -69,6 +72,21 @@ impl<T: Serialize> List<'_, T> {
             Format::Name => print(&items.iter().map(|item| (self.name)(item) + "\n").collect::<String>()),
         }
     }
+}
+
+/// A table of these items, however stdout looks.
+pub(crate) fn table<T>(columns: &[Column<T>], items: &[T], context: &Context) -> String {
+    table::render(columns, items, context)
+}
+
+/// Whether anybody still reads stdout; who only waits would not find out.
+pub(crate) fn check_reader() -> Result<(), OutputError> {
+    let stdout = io::stdout();
+    let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let is_closed = poll(&mut ends, Some(&now)).is_ok()
+        && ends[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+    if is_closed { Err(io::Error::from(io::ErrorKind::BrokenPipe).into()) } else { Ok(()) }
 }
 
 /// Prints a value as JSON.

@@ -123,7 +123,7 @@ fn seen(port: &PortState) -> absence::Seen<'_> {
     (&port.instance.name, port.presence, port.observed_at)
 }
 
-fn number(port: &PortState) -> String {
+pub(crate) fn number(port: &PortState) -> String {
     format!("{}/{}", port.port, port.protocol)
 }
 
@@ -131,7 +131,7 @@ fn number_and_instance(port: &PortState) -> String {
     format!("{} {}", port.instance.name, number(port))
 }
 
-fn tint(port: &PortState) -> Tint {
+pub(crate) fn tint(port: &PortState) -> Tint {
     match port.state {
         State::InUse => Tint::Good,
         State::Unreserved => Tint::Odd,
@@ -140,7 +140,7 @@ fn tint(port: &PortState) -> Tint {
     }
 }
 
-fn service(port: &PortState) -> Option<String> {
+pub(crate) fn service(port: &PortState) -> Option<String> {
     port.reservation.as_ref().and_then(purpose)
 }
 
@@ -179,11 +179,11 @@ fn is_expected(port: &PortState) -> bool {
 }
 
 /// Those of the home namespace before the others, and each description once.
-fn listeners(port: &PortState) -> String {
+pub(crate) fn listeners(port: &PortState) -> String {
     unique(port.listeners.iter().map(Listener::describe)).join("; ")
 }
 
-fn addresses(port: &PortState) -> String {
+pub(crate) fn addresses(port: &PortState) -> String {
     unique(port.listeners.iter().map(address)).join(", ")
 }
 
@@ -207,7 +207,7 @@ fn some(text: String) -> Option<String> {
 }
 
 /// Since when the port is listened on, or else reserved. As for its state, the home namespace comes first.
-fn since(port: &PortState) -> Option<Timestamp> {
+pub(crate) fn since(port: &PortState) -> Option<Timestamp> {
     let is_home = |listener: &&Listener| listener.key.netns == Netns::Home;
     let seen = |listener: &Listener| listener.first_seen_at;
     let at_home = port.listeners.iter().filter(is_home).map(seen).min();

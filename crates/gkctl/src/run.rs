@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::args::{IgnoreVerb, InstanceVerb, PoolVerb, PortVerb, ReservationVerb, TokenVerb, Verb};
 use crate::context::Context;
 use crate::{adopt, check, doctor, drift, event, history, ignore, instance, join, label, login, pool};
-use crate::{port, release, reservation, reserve, status, token};
+use crate::{port, port_watch, release, reservation, reserve, status, token};
 
 /// Does what was typed.
 pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
@@ -24,6 +24,7 @@ pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
         Verb::Token(TokenVerb::Create(wanted)) => token::create(context, wanted),
         Verb::Token(TokenVerb::List(wanted)) => token::list(context, wanted),
         Verb::Token(TokenVerb::Revoke(wanted)) => token::revoke(context, wanted),
+        Verb::Events(wanted) if wanted.follow => event::follow(context, wanted),
         Verb::Events(wanted) => event::list(context, wanted),
     }
 }
@@ -56,7 +57,9 @@ fn of_port(context: &Context, verb: &PortVerb) -> Result<()> {
         PortVerb::Adopt(wanted) => adopt::adopt(context, wanted),
         PortVerb::List(wanted) => port::list(context, wanted),
         PortVerb::Show(wanted) => port::show(context, wanted),
+        PortVerb::History(wanted) if wanted.follow => history::follow(context, wanted),
         PortVerb::History(wanted) => history::list(context, wanted),
+        PortVerb::Watch(wanted) => port_watch::watch(context, wanted),
     }
 }
 

@@ -16,7 +16,7 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 37] = [
+const MATRIX: [(&str, &str); 38] = [
     ("GET /", "-"),
     ("GET /docs", "-"),
     ("GET /healthz", "-"),
@@ -25,6 +25,7 @@ const MATRIX: [(&str, &str); 37] = [
     ("GET /readyz", "-"),
     ("GET /v1/drift", "yyyyyyn"),
     ("GET /v1/events", "yyyyyyn"),
+    ("GET /v1/events/stream", "yyyyyyn"),
     ("GET /v1/history", "yyyyyyn"),
     ("GET /v1/ignores", "yyyyyyn"),
     ("GET /v1/ignores/{name}", "yyyyyyn"),

@@ -33,7 +33,7 @@ use crate::routes::guarded_against_faults;
 use crate::serve::run_within;
 use crate::{Config, Listeners, ServeError, run};
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+pub(super) async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
     exchange(stream, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
 }
 
@@ -85,7 +85,7 @@ async fn start(directory: &Path) -> (UnixStream, oneshot::Sender<()>, JoinHandle
     (UnixStream::connect(&socket).await.unwrap(), stop, server)
 }
 
-fn this_account(directory: &Path) -> HashMap<u32, Subject> {
+pub(super) fn this_account(directory: &Path) -> HashMap<u32, Subject> {
     let uid = std::fs::metadata(directory).unwrap().uid();
     HashMap::from([(uid, "local:test".parse().unwrap())])
 }

@@ -9,7 +9,8 @@ use gk_model::instance::JoinRequest;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::time::Timestamp;
-use gk_store::{Log, Store, StoreConfig};
+use gk_model::watch::Log;
+use gk_store::{Store, StoreConfig};
 
 use super::harness::{Place, Server, program, reserve, stdout};
 

@@ -195,14 +195,14 @@ fn a_squatter_on_a_reserved_port_is_found_and_named() {
     assert!(said.contains(&format!("{port}/tcp on here is held by web (")) && said.contains(&pid), "{said}");
     assert!(said.contains("1 difference from the plan: 1 conflict"), "{said}");
     assert_eq!(here.ends(3, &["drift", "--port", &word, "-o", "name"]).0, format!("here {port}/tcp\n"));
-    assert_eq!((kinds(EventKind::ConflictBegan), kinds(EventKind::ConflictEnded)), (1, 0));
+    assert_eq!((kinds(EventKind::ConflictBegan.into()), kinds(EventKind::ConflictEnded.into())), (1, 0));
     let shown = here.ok(&["port", "list", "--port", &word, "--state", "conflict"]);
     assert!(shown.contains("nobody but away") && shown.contains("differs"), "{shown}");
     assert!(here.ok(&["status"]).contains("see: gkctl drift"));
 
     drop(squatter);
     wait_for("the conflict to end", || (drift(&[]).status.code() == Some(0)).then_some(()));
-    assert_eq!((kinds(EventKind::ConflictBegan), kinds(EventKind::ConflictEnded)), (1, 1));
+    assert_eq!((kinds(EventKind::ConflictBegan.into()), kinds(EventKind::ConflictEnded.into())), (1, 1));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use gk_client::{Client, ClientError, ServerAddress};
-use gk_model::query::{EventQuery, Limit, ReservationQuery};
+use gk_model::query::{EventQuery, Limit, Page, ReservationQuery};
 use gk_model::reservation::{Reservation, ReserveRequest};
 use tempfile::TempDir;
 
@@ -245,9 +245,11 @@ impl Server {
     pub(crate) fn event_numbers(&self) -> Vec<u64> {
         let query = EventQuery { limit: Some(Limit::MAX), ..Default::default() };
         let client = self.admin();
-        gk_client::all_pages(|cursor| client.list_events(&EventQuery { cursor, ..query.clone() }))
-            .map(|event| event.unwrap().seq)
-            .collect()
+        gk_client::all_pages(|cursor| {
+            client.list_events(&EventQuery { cursor, ..query.clone() }).map(Page::from)
+        })
+        .map(|event| event.unwrap().seq)
+        .collect()
     }
 }
 

@@ -21,3 +21,4 @@ mod service;
 mod sync;
 mod tls;
 mod tokens;
+mod watch;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gk_model::history::Event;
 use gk_model::problem::Code;
-use gk_model::query::{EventQuery, InstanceQuery, Limit};
+use gk_model::query::{EventQuery, InstanceQuery, Limit, Page};
 use gk_model::reservation::{Reservation, ReserveRequest};
 
 use crate::cluster::{self, Cluster};
@@ -168,7 +168,9 @@ fn what_an_administrator_set_for_everybody_does_not_hinder() {
 fn content(server: &Server) -> (Vec<Event>, Vec<Reservation>, Vec<gk_model::instance::Instance>) {
     let client = server.admin();
     let query = EventQuery { limit: Some(Limit::MAX), ..Default::default() };
-    let events = gk_client::all_pages(|cursor| client.list_events(&EventQuery { cursor, ..query.clone() }));
+    let events = gk_client::all_pages(|cursor| {
+        client.list_events(&EventQuery { cursor, ..query.clone() }).map(Page::from)
+    });
     let instances = client.list_instances(&InstanceQuery::default()).unwrap().items;
     (events.collect::<Result<_, _>>().unwrap(), server.live(), instances)
 }
