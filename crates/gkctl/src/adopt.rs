@@ -56,9 +56,8 @@ fn adopt_one(context: &Context, wanted: &Adopt, instance: &InstanceRef, port: Po
         expect: proposal.expect.filter(|_| !wanted.no_expect),
     };
     let made = adoption.make(&client)?;
-    let option = if context.machine.is(instance) { String::new() } else { format!(" --instance {instance}") };
-    let udp = if protocol == Protocol::Udp { " --protocol udp" } else { "" };
-    note(format_args!("{}; release with: gkctl port release {port}{udp}{option}", told(&made)));
+    let options = options(context, instance, protocol);
+    note(format_args!("{}; release with: gkctl port release {port}{options}", told(&made)));
     if let Some(rule) = proposal::default_rule(protocol, port, listeners) {
         note(format_args!(
             "note: {rule} runs nearly everywhere; to ignore it on all machines instead: gkctl ignore defaults --set"
@@ -67,6 +66,15 @@ fn adopt_one(context: &Context, wanted: &Adopt, instance: &InstanceRef, port: Po
     match context.format() {
         Format::Json => Ok(print_json(&made)?),
         Format::Table | Format::Csv | Format::Name => Ok(print(&format!("{port}\n"))?),
+    }
+}
+
+/// What a command about this port has to say besides its number.
+fn options(context: &Context, instance: &InstanceRef, protocol: Protocol) -> String {
+    let udp = if protocol == Protocol::Udp { " --protocol udp" } else { "" };
+    match context.machine.is(instance) {
+        true => udp.to_owned(),
+        false => format!("{udp} --instance {instance}"),
     }
 }
 
@@ -86,7 +94,10 @@ fn nothing_there(context: &Context, instance: &InstanceRef, protocol: Protocol, 
             Exit::Conflict,
             format!("nobody listens on {port}/{protocol} there, as far as the server has heard"),
         )
-        .hint(format!("reserve it for whoever will: gkctl port reserve --port {port} --protocol {protocol}")),
+        .hint(format!(
+            "reserve it for whoever will: gkctl port reserve --port {port}{}",
+            options(context, instance, protocol)
+        )),
     }
 }
 
