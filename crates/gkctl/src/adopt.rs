@@ -7,14 +7,13 @@ mod onboard;
 mod plan;
 mod proposal;
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 use gk_client::{Client, ClientError};
 use gk_model::expect::Expect;
 use gk_model::id::InstanceRef;
 use gk_model::listener::{Listener, Netns};
 use gk_model::port::{Port, Protocol};
 use gk_model::port_state::PortState;
-use gk_model::problem::Code;
 use gk_model::query::PortQuery;
 use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::text::{Note, ServiceName};
@@ -38,8 +37,14 @@ pub(crate) fn adopt(context: &Context, wanted: &Adopt) -> Result<()> {
 
 fn adopt_one(context: &Context, wanted: &Adopt, instance: &InstanceRef, port: Port) -> Result<()> {
     let client = context.client()?;
-    let listened = listened(&client, instance, port, wanted.protocol)?;
+    let mut listened = states(&client, instance, port, wanted.protocol)?;
+    let is_held = listened.iter().any(|state| state.reservation.is_some());
+    keep_listened(&mut listened);
     let protocol = the_protocol(port, &listened)?.or(wanted.protocol).unwrap_or_default();
+    if listened.is_empty() && !is_held {
+        // Were it asked for all the same, and heard of just then, it would be adopted without a name.
+        return Err(nothing_there(context, instance, protocol, port).into());
+    }
     let listeners = listened.first().map_or(&[][..], |state| &state.listeners);
     let proposal = Proposal::of(listeners);
     let adoption = Adoption {
@@ -50,10 +55,9 @@ fn adopt_one(context: &Context, wanted: &Adopt, instance: &InstanceRef, port: Po
         note: wanted.note.clone(),
         expect: proposal.expect.filter(|_| !wanted.no_expect),
     };
-    let made = adoption.make(&client).map_err(|error| unheard(context, instance, protocol, port, error))?;
-    let option = if context.machine.is(instance) { String::new() } else { format!(" --instance {instance}") };
-    let udp = if protocol == Protocol::Udp { " --protocol udp" } else { "" };
-    note(format_args!("{}; release with: gkctl port release {port}{udp}{option}", told(&made)));
+    let made = adoption.make(&client)?;
+    let options = options(context, instance, protocol);
+    note(format_args!("{}; release with: gkctl port release {port}{options}", told(&made)));
     if let Some(rule) = proposal::default_rule(protocol, port, listeners) {
         note(format_args!(
             "note: {rule} runs nearly everywhere; to ignore it on all machines instead: gkctl ignore defaults --set"
@@ -65,18 +69,19 @@ fn adopt_one(context: &Context, wanted: &Adopt, instance: &InstanceRef, port: Po
     }
 }
 
+/// What a command about this port has to say besides its number.
+fn options(context: &Context, instance: &InstanceRef, protocol: Protocol) -> String {
+    let udp = if protocol == Protocol::Udp { " --protocol udp" } else { "" };
+    match context.machine.is(instance) {
+        true => udp.to_owned(),
+        false => format!("{udp} --instance {instance}"),
+    }
+}
+
 /// Of this machine, more is known than the server heard of.
-fn unheard(
-    context: &Context,
-    instance: &InstanceRef,
-    protocol: Protocol,
-    port: Port,
-    error: ClientError,
-) -> Error {
-    let is_nothing = error.problem().is_some_and(|problem| problem.code == Code::NothingToAdopt);
-    let seen = || machine::find_listener(protocol, port.into(), context.now);
-    match (is_nothing && context.machine.is(instance)).then(seen).flatten() {
-        None => error.into(),
+fn nothing_there(context: &Context, instance: &InstanceRef, protocol: Protocol, port: Port) -> Failure {
+    let is_here = context.machine.is(instance);
+    match is_here.then(|| machine::find_listener(protocol, port.into(), context.now)).flatten() {
         Some(listener) => {
             let who = listener.describe();
             Failure::new(
@@ -84,31 +89,40 @@ fn unheard(
                 format!("{who} listens on {port}/{protocol}, but the server has not heard of it"),
             )
             .hint("start the agent with `gatekeeper agent`; without one, `gkctl instance join` tells the server once")
-            .into()
         }
+        None => Failure::new(
+            Exit::Conflict,
+            format!("nobody listens on {port}/{protocol} there, as far as the server has heard"),
+        )
+        .hint(format!(
+            "reserve it for whoever will: gkctl port reserve --port {port}{}",
+            options(context, instance, protocol)
+        )),
     }
 }
 
-/// Where somebody listens on this port in the home namespace: at most one state for each protocol.
-fn listened(
+/// What is known of this port: one state for each protocol.
+fn states(
     client: &Client,
     instance: &InstanceRef,
     port: Port,
     protocol: Option<Protocol>,
-) -> Result<Vec<PortState>> {
-    let mut states = collect(None, |cursor, limit| {
+) -> Result<Vec<PortState>, ClientError> {
+    collect(None, |cursor, limit| {
         let port = Some(port.into());
         client.list_instance_ports(
             instance,
             &PortQuery { port, protocol, cursor, limit, ..PortQuery::default() },
         )
-    })?;
+    })
+}
+
+/// Those on which somebody listens in the home namespace. Where one of them is reserved already, the other one is meant.
+fn keep_listened(states: &mut Vec<PortState>) {
     states.retain(|state| state.listeners.iter().any(is_home));
-    // Where one of them is reserved already, the other one is meant.
     if states.iter().any(|state| state.reservation.is_none()) {
         states.retain(|state| state.reservation.is_none());
     }
-    Ok(states)
 }
 
 fn is_home(listener: &Listener) -> bool {
