@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::agent::{Joined, listen};
 use super::crash::join;
-use super::harness::{gkctl, program, stdout, wait_for};
+use super::harness::{Server, gkctl, program, stdout, wait_for};
 use super::tokens::terminal;
 
 impl Joined {
@@ -203,6 +203,41 @@ fn a_squatter_on_a_reserved_port_is_found_and_named() {
     drop(squatter);
     wait_for("the conflict to end", || (drift(&[]).status.code() == Some(0)).then_some(()));
     assert_eq!((kinds(EventKind::ConflictBegan.into()), kinds(EventKind::ConflictEnded.into())), (1, 1));
+}
+
+#[test]
+fn whoever_takes_the_place_of_the_adopted_is_found_and_named() {
+    let here = Joined::new();
+    let _agent = here.agent();
+    let (rightful, port) = listen();
+    let word = port.to_string();
+    wait_for("the listener to be told", || {
+        here.run(&["port", "adopt", &word, "--service", "web"]).status.success().then_some(())
+    });
+    let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let shown = here.ok(&["port", "show", &word]);
+    assert!(shown.contains(&format!("expects process={program}")) && shown.contains("is in_use"), "{shown}");
+
+    drop(rightful);
+    let data = here.server.data.with_file_name("squatter");
+    let squatter = Server::start_with(&data, &format!("127.0.0.1:{port}"), |_| {});
+    let drift = || here.run(&["drift", "--port", &word, "--kind", "conflict"]);
+    wait_for("the squatter to be found", || (drift().status.code() == Some(3)).then_some(()));
+    let (list, said) = here.ends(3, &["drift", "--port", &word]);
+    let pid = format!("gatekeeper (pid {})", squatter.process.id());
+    for part in [pid.as_str(), &format!("process={program}"), "web ("] {
+        assert!(list.contains(part), "{part}: {list}");
+    }
+    assert!(said.contains(&format!("gkctl reservation edit {port} --expect process=gatekeeper")), "{said}");
+
+    // It is made the rightful one by the very command.
+    here.ok(&["reservation", "edit", &word, "--expect", "process=gatekeeper"]);
+    here.ends(0, &["drift", "--port", &word]);
+    here.ok(&["reservation", "edit", &word, "--expect", &format!("process={program}")]);
+    here.ends(3, &["drift", "--port", &word]);
+    drop(squatter);
+    wait_for("the conflict to end", || (drift().status.code() == Some(0)).then_some(()));
+    assert!(here.ok(&["port", "show", &word]).contains("is reserved"));
 }
 
 #[test]
