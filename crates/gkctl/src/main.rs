@@ -6,7 +6,6 @@
 mod absence;
 mod adopt;
 mod args;
-mod check;
 mod connect;
 mod context;
 mod doctor;
@@ -26,10 +25,7 @@ mod machine;
 mod output;
 mod pool;
 mod port;
-mod port_watch;
-mod release;
 mod reservation;
-mod reserve;
 mod run;
 #[cfg(test)]
 mod samples;

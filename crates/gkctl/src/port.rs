@@ -1,5 +1,10 @@
 //! `gkctl port list` and `gkctl port show`: who may use a port, and who does.
 
+pub(crate) mod check;
+pub(crate) mod release;
+pub(crate) mod reserve;
+pub(crate) mod watch;
+
 use anyhow::Result;
 use gk_model::expect::Fit;
 use gk_model::id::{InstanceId, InstanceRef};

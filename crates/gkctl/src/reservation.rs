@@ -12,7 +12,7 @@ use crate::error::{Exit, Failure};
 use crate::label;
 use crate::output::{Column, List, age, exact, or_dash, print_json, print_pairs};
 use crate::port::purpose;
-use crate::release::Place;
+use crate::port::release::Place;
 
 /// The id comes last, so that a table can leave it out: people name a reservation by its port.
 const COLUMNS: [Column<Reservation>; 8] = [

@@ -4,8 +4,8 @@ use anyhow::Result;
 
 use crate::args::{IgnoreVerb, InstanceVerb, PoolVerb, PortVerb, ReservationVerb, TokenVerb, Verb};
 use crate::context::Context;
-use crate::{adopt, check, doctor, drift, event, history, ignore, instance, join, label, login, pool};
-use crate::{port, port_watch, release, reservation, reserve, status, token};
+use crate::{adopt, doctor, drift, event, history, ignore, instance, join, label, login, pool};
+use crate::{port, reservation, status, token};
 
 /// Does what was typed.
 pub(crate) fn run(context: &Context, verb: &Verb) -> Result<()> {
@@ -51,15 +51,15 @@ fn of_pool(context: &Context, verb: &PoolVerb) -> Result<()> {
 
 fn of_port(context: &Context, verb: &PortVerb) -> Result<()> {
     match verb {
-        PortVerb::Reserve(wanted) => reserve::reserve(context, wanted),
-        PortVerb::Release(wanted) => release::release(context, wanted),
-        PortVerb::Check(wanted) => check::check(context, wanted),
+        PortVerb::Reserve(wanted) => port::reserve::reserve(context, wanted),
+        PortVerb::Release(wanted) => port::release::release(context, wanted),
+        PortVerb::Check(wanted) => port::check::check(context, wanted),
         PortVerb::Adopt(wanted) => adopt::adopt(context, wanted),
         PortVerb::List(wanted) => port::list(context, wanted),
         PortVerb::Show(wanted) => port::show(context, wanted),
         PortVerb::History(wanted) if wanted.follow => history::follow(context, wanted),
         PortVerb::History(wanted) => history::list(context, wanted),
-        PortVerb::Watch(wanted) => port_watch::watch(context, wanted),
+        PortVerb::Watch(wanted) => port::watch::watch(context, wanted),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::error::{Exit, Silent, describe_holder};
 use crate::machine;
 use crate::output::{age, print, print_json};
 use crate::port::purpose;
-use crate::release::Place;
+use crate::port::release::Place;
 
 /// What is answered.
 #[derive(Serialize)]
