@@ -11,7 +11,7 @@ use gk_model::watch::{EventCursor, EventCursorError, EventFilter, EventPage, Wat
 use crate::app::App;
 use crate::error::ApiError;
 use crate::extract::{Json, Query};
-use crate::watch::{Opening, open};
+use crate::watch::{Frame, Opening, open};
 
 /// Where a stream was interrupted, as browsers send it by themselves.
 const LAST_EVENT_ID: &str = "last-event-id";
@@ -30,8 +30,10 @@ pub(crate) async fn list_events(
 
 /// Events as they happen, as server-sent events: from now on, or from behind a place in the log.
 #[utoipa::path(get, path = "/v1/events/stream",
-    params(WatchQuery, ("Last-Event-ID" = inline(Option<EventCursor>), Header, description = "Go on behind this place.")),
-    responses((status = 200, body = String, content_type = "text/event-stream")))]
+    params(WatchQuery, ("Last-Event-ID" = Option<String>, Header,
+        description = "Go on behind this place; an empty one, as of a browser that has heard nothing, is none.",
+        pattern = "^([0-9a-f-]{36}\\.[0-9]{1,19})?$", example = "0190163d-8694-739b-aea5-966c26f8ad91.4711")),
+    responses((status = 200, body = Frame, content_type = "text/event-stream")))]
 pub(crate) async fn watch_events(
     State(app): State<App>,
     Query(query): Query<WatchQuery>,

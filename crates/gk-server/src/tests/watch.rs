@@ -280,7 +280,7 @@ async fn a_filtered_stream_is_the_log_filtered() {
         let made = api.with_token(&token, Method::POST, "/v1/reservations", body).await;
         assert_eq!(made.status, 201, "{}", made.body);
         if protocol == "udp" {
-            let path = format!("/v1/reservations/{}", made.body["id"].as_str().unwrap());
+            let path = format!("/v1/reservations/{}", made.body["items"][0]["id"].as_str().unwrap());
             api.with_token(&token, Method::DELETE, &path, Value::Null).await;
         }
     }

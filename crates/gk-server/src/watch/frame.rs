@@ -2,11 +2,27 @@
 //!
 //! Each event has an `id`, which is the place behind it: a browser sends it back as `Last-Event-ID`.
 
+use std::fmt;
+
 use axum::body::Bytes;
 use gk_model::problem::Problem;
 use gk_model::watch::{Bookmark, EventCursor};
 use gk_store::Logged;
 use serde::Serialize;
+use utoipa::ToSchema;
+
+/// One event of a stream.
+#[derive(Debug, ToSchema)]
+pub(crate) struct Frame {
+    /// The place behind it, where to go on after an interruption. `gone` has none.
+    id: Option<EventCursor>,
+    /// The kind of an event of the log, or `bookmark` (everything up to its place has been delivered or filtered away),
+    /// or `gone` (the stream ends and cannot be resumed).
+    #[schema(example = "opened")]
+    event: &'static str,
+    /// As JSON: an `Event`, `{"cursor": …}` or a `Problem`.
+    data: String,
+}
 
 /// An event of the log.
 pub(crate) fn event(cursor: EventCursor, logged: &Logged) -> Bytes {
@@ -24,9 +40,17 @@ pub(crate) fn gone(problem: &Problem) -> Bytes {
     frame("gone", None, problem)
 }
 
-/// JSON has no line ends outside of its strings, and none unescaped inside, so that `data` is one line.
-fn frame(kind: &str, cursor: Option<EventCursor>, data: &impl Serialize) -> Bytes {
+fn frame(event: &'static str, id: Option<EventCursor>, data: &impl Serialize) -> Bytes {
     let data = serde_json::to_string(data).expect("wire types have string keys and no failing serializers");
-    let id = cursor.map(|cursor| format!("id: {cursor}\n")).unwrap_or_default();
-    Bytes::from(format!("{id}event: {kind}\ndata: {data}\n\n"))
+    Frame { id, event, data }.to_string().into()
+}
+
+impl fmt::Display for Frame {
+    /// JSON has no line ends outside of its strings, and none unescaped inside, so that `data` is one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(id) = self.id {
+            writeln!(f, "id: {id}")?;
+        }
+        write!(f, "event: {}\ndata: {}\n\n", self.event, self.data)
+    }
 }
