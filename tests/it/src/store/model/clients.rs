@@ -258,7 +258,7 @@ async fn finish(clients: Running) -> Result<Vec<Noted>, String> {
 pub(crate) async fn run_through_http(load: Load) -> Result<(), String> {
     let served = Served::start();
     let ids: Vec<InstanceId> = (0..load.agents.len()).map(|index| served.join(index)).collect();
-    let clients = start(load.clients, &ids, |_, who| Way::Http(served.client(who), 0));
+    let clients = start(load.clients, &ids, |_, who| Way::Http(served.client(who)));
     let noted = finish(clients).await?;
     explain(&served.into_world().await, &noted).await
 }

@@ -18,10 +18,10 @@ use super::show;
 use crate::process::harness::Server;
 use crate::store::world::{World, at, join_request};
 
-/// One of the two ways; through HTTP with the newest event that was seen so far.
+/// One of the two ways.
 pub(crate) enum Way {
     Store(Store),
-    Http(gk_client::Client, u64),
+    Http(gk_client::Client),
 }
 
 /// Why not.
@@ -52,21 +52,13 @@ impl From<ClientError> for No {
 
 impl Way {
     /// The number of the newest event.
-    pub(crate) async fn newest(&mut self) -> Result<u64, String> {
+    pub(crate) async fn newest(&self) -> Result<u64, String> {
         match self {
             Way::Store(store) => store.log().await.map(|log| log.newest_seq).map_err(show),
-            Way::Http(client, newest) => loop {
-                let query = EventQuery {
-                    cursor: Some(newest.to_string()),
-                    limit: Some(Limit::MAX),
-                    ..EventQuery::default()
-                };
-                let page = block_in_place(|| client.list_events(&query)).map_err(show)?;
-                *newest = page.items.last().map_or(*newest, |event| event.seq);
-                if page.next.is_none() {
-                    return Ok(*newest);
-                }
-            },
+            Way::Http(client) => {
+                let query = EventQuery { limit: Some(Limit::at_most(1)), ..EventQuery::default() };
+                block_in_place(|| client.list_events(&query)).map(|page| page.log.newest_seq).map_err(show)
+            }
         }
     }
 
@@ -76,7 +68,7 @@ impl Way {
                 let who = who.clone();
                 Ok(store.write(move |tx| tx.reserve_group(&who, &request, at(1))).await?)
             }
-            Way::Http(client, _) => Ok(block_in_place(|| client.reserve(&request))?),
+            Way::Http(client) => Ok(block_in_place(|| client.reserve(&request))?),
         }
     }
 
@@ -111,7 +103,7 @@ impl Way {
                 let who = who.clone();
                 Ok(store.write(move |tx| tx.release(&who, id, part, force, None, at(1))).await?)
             }
-            Way::Http(client, _) => Ok(block_in_place(|| client.release_part(id, part, force, None))?),
+            Way::Http(client) => Ok(block_in_place(|| client.release_part(id, part, force, None))?),
         }
     }
 }
