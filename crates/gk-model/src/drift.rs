@@ -1,9 +1,5 @@
 //! Drift: where reality differs from the plan, and how much of it there is.
 
-use std::fmt;
-use std::str::FromStr;
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,7 +10,7 @@ use crate::port::{Port, Protocol};
 use crate::port_state::State;
 use crate::reservation::Reservation;
 use crate::text::IgnoreName;
-use crate::text_form::{json_by_text, words};
+use crate::text_form::words;
 use crate::time::Timestamp;
 
 words! {
@@ -68,47 +64,3 @@ pub struct Drift {
     /// Whether the instance is there now; none where it is about all of them.
     pub presence: Option<Presence>,
 }
-
-/// How long a reservation has been idle at least, in whole seconds: 1 or more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
-#[schema(value_type = u32, minimum = 1, example = 2_592_000)]
-pub struct IdleFor(u32);
-
-impl IdleFor {
-    /// However short it is.
-    pub const ANY: IdleFor = IdleFor(0);
-
-    /// Whole seconds of a span, and at least one.
-    pub fn at_least(span: Duration) -> IdleFor {
-        IdleFor(u32::try_from(span.as_secs()).unwrap_or(u32::MAX).max(1))
-    }
-
-    /// As a span of time.
-    pub fn duration(self) -> Duration {
-        Duration::from_secs(u64::from(self.0))
-    }
-}
-
-/// A time for which nothing is idle.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a number of seconds is 1 to 4294967295")]
-pub struct IdleForError;
-
-impl FromStr for IdleFor {
-    type Err = IdleForError;
-
-    fn from_str(text: &str) -> Result<IdleFor, IdleForError> {
-        match text.parse() {
-            Ok(seconds @ 1..) => Ok(IdleFor(seconds)),
-            _ => Err(IdleForError),
-        }
-    }
-}
-
-impl fmt::Display for IdleFor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-json_by_text!(IdleFor);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::drift::{DriftKind, IdleFor};
+use crate::drift::DriftKind;
 use crate::history::IntervalKind;
 use crate::id::{GroupId, InstanceRef};
 use crate::instance::Presence;
@@ -70,7 +70,7 @@ impl FromStr for Limit {
 
 json_by_text!(Limit);
 
-/// For how many seconds nobody listened: up to ten years.
+/// For how many seconds at least nobody listened: up to ten years.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "i64", into = "i64")]
 #[schema(value_type = u32, minimum = 0, maximum = 315_360_000, example = 2_592_000)]
@@ -82,6 +82,9 @@ pub struct IdleTime(u32);
 pub struct IdleTimeError(i64);
 
 impl IdleTime {
+    /// However short it is.
+    pub const ANY: IdleTime = IdleTime(0);
+
     /// As a span of time.
     pub fn duration(self) -> Duration {
         Duration::from_secs(self.0.into())
@@ -208,7 +211,7 @@ query! {
         /// Only what is reserved by this subject.
         holder: Subject,
         /// Reservations too that have been idle for so many seconds. Left out, idle ones are told for `kind=idle` only.
-        idle_for_seconds: IdleFor,
+        idle_for_seconds: IdleTime,
         /// What a rule ignores, too.
         ignored: bool,
     }

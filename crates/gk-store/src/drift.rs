@@ -6,14 +6,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use gk_model::drift::{Drift, DriftKind, IdleFor};
+use gk_model::drift::{Drift, DriftKind};
 use gk_model::id::InstanceId;
 use gk_model::ignore::Ignore;
 use gk_model::instance::{Instance, OFFLINE_AFTER, Presence};
 use gk_model::labels::{Labels, Selector};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_state::PortState;
-use gk_model::query::{DriftQuery, Page};
+use gk_model::query::{DriftQuery, IdleTime, Page};
 use gk_model::reservation::Reservation;
 use gk_model::status::{DriftCounts, InstanceCounts, ReservationCounts, Status};
 use gk_model::text::{IgnoreName, ServiceName, Subject};
@@ -135,7 +135,7 @@ impl Reader<'_> {
             found = self.show_drifting(rows, now)?;
         }
         let idle_for =
-            query.idle_for_seconds.or((query.kind == Some(DriftKind::Idle)).then_some(IdleFor::ANY));
+            query.idle_for_seconds.or((query.kind == Some(DriftKind::Idle)).then_some(IdleTime::ANY));
         let wants_idle = query.kind.is_none_or(|kind| kind == DriftKind::Idle);
         if let Some(idle_for) = idle_for.filter(|_| wants_idle && found.len() <= limit) {
             let after = match after {
@@ -254,7 +254,7 @@ impl Reader<'_> {
         &mut self,
         query: &DriftQuery,
         instance: Option<InstanceId>,
-        (idle_for, mut after): (IdleFor, (Timestamp, String)),
+        (idle_for, mut after): (IdleTime, (Timestamp, String)),
         most: usize,
         now: Timestamp,
     ) -> Result<Vec<Drift>, Error> {

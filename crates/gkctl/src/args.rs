@@ -539,7 +539,6 @@ mod tests {
         "gkctl port adopt 80 --yes",
         "gkctl port adopt --all --service web",
         "gkctl port adopt --all --yes --dry-run",
-        "gkctl drift --idle 0s",
         "gkctl drift --idle forever",
         "gkctl drift --kind free",
         "gkctl ignore set",

@@ -3,11 +3,13 @@
 use std::num::NonZeroU32;
 
 use clap::{Args as ClapArgs, Subcommand};
-use gk_model::drift::{DriftKind, IdleFor};
+use gk_model::drift::DriftKind;
 use gk_model::labels::Selector;
 use gk_model::port::{PortRange, Protocol};
+use gk_model::query::IdleTime;
 use gk_model::text::{Expected, IgnoreName, Note, ServiceName, Subject};
-use gk_model::time::parse_span;
+
+use super::token::span;
 
 pub(super) const DRIFT_EXAMPLE: &str = "\
 Example: gkctl drift --label env=prod
@@ -45,8 +47,8 @@ pub(crate) struct DriftFilters {
     #[arg(long, value_name = "SUBJECT")]
     pub(crate) holder: Option<Subject>,
     /// Reservations too that nobody has listened on for so long: 12h, 30d.
-    #[arg(long, value_name = "SPAN", value_parser = idle_for)]
-    pub(crate) idle: Option<IdleFor>,
+    #[arg(long, value_name = "SPAN", value_parser = span::<IdleTime>)]
+    pub(crate) idle: Option<IdleTime>,
     /// What a rule ignores, too.
     #[arg(long)]
     pub(crate) ignored: bool,
@@ -125,9 +127,4 @@ pub(crate) struct DefaultIgnores {
     /// Set those of them that are missing.
     #[arg(long)]
     pub(crate) set: bool,
-}
-
-fn idle_for(text: &str) -> Result<IdleFor, String> {
-    let span = parse_span(text).filter(|span| !span.is_zero());
-    span.map(IdleFor::at_least).ok_or_else(|| format!("`{text}` is not a span: write 12h or 30d"))
 }

@@ -1,7 +1,7 @@
 //! Drift: kept as it is after every change, whoever made it.
 
 use gk_model::access::{Actor, Role};
-use gk_model::drift::{Drift, DriftKind, IdleFor};
+use gk_model::drift::{Drift, DriftKind};
 use gk_model::expect::Fit;
 use gk_model::history::EventKind;
 use gk_model::id::InstanceId;
@@ -9,7 +9,7 @@ use gk_model::ignore::{Ignore, IgnoreSpec};
 use gk_model::listener::{Listener, Netns};
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
-use gk_model::query::{DriftQuery, InstanceQuery, Limit, PortQuery};
+use gk_model::query::{DriftQuery, IdleTime, InstanceQuery, Limit, PortQuery};
 use gk_model::reservation::{Reservation, ReserveRequest, Scope};
 use gk_model::status::{DriftCounts, InstanceCounts, Status};
 use gk_model::time::Timestamp;
@@ -185,7 +185,7 @@ async fn a_split_range_keeps_each_part_right() {
     let report = agent.report(&[], at(4));
     world.contact(&agent, report, at(4)).await.unwrap();
     assert_eq!(world.live().await[1].idle_since, Some(at(4)));
-    let idle = DriftQuery { idle_for_seconds: Some("5".parse().unwrap()), ..Default::default() };
+    let idle = DriftQuery { idle_for_seconds: Some(5.try_into().unwrap()), ..Default::default() };
     let found = list(&world, idle.clone(), at(9)).await;
     assert_eq!(
         found.iter().map(|idle| (idle.first_port.get(), idle.since)).collect::<Vec<_>>(),
@@ -194,7 +194,7 @@ async fn a_split_range_keeps_each_part_right() {
     assert_eq!(list(&world, idle, at(8)).await.len(), 1, "idle for long enough");
     let any = DriftQuery {
         kind: Some(DriftKind::Idle),
-        idle_for_seconds: Some(IdleFor::ANY),
+        idle_for_seconds: Some(IdleTime::ANY),
         ..Default::default()
     };
     assert_eq!(list(&world, any, at(4)).await.len(), 2);
