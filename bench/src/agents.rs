@@ -5,6 +5,7 @@ use gk_model::contact::{Contact, ContactBody, Family, Part, Piece, Session};
 use gk_model::facts::Facts;
 use gk_model::id::InstanceId;
 use gk_model::instance::{Instance, JoinRequest};
+use gk_model::labels::Labels;
 use gk_model::listener::{Digest, Listener, ListenerKey, Netns, Owner};
 use gk_model::paths;
 use gk_model::port::{Port, Protocol};
@@ -38,7 +39,7 @@ pub(crate) fn join(socket: &Address, count: usize, listeners: usize) -> Result<V
             name: Some(format!("node-{number}").parse()?),
             credential_hash: secret(number).hash(),
             facts: facts(number),
-            labels: gk_model::labels::Labels::default(),
+            labels: place(number)?,
             replace: None,
         };
         Ok(request("POST", paths::INSTANCES, None, &serde_json::to_vec(&asked)?))
@@ -66,6 +67,12 @@ pub(crate) fn send(address: &Address, requests: Vec<Vec<u8>>) -> Result<Vec<(usi
     let answers = load.run()?;
     anyhow::ensure!(answers.bodies.len() == count, "{} were refused: {}", answers.failed, answers.failure);
     Ok(answers.bodies)
+}
+
+/// Where it stands: a hundred to a rack, a thousand to a room.
+fn place(number: usize) -> Result<Labels> {
+    let labels = Labels::default().with(format!("rack={}", number / 100).parse()?)?;
+    Ok(labels.with(format!("room={}", number / 1000).parse()?)?)
 }
 
 /// What a usual machine says of itself.

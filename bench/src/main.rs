@@ -23,6 +23,7 @@ mod report;
 mod rows;
 mod scanning;
 mod server;
+mod size;
 mod sockets;
 mod stats;
 mod suite;
