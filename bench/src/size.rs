@@ -39,10 +39,15 @@ pub(crate) fn rows(quick: bool) -> Result<Vec<Row>> {
 }
 
 fn rows_of(bed: &Bed, large: usize) -> Result<Vec<Row>> {
-    let fleets = [Fleet::start(bed, SMALL)?, Fleet::start(bed, large)?];
+    let mut fleets = [Fleet::start(bed, SMALL)?, Fleet::start(bed, large)?];
     if let Some(cluster) = &bed.cluster {
         // As its own housekeeping would, in time.
         cluster.psql("vacuum analyze")?;
+    }
+    // While they were filled they were silent for long.
+    for fleet in &mut fleets {
+        let beats = fleet.agents.iter_mut().map(Agent::heartbeat).collect::<Result<_>>()?;
+        send(&fleet.server.tcp()?, beats)?;
     }
     let mut rows = Vec::new();
     for (what, path) in READS {
@@ -50,11 +55,11 @@ fn rows_of(bed: &Bed, large: usize) -> Result<Vec<Row>> {
         rows.push(compare(bed, &fleets, what, [vec![asked.clone()], vec![asked]], 1.0)?);
     }
     let one =
-        |fleet: &Fleet| fleet.agents.iter().map(|agent| reserve(json!({"instance": agent.id}))).collect();
+        |fleet: &Fleet| fleet.agents.iter().map(|agent| reserve(&json!({"instance": agent.id}))).collect();
     rows.push(compare(bed, &fleets, "reserve on one instance", [one(&fleets[0]), one(&fleets[1])], 1.0)?);
-    let rack = vec![reserve(json!({"on": "rack=0"}))];
+    let rack = vec![reserve(&json!({"on": "rack=0"}))];
     rows.push(compare(bed, &fleets, "reserve on a hundred", [rack.clone(), rack.clone()], 1.0)?);
-    let room = vec![reserve(json!({"on": "room=0"}))];
+    let room = vec![reserve(&json!({"on": "room=0"}))];
     let times = (ROOM / RACK) as f64;
     rows.push(compare(bed, &fleets, "reserve on a thousand, a tenth of it against", [rack, room], times)?);
     Ok(rows)
@@ -62,7 +67,6 @@ fn rows_of(bed: &Bed, large: usize) -> Result<Vec<Row>> {
 
 /// Answers that have no end are pages of 100.
 const READS: [(&str, &str); 8] = [
-    ("status", "/v1/status"),
     ("drift", "/v1/drift"),
     ("drift, conflicts only", "/v1/drift?kind=conflict"),
     ("drift, idle only", "/v1/drift?kind=idle"),
@@ -70,6 +74,7 @@ const READS: [(&str, &str); 8] = [
     ("ports of a service", "/v1/ports?service=app"),
     ("ports of a rack in conflict", "/v1/ports?label=rack%3D0&state=conflict"),
     ("pools", "/v1/pools"),
+    ("status", "/v1/status"),
 ];
 
 /// A server and what it knows.
@@ -108,7 +113,7 @@ fn put(server: &Server, path: &str, body: &Value) -> Result<Vec<u8>> {
     once(&server.socket(), request("PUT", path, None, body.to_string().as_bytes()))
 }
 
-fn reserve(asked: Value) -> Vec<u8> {
+fn reserve(asked: &Value) -> Vec<u8> {
     request("POST", paths::RESERVATIONS, None, asked.to_string().as_bytes())
 }
 
@@ -121,7 +126,7 @@ fn plan(agent: &Agent) -> [Vec<u8>; 3] {
         json!({"instance": agent.id, "port": 10_028, "expect": {"process": "somebody-else"}}),
         json!({"instance": agent.id, "port": 9_000}),
     ]
-    .map(reserve)
+    .map(|asked| reserve(&asked))
 }
 
 /// The median answer of the large fleet, which may be `times` as large, against the small one's.

@@ -98,16 +98,16 @@ create table quarantine (
 
 create table listener (
     instance text not null,
-    netns text not null,
     protocol text not null,
     port bigint not null,
+    netns text not null,
     address text not null,
     interface text not null,
     v6only bigint not null,
     first_seen_at bigint not null,
     began_seq bigint not null,
     body text not null,
-    primary key (instance, netns, protocol, port, address, interface, v6only)
+    primary key (instance, protocol, port, netns, address, interface, v6only)
 );
 
 create table interval (

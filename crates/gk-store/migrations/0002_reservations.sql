@@ -11,8 +11,9 @@ create index reservation_purpose on reservation (holder, service, instance, prot
     where service is not null;
 create index reservation_fleet on reservation (protocol, first_port) where released_at is null and scope = 'fleet';
 
--- Fleet-wide reservations look at every space.
-create index listener_port on listener (protocol, port, netns);
+-- Fleet-wide reservations look at every space. Only for the home namespace: nobody who asks about one instance is to
+-- go through the whole fleet.
+create index listener_port on listener (protocol, port, instance) where netns = 'home';
 create index quarantine_port on quarantine (protocol, port);
 
 -- Whose reservation the number rests from: its own `ensure` need not wait.

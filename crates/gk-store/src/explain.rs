@@ -46,7 +46,7 @@ impl Reader<'_> {
         let Unexplained { space, protocol, port, observed_on, wanted, ref alternatives } = *unexplained;
         let Some(holder) = self.find_claimant(space, protocol, port)? else { return Ok(None) };
         let mut listeners = match observed_on {
-            Some(instance) => self.list_listeners(instance, Some(port.into()), Some(protocol))?,
+            Some(instance) => self.list_listeners_on(instance, protocol, port.into())?,
             None => Vec::new(),
         };
         listeners.retain(|listener| listener.key.netns == Netns::Home);

@@ -124,17 +124,12 @@ impl Reader<'_> {
         row.map(read_stored).transpose()
     }
 
-    /// Every listener of an instance, or those in a range of ports, by protocol and port.
-    pub(crate) fn list_listeners(
-        &mut self,
-        instance: InstanceId,
-        range: Option<PortRange>,
-        protocol: Option<Protocol>,
-    ) -> Result<Vec<Listener>, StoreError> {
-        self.list_listeners_in(instance, range, protocol, &Window { after: None, until: None })
+    /// Every listener of an instance, by protocol and port.
+    pub(crate) fn list_listeners(&mut self, instance: InstanceId) -> Result<Vec<Listener>, StoreError> {
+        self.list_listeners_in(instance, None, None, &Window { after: None, until: None })
     }
 
-    /// Those of them that are in a window.
+    /// Those of them that are in a range of ports, and in a window.
     pub(crate) fn list_listeners_in(
         &mut self,
         instance: InstanceId,
@@ -154,7 +149,22 @@ impl Reader<'_> {
         rows.into_iter().map(|mut row| row.take().map(|Json(listener)| listener)).collect()
     }
 
-    /// The port of the listener with so many before it, of those that `list_listeners` would list after a port; `None`
+    /// Every listener of an instance on these ports.
+    pub(crate) fn list_listeners_on(
+        &mut self,
+        instance: InstanceId,
+        protocol: Protocol,
+        range: PortRange,
+    ) -> Result<Vec<Listener>, StoreError> {
+        let rows = self.query(
+            "select body from listener where instance = $1 and protocol = $2 and port between $3 and $4 \
+             order by port, netns, address, interface, v6only",
+            values![instance, protocol, range.first(), range.last()],
+        )?;
+        rows.into_iter().map(|mut row| row.take().map(|Json(listener)| listener)).collect()
+    }
+
+    /// The port of the listener with so many before it, of those that `list_listeners_in` would list after a port; `None`
     /// when there are no more than that. Read from the index alone.
     pub(crate) fn find_listened_port(
         &mut self,
@@ -273,7 +283,7 @@ impl Tx<'_> {
 
     /// Takes every listener of an instance that leaves away; their intervals are ended already.
     pub(crate) fn end_listeners(&mut self, instance: InstanceId, now: Timestamp) -> Result<(), StoreError> {
-        let listeners = self.list_listeners(instance, None, None)?;
+        let listeners = self.list_listeners(instance)?;
         self.later("delete from listener where instance = $1", values![instance])?;
         self.counts().listeners -= i64::try_from(listeners.len()).unwrap_or(i64::MAX);
         let mut touched = Touched::default();

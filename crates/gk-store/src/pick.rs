@@ -312,7 +312,7 @@ impl Tx<'_> {
         if !self.is_observed(instance.id, cell.protocol, range, wanted.now)? {
             return Ok(None);
         }
-        let mut listeners = self.list_listeners(instance.id, Some(range), Some(cell.protocol))?;
+        let mut listeners = self.list_listeners_on(instance.id, cell.protocol, range)?;
         listeners.retain(|listener| listener.key.netns == Netns::Home);
         let lowest = listeners.first().map(|listener| listener.key.port);
         listeners.retain(|listener| Some(listener.key.port) == lowest);
@@ -331,9 +331,9 @@ impl Reader<'_> {
         let sql = "with recursive numbers (port) as (\
                    select cast($2 as bigint) union all select port + 1 from numbers where port < cast($3 as bigint)) \
                    select n.port from numbers n where exists (\
-                   select 1 from listener l where l.protocol = $1 and l.port = n.port and l.netns = $4) \
+                   select 1 from listener l where l.protocol = $1 and l.port = n.port and l.netns = 'home') \
                    order by n.port";
-        let rows = self.query(sql, values![protocol, range.first(), range.last(), Netns::Home])?;
+        let rows = self.query(sql, values![protocol, range.first(), range.last()])?;
         rows.into_iter().map(|mut row| row.take()).collect()
     }
 
@@ -343,9 +343,9 @@ impl Reader<'_> {
         range: PortRange,
     ) -> Result<Option<(InstanceLink, Vec<Listener>)>, StoreError> {
         let sql = "select l.instance, n.name, l.body from listener l join instance n on n.id = l.instance \
-                   where l.protocol = $1 and l.port between $2 and $3 and l.netns = $4 \
+                   where l.protocol = $1 and l.port between $2 and $3 and l.netns = 'home' \
                    order by l.port, l.instance limit 1";
-        let row = self.query_one(sql, values![protocol, range.first(), range.last(), Netns::Home])?;
+        let row = self.query_one(sql, values![protocol, range.first(), range.last()])?;
         let Some(mut row) = row else { return Ok(None) };
         let instance = InstanceLink { id: row.take()?, name: row.take()? };
         let Json(listener) = row.take()?;

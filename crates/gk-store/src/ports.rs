@@ -12,7 +12,7 @@ use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 
 use crate::drift::{Listed, Place, Wanted};
-use crate::error::Error;
+use crate::error::{Error, StoreError};
 use crate::instances::{link, name_key};
 use crate::listeners::Window;
 use crate::page;
@@ -21,6 +21,9 @@ use crate::tx::Reader;
 use crate::value::values;
 
 impl Reader<'_> {
+    /// So many instances are sorted by name where a page needs some of them.
+    const FEW_HOLDING: i64 = 1000;
+
     /// Port states of one instance, or of every joined one, by instance name, protocol and port.
     ///
     /// # Errors
@@ -110,11 +113,25 @@ impl Reader<'_> {
         let service = if query.service.is_some() { "r.service = $3" } else { "cast($3 as text) is null" };
         let holder = if query.holder.is_some() { "r.holder = $4" } else { "cast($4 as text) is null" };
         let held = format!("r.released_at is null and {service} and {holder}");
+        let here = |what: &str| format!("(select 1 from {what} and {held} limit 1) is not null");
+        let chosen = match self.is_held_by_many(&held, query)? {
+            // One after the other in their order: the page is full soon.
+            true => format!(
+                "instance n where ({} or {})",
+                here("reservation r where r.instance = n.id"),
+                here(
+                    "drift d join reservation r on r.id = d.reservation where d.instance = n.id and d.kind = 'conflict'"
+                )
+            ),
+            false => format!(
+                "(select r.instance as id from reservation r where {held} \
+                 union select d.instance from drift d join reservation r on r.id = d.reservation \
+                 where d.kind = 'conflict' and {held}) as c join instance n on n.id = c.id where 1 = 1"
+            ),
+        };
         let sql = format!(
-            "select n.name_key, n.id from (select r.instance as id from reservation r where {held} \
-             union select d.instance from drift d join reservation r on r.id = d.reservation \
-             where d.kind = 'conflict' and {held}) as c join instance n on n.id = c.id \
-             where n.left_at is null and (n.name_key, n.id) > ($1, $2) order by n.name_key, n.id limit $5"
+            "select n.name_key, n.id from {chosen} \
+             and n.left_at is null and (n.name_key, n.id) > ($1, $2) order by n.name_key, n.id limit $5"
         );
         let limit = Limit::default().get();
         let values = values![after[0], after[1], query.service.as_ref(), query.holder.as_ref(), limit + 1];
@@ -129,6 +146,16 @@ impl Reader<'_> {
             }
         }
         Ok(Page { items: found, next })
+    }
+
+    /// Whether these reservations are on more instances than one would sort for every page.
+    fn is_held_by_many(&mut self, held: &str, query: &PortQuery) -> Result<bool, StoreError> {
+        // The parameters have the numbers that `held` knows them by.
+        let sql = format!(
+            "select distinct r.instance from reservation r where {held} order by r.instance limit $1 offset $2"
+        );
+        let values = values![1_i64, Self::FEW_HOLDING, query.service.as_ref(), query.holder.as_ref()];
+        Ok(self.query_one(&sql, values)?.is_some())
     }
 
     /// Ports in conflict, or unreserved ones: those are kept, so nothing else is looked at.

@@ -127,7 +127,7 @@ impl Reader<'_> {
         range: PortRange,
     ) -> Result<Stretch, StoreError> {
         let held = self.list_live_on(instance, protocol, range)?;
-        let listeners = self.list_listeners(instance, Some(range), Some(protocol))?;
+        let listeners = self.list_listeners_on(instance, protocol, range)?;
         let wanted = |of: Protocol, port: Port| of == protocol && range.contains(port);
         let joined = join(instance, &held, listeners, [], wanted);
         Ok(Stretch { held, joined })
