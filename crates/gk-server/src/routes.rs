@@ -28,6 +28,7 @@ use crate::docs::{self, Docs};
 use crate::document;
 use crate::drain::hear_out;
 use crate::error::ApiError;
+use crate::metrics::Traffic;
 use crate::pages::Document;
 use crate::request::observe;
 use crate::{
@@ -45,19 +46,24 @@ pub fn router(config: Config) -> (Router, OpenApi) {
     let app = App::new(config);
     let (router, document) = all(Routes::new(app.clone())).finish();
     let router = router
+    let traffic = Traffic::of(&document);
         .fallback(async || ApiError::NoSuchRoute)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(Document::new(&document).layer())
         .layer(Docs::of(&document).layer())
         .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(traffic.clone().layer())
         .layer(from_fn_with_state(app, admit));
-    (guarded_against_faults(router), document)
+    (guarded_against_faults(router, traffic), document)
 }
 
 /// Whatever happens inside, the caller gets an answer in time, and a refusal has the shape of a problem.
-pub(crate) fn guarded_against_faults(router: Router) -> Router {
+pub(crate) fn guarded_against_faults(router: Router, traffic: Traffic) -> Router {
     let caught = |payload: Box<dyn Any + Send>| ApiError::from_panic(payload.as_ref()).into_response();
-    router.layer(CatchPanicLayer::custom(caught)).layer(from_fn(hear_out)).layer(from_fn(observe))
+    router
+        .layer(CatchPanicLayer::custom(caught))
+        .layer(from_fn(hear_out))
+        .layer(from_fn_with_state(traffic, observe))
 }
 
 fn all(routes: Routes) -> Routes {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use gk_model::contact::Session;
+use gk_model::contact::{ContactKind, Session};
 use gk_model::id::{InstanceRef, ReservationId, TokenId};
 use gk_model::instance::InstanceLink;
 use gk_model::labels::{Labels, Selector};
@@ -247,7 +247,7 @@ pub enum Refusal {
     },
     /// A new session begins with a full report.
     #[error("a new session begins with a full report, not with a {0}")]
-    OpensWithoutReport(&'static str),
+    OpensWithoutReport(ContactKind),
     /// The row has changed since the caller read it.
     #[error("this was changed meanwhile: it has version {current}")]
     VersionMismatch {
