@@ -254,6 +254,12 @@ pub enum Refusal {
         /// The version it has now.
         current: u64,
     },
+    /// What was asked for has more targets than Prometheus is told of at once.
+    #[error("that is more than {most} targets")]
+    TooManyTargets {
+        /// How many there may be.
+        most: usize,
+    },
     /// Another request was made under that key.
     #[error("the idempotency key {0} was used for another request within the last 24 hours")]
     IdempotencyKeyReused(IdempotencyKey),

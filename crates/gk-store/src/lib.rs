@@ -59,6 +59,7 @@ mod schema;
 mod settle;
 mod silent;
 mod space;
+mod targets;
 mod tokens;
 mod tx;
 mod value;

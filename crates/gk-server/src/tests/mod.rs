@@ -14,6 +14,7 @@ mod pools;
 mod serving;
 mod skew;
 mod surface;
+mod targets;
 mod tls;
 mod tokens;
 mod watch;
