@@ -15,6 +15,8 @@
 //! - An agent that was killed while the server was away still has history to tell. It opens with a report that covers
 //!   nothing, learns from the answer (`previous`) how far the session before had come, and tells the rest as deltas.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -32,6 +34,18 @@ words! {
         V4 = "v4",
         /// IPv6, dual-stack sockets included.
         V6 = "v6",
+    }
+}
+
+words! {
+    /// What a contact is.
+    ContactKind, "a kind of contact" {
+        /// Nothing changed.
+        Heartbeat = "heartbeat",
+        /// What changed.
+        Delta = "delta",
+        /// Everything, or a piece of it.
+        Report = "report",
     }
 }
 
@@ -236,6 +250,39 @@ pub enum ContactBody {
     },
 }
 
+impl ContactBody {
+    /// What it is.
+    pub fn kind(&self) -> ContactKind {
+        match self {
+            ContactBody::Heartbeat => ContactKind::Heartbeat,
+            ContactBody::Delta { .. } => ContactKind::Delta,
+            ContactBody::Report { .. } => ContactKind::Report,
+        }
+    }
+
+    /// Since when the agent has known what it tells, by its own clock: the oldest of it. None where nothing is told.
+    fn known_since(&self) -> Option<Timestamp> {
+        let (seen_at, changed, closed, churned) = match self {
+            ContactBody::Heartbeat => return None,
+            ContactBody::Delta { listeners, closed, churned, .. } => (None, &listeners[..], closed, churned),
+            // What it shows was all seen at once.
+            ContactBody::Report { seen_at, closed, churned, .. } => (*seen_at, &[][..], closed, churned),
+        };
+        let changed = changed.iter().map(|listener| listener.last_seen_at);
+        let closed = closed.iter().map(|closed| closed.at);
+        let churned = churned.iter().map(|churn| churn.until);
+        seen_at.into_iter().chain(changed).chain(closed).chain(churned).min()
+    }
+}
+
+impl Contact {
+    /// How long the agent had known what it tells when it was sent. Both times are the agent's, so that it does not matter
+    /// by how much its clock is wrong; what the network takes, which is milliseconds, is not in it.
+    pub fn lag(&self) -> Option<Duration> {
+        self.body.known_since().map(|since| self.sent_at.since(since))
+    }
+}
+
 /// The server's answer to a contact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ContactAnswer {
@@ -254,4 +301,66 @@ pub struct ContactAnswer {
     /// Whether the credential is old by now, and the agent should make another one and join with it again.
     #[serde(default)]
     pub renew_credential: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listener::tests::listener;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    fn lag(sent_at: i64, body: ContactBody) -> Option<u64> {
+        let contact = Contact {
+            session: Session(1),
+            opening: None,
+            sequence: 1,
+            sent_at: at(sent_at),
+            digest: Digest::default(),
+            agent_version: "1".into(),
+            body,
+        };
+        contact.lag().map(|lag| lag.as_secs())
+    }
+
+    #[test]
+    fn what_a_contact_tells_is_as_old_as_the_oldest_of_it_by_the_agents_own_clock() {
+        let seen = |seconds: i64| {
+            let new = listener(Protocol::Tcp, "0.0.0.0", 80, 1);
+            Listener { first_seen_at: at(1), last_seen_at: at(seconds), ..new }
+        };
+        let gone = |seconds: i64| Closed { key: seen(0).key, at: at(seconds) };
+        let delta = |listeners: Vec<Listener>, closed: Vec<Closed>| ContactBody::Delta {
+            base: 0,
+            listeners,
+            closed,
+            occupied: None,
+            churned: vec![],
+        };
+        let report = |seen_at: Option<i64>, closed: Vec<Closed>| ContactBody::Report {
+            seen_at: seen_at.map(at),
+            covered: vec![],
+            listeners: vec![seen(7)],
+            closed,
+            occupied: vec![],
+            churned: vec![],
+            piece: Piece::default(),
+            namespaces: None,
+        };
+        let table = [
+            (lag(100, ContactBody::Heartbeat), None),
+            (lag(100, delta(vec![], vec![])), None),
+            (lag(100, delta(vec![seen(99), seen(40)], vec![gone(60)])), Some(60)),
+            (lag(100, delta(vec![seen(99)], vec![gone(30)])), Some(70)),
+            (lag(100, delta(vec![seen(130)], vec![])), Some(0)), // its clock stepped back
+            (lag(100, report(None, vec![])), None),
+            (lag(100, report(Some(98), vec![])), Some(2)),
+            (lag(100, report(Some(98), vec![gone(10)])), Some(90)),
+        ];
+        for (number, (found, expected)) in table.into_iter().enumerate() {
+            assert_eq!(found, expected, "row {number}");
+        }
+    }
 }

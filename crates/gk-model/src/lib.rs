@@ -12,6 +12,7 @@ compile_error!(
 
 pub mod access;
 pub mod contact;
+pub mod discovery;
 pub mod drift;
 pub mod engine;
 pub mod expect;

@@ -117,8 +117,33 @@ pub struct Page<T> {
     pub next: Option<String>,
 }
 
-/// Declares the query of a list: the given filters, all optional and ANDed, then cursor and limit.
+/// Declares the query of a list: the given filters, all optional and ANDed, then cursor and limit. And the same without
+/// these two, where an answer that is not paged takes the filters of that list.
 macro_rules! query {
+    // The same filters once more, for an answer that comes whole.
+    ($(#[$doc:meta])* $name:ident, $(#[$whole_doc:meta])* whole $whole:ident {
+        $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
+    }) => {
+        query! { $(#[$doc])* $name { $($(#[$field_doc])* $field: $type,)* } }
+
+        $(#[$whole_doc])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+        #[serde(deny_unknown_fields)]
+        #[into_params(parameter_in = Query)]
+        pub struct $whole {
+            $(
+                $(#[$field_doc])*
+                #[param(inline)]
+                pub $field: Option<$type>,
+            )*
+        }
+
+        impl From<$whole> for $name {
+            fn from(whole: $whole) -> $name {
+                $name { $($field: whole.$field,)* cursor: None, limit: None }
+            }
+        }
+    };
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
@@ -162,8 +187,10 @@ query! {
 
 query! {
     /// Filters for port states.
-    PortQuery {
-        /// Only ports in this range. A range of at most 256 ports also answers its free ones.
+    PortQuery,
+    /// Filters for targets: those for port states.
+    whole TargetQuery {
+        /// Only ports in this range. A list of a range of at most 256 ports also answers its free ones.
         port: PortRange,
         /// Only this protocol.
         protocol: Protocol,

@@ -14,6 +14,7 @@ use gk_store::Store;
 use crate::crowd::Crowd;
 use crate::hosts::Hosts;
 use crate::idempotency::InFlight;
+use crate::metrics::Contacts;
 use crate::proxy::Cidr;
 use crate::rates::{RateLimit, Rates};
 use crate::serve::max_connections;
@@ -107,6 +108,7 @@ pub struct Shared {
     pub(crate) crowd: Crowd,
     pub(crate) feed: Arc<Feed>,
     pub(crate) places: Arc<Places>,
+    pub(crate) contacts: Contacts,
 }
 
 impl App {
@@ -131,6 +133,7 @@ impl App {
             crowd,
             feed,
             places,
+            contacts: Contacts::new(),
         }))
     }
 

@@ -40,5 +40,8 @@ pub(crate) async fn contact(
 ) -> Result<Json<ContactAnswer>, ApiError> {
     let received_at = app.now();
     let (id, credential) = speaks_for(&app, &actor, instance).await?;
-    Ok(Json(app.store.contact(id, credential, contact, received_at).await?))
+    let told = (contact.body.kind(), contact.lag());
+    let answer = app.store.contact(id, credential, contact, received_at).await;
+    app.contacts.count(told, &answer);
+    Ok(Json(answer?))
 }

@@ -45,6 +45,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         | Refusal::Contradiction(_)
         | Refusal::NotInReservation { .. }
         | Refusal::DefaultPoolStays
+        | Refusal::TooManyTargets { .. }
         | Refusal::NoLease(_) => Code::Impossible,
         Refusal::BeyondOwnInstance | Refusal::LabelsNotYours => Code::Forbidden,
         Refusal::EnsureDiffers { .. } => Code::EnsureDiffers,
@@ -145,6 +146,9 @@ fn advice(refusal: &Refusal) -> Option<&'static str> {
             "an operator labels it, or makes the join token with them: gkctl token create --join --label KEY=VALUE"
         }
         Refusal::NoSuchPool(_) => "to see which there are: gkctl pool list",
+        Refusal::TooManyTargets { .. } => {
+            "ask for fewer, as with service=node or label=env=prod, in several jobs"
+        }
         Refusal::DefaultPoolStays => "change it instead: gkctl pool set default --ports 8000-9999",
         Refusal::IdentitySuperseded { .. } => {
             "stop whoever else uses this identity, then take it back with gkctl instance join --replace NAME"
@@ -197,6 +201,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         | Refusal::AlreadyJoined(_)
         | Refusal::CredentialReplaced
         | Refusal::JoinTokenUsed
+        | Refusal::TooManyTargets { .. }
         | Refusal::ReservationsLive { .. } => None,
     }
 }

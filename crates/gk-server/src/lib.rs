@@ -43,6 +43,7 @@ mod request;
 mod reservations;
 mod routes;
 mod serve;
+mod targets;
 mod tls;
 mod tokens;
 mod watch;

@@ -1,4 +1,5 @@
-//! Around every request: its id, its span in the log, its time limit, and the body of its refusal.
+//! Around every request: its id, its span in the log, its time limit, its place among those counted, and the body of its
+//! refusal.
 //!
 //! This is the outermost layer: whatever answers below (handlers, fallbacks, a caught panic), the answer
 //! gets an `x-request-id`, and a refusal its body, here.
@@ -6,7 +7,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use crate::auth::Peer;
 use crate::error::{ApiError, finish};
 use crate::headers::protect;
+use crate::metrics::Traffic;
 
 /// How long an answer may take, the reading of the body included.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,7 +52,7 @@ impl fmt::Display for RequestId {
 }
 
 /// The layer.
-pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
+pub(crate) async fn observe(State(traffic): State<Traffic>, mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
     // Of the highest level, so that a log that shows only errors still shows which request they belong to. Without the
@@ -64,11 +66,11 @@ pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
         actor.subject = tracing::field::Empty, // known when `auth::guard` has let it in
     );
     request.extensions_mut().insert(id.clone());
-    answer(request, next, &id).instrument(span).await
+    answer(&traffic, request, next, &id).instrument(span).await
 }
 
-async fn answer(request: Request, next: Next, id: &RequestId) -> Response {
-    let started = Instant::now();
+async fn answer(traffic: &Traffic, request: Request, next: Next, id: &RequestId) -> Response {
+    let (started, asked) = (Instant::now(), traffic.asked(request.method(), request.extensions()));
     let response = match tokio::time::timeout(TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::TimedOut.into_response(),
@@ -77,7 +79,9 @@ async fn answer(request: Request, next: Next, id: &RequestId) -> Response {
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, HeaderValue::from_str(&id.0).expect("visible ASCII is header text"));
     protect(headers);
-    let duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let took = started.elapsed();
+    traffic.count(asked, response.status(), took);
+    let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     tracing::debug!(http.status = response.status().as_u16(), http.duration_us = duration_us, "answered");
     response
 }

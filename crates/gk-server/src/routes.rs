@@ -28,10 +28,12 @@ use crate::docs::{self, Docs};
 use crate::document;
 use crate::drain::hear_out;
 use crate::error::ApiError;
+use crate::metrics::Traffic;
 use crate::pages::Document;
 use crate::request::observe;
 use crate::{
-    contacts, drift, events, health, history, instances, metrics, pages, pools, ports, reservations, tokens,
+    contacts, drift, events, health, history, instances, metrics, pages, pools, ports, reservations, targets,
+    tokens,
 };
 
 /// The most a person's or program's request may hold.
@@ -44,20 +46,25 @@ const BODY_BYTES: usize = 1 << 20;
 pub fn router(config: Config) -> (Router, OpenApi) {
     let app = App::new(config);
     let (router, document) = all(Routes::new(app.clone())).finish();
+    let traffic = Traffic::of(&document);
     let router = router
         .fallback(async || ApiError::NoSuchRoute)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(Document::new(&document).layer())
         .layer(Docs::of(&document).layer())
+        .layer(traffic.clone().layer())
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(from_fn_with_state(app, admit));
-    (guarded_against_faults(router), document)
+    (guarded_against_faults(router, traffic), document)
 }
 
 /// Whatever happens inside, the caller gets an answer in time, and a refusal has the shape of a problem.
-pub(crate) fn guarded_against_faults(router: Router) -> Router {
+pub(crate) fn guarded_against_faults(router: Router, traffic: Traffic) -> Router {
     let caught = |payload: Box<dyn Any + Send>| ApiError::from_panic(payload.as_ref()).into_response();
-    router.layer(CatchPanicLayer::custom(caught)).layer(from_fn(hear_out)).layer(from_fn(observe))
+    router
+        .layer(CatchPanicLayer::custom(caught))
+        .layer(from_fn(hear_out))
+        .layer(from_fn_with_state(traffic, observe))
 }
 
 fn all(routes: Routes) -> Routes {
@@ -71,6 +78,7 @@ fn all(routes: Routes) -> Routes {
         .guarded(Contact, contacts::routes())
         .guarded(Read, routes!(ports::list_instance_ports))
         .guarded(Read, routes!(ports::list_ports))
+        .guarded(Read, routes!(targets::list_targets))
         .guarded(Read, routes!(reservations::list_reservations))
         .guarded(Read, routes!(reservations::get_reserved_ports))
         .guarded(Reserve, routes!(reservations::reserve))

@@ -210,7 +210,7 @@ fn admit(state: SyncState, contact: &Contact) -> Result<SyncState, Refusal> {
     }
     if contact.opening.is_some() {
         if !matches!(contact.body, ContactBody::Report { .. }) {
-            return Err(Refusal::OpensWithoutReport(kind(&contact.body)));
+            return Err(Refusal::OpensWithoutReport(contact.body.kind()));
         }
         let session = Session(presented.0.saturating_add(1));
         // Of a session that this database never had, nothing is stored.
@@ -218,7 +218,7 @@ fn admit(state: SyncState, contact: &Contact) -> Result<SyncState, Refusal> {
         return Ok(SyncState::new(session, contact.opening, Some(previous)));
     }
     if presented == Session(0) {
-        return Err(Refusal::OpensWithoutReport(kind(&contact.body)));
+        return Err(Refusal::OpensWithoutReport(contact.body.kind()));
     }
     if presented > state.session {
         return Ok(SyncState::new(presented, None, None));
@@ -233,14 +233,6 @@ fn covers_home(covered: &[Part]) -> bool {
         Family::ALL.iter().map(part).collect::<Vec<Part>>()
     };
     Protocol::ALL.iter().flat_map(families).all(|part| covered.contains(&part))
-}
-
-fn kind(body: &ContactBody) -> &'static str {
-    match body {
-        ContactBody::Heartbeat => "heartbeat",
-        ContactBody::Delta { .. } => "delta",
-        ContactBody::Report { .. } => "report",
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use gk_model::contact::Session;
+use gk_model::contact::{ContactKind, Session};
 use gk_model::id::{InstanceRef, ReservationId, TokenId};
 use gk_model::instance::InstanceLink;
 use gk_model::labels::{Labels, Selector};
@@ -247,12 +247,18 @@ pub enum Refusal {
     },
     /// A new session begins with a full report.
     #[error("a new session begins with a full report, not with a {0}")]
-    OpensWithoutReport(&'static str),
+    OpensWithoutReport(ContactKind),
     /// The row has changed since the caller read it.
     #[error("this was changed meanwhile: it has version {current}")]
     VersionMismatch {
         /// The version it has now.
         current: u64,
+    },
+    /// What was asked for has more targets than Prometheus is told of at once.
+    #[error("that is more than {most} targets")]
+    TooManyTargets {
+        /// How many there may be.
+        most: usize,
     },
     /// Another request was made under that key.
     #[error("the idempotency key {0} was used for another request within the last 24 hours")]

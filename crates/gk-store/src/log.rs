@@ -28,7 +28,10 @@ impl Reader<'_> {
     }
 
     /// Number of the newest event, and nothing else.
-    pub(crate) fn newest_seq(&mut self) -> Result<u64, Error> {
+    ///
+    /// # Errors
+    /// Only when the database fails.
+    pub fn newest_seq(&mut self) -> Result<u64, Error> {
         let row = self.query_one("select seq from event_seq where id = 0", &[])?;
         Ok(row.ok_or_else(|| StoreError::Corrupt("no event counter".to_owned()))?.take()?)
     }

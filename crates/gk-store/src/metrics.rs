@@ -111,34 +111,38 @@ impl Metrics {
     }
 }
 
-/// Counts values between fixed bounds. One thread observes, any number look.
+/// Counts values between fixed bounds. Any number of threads observe and look; none waits for another.
 #[derive(Debug)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     bounds: &'static [f64],
     /// One more than bounds: the last is for what exceeds them all.
     counts: Vec<AtomicU64>,
-    /// The bits of an `f64`: there is no atomic one, and one thread alone adds.
+    /// The bits of an `f64`, because there is no atomic one.
     sum: AtomicU64,
 }
 
 impl Histogram {
-    fn new(bounds: &'static [f64]) -> Histogram {
+    /// With these upper bounds, which ascend.
+    pub fn new(bounds: &'static [f64]) -> Histogram {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
         Histogram { bounds, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 
-    pub(crate) fn observe(&self, value: f64) {
+    /// Counts one value.
+    pub fn observe(&self, value: f64) {
         let index = self.bounds.partition_point(|bound| *bound < value);
         self.counts[index].fetch_add(1, Ordering::Relaxed);
-        let sum = f64::from_bits(self.sum.load(Ordering::Relaxed)) + value;
-        self.sum.store(sum.to_bits(), Ordering::Relaxed);
+        let add = |sum: u64| Some((f64::from_bits(sum) + value).to_bits());
+        let _always_added = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    pub(crate) fn observe_seconds(&self, duration: Duration) {
+    /// Counts a time, in seconds.
+    pub fn observe_seconds(&self, duration: Duration) {
         self.observe(duration.as_secs_f64());
     }
 
-    fn snapshot(&self) -> Distribution {
+    /// What was counted so far.
+    pub fn snapshot(&self) -> Distribution {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();

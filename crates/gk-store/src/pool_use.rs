@@ -11,7 +11,7 @@ use gk_model::pool::{Fullest, Pool, PoolStatus};
 use gk_model::port::{PortRange, Protocol};
 use gk_model::text::PoolName;
 
-use crate::error::StoreError;
+use crate::error::{Error, StoreError};
 use crate::space::{Space, take_link};
 use crate::tx::{Reader, Tx};
 use crate::value::{Value, values};
@@ -19,8 +19,29 @@ use crate::value::{Value, values};
 /// How many counts a statement writes: few sizes, because each is another text to prepare.
 const AT_ONCE: [usize; 3] = [64, 8, 1];
 
+/// Of each pool and protocol: all that is taken, the most of one instance, and what is fleet-wide.
+const FILLS: &str = "select pool, protocol, cast(sum(taken) as bigint), \
+                     cast(max(case when space = 'fleet' then 0 else taken end) as bigint), \
+                     cast(sum(case when space = 'fleet' then taken else 0 end) as bigint) \
+                     from pool_use group by pool, protocol order by pool, protocol";
+
 /// What is counted apart.
 type Count = (Space, Protocol, PoolName);
+
+/// How full a pool is for one protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolFill {
+    /// Which pool.
+    pub pool: PoolName,
+    /// How many numbers it has.
+    pub size: u32,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// How many of them are claimed on all instances together; what is fleet-wide counts once.
+    pub taken: u64,
+    /// How many are missing on the instance where fewest are left.
+    pub fullest: u64,
+}
 
 /// Something in a batch that changes how full pools are.
 pub(crate) enum UseChange {
@@ -116,6 +137,36 @@ impl Tx<'_> {
 }
 
 impl Reader<'_> {
+    /// How full every pool is, by name and protocol. Reads the counts once, which are as many as instances that claim
+    /// anything, whatever listens there.
+    ///
+    /// # Errors
+    /// Only when the database fails.
+    pub fn list_pool_fills(&mut self) -> Result<Vec<PoolFill>, Error> {
+        let mut counts: HashMap<(PoolName, Protocol), [u64; 3]> = HashMap::new();
+        for mut row in self.query(FILLS, &[])? {
+            let key = (row.take()?, row.take()?);
+            counts.insert(key, [row.take()?, row.take()?, row.take()?]);
+        }
+        let mut fills = Vec::new();
+        for pool in self.list_all_pools()? {
+            let size = pool.ports().len();
+            for protocol in Protocol::ALL {
+                let key = (pool.name.clone(), *protocol);
+                let [taken, most, everywhere] = counts.get(&key).copied().unwrap_or_default();
+                // What is fleet-wide is missing on each instance.
+                fills.push(PoolFill {
+                    pool: key.0,
+                    size,
+                    protocol: *protocol,
+                    taken,
+                    fullest: most + everywhere,
+                });
+            }
+        }
+        Ok(fills)
+    }
+
     /// A pool, with how full it is.
     pub(crate) fn fill_in(&mut self, pool: Pool) -> Result<PoolStatus, StoreError> {
         let size = pool.ports().len();
@@ -159,6 +210,12 @@ impl Reader<'_> {
 mod tests {
     use super::*;
     use crate::schema::plan;
+
+    #[test]
+    fn how_full_all_pools_are_is_read_from_the_index_alone_and_in_its_order() {
+        let plan = plan(FILLS, &[]);
+        assert!(plan.contains("COVERING INDEX pool_use_fullest") && !plan.contains("TEMP B-TREE"), "{plan}");
+    }
 
     #[test]
     fn the_fullest_instance_is_found_without_a_look_at_the_others() {

@@ -290,7 +290,7 @@ fn read_cursor(cursor: &str) -> Result<After, Error> {
     Ok(After { name: name.to_owned(), port: (page::part(protocol)?, page::part(port)?) })
 }
 
-fn lets_through(query: &PortQuery, state: &PortState) -> bool {
+pub(crate) fn lets_through(query: &PortQuery, state: &PortState) -> bool {
     let has =
         |text: &Option<Observed>, part: &str| text.as_ref().is_some_and(|text| contains(text.as_str(), part));
     let held = state.reservation.as_ref();

@@ -4,7 +4,7 @@ use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::protection::ReservedPorts;
-use gk_model::query::{DriftQuery, Page, ReservationQuery};
+use gk_model::query::{DriftQuery, Page, ReservationQuery, TargetQuery};
 use gk_model::reservation::{PortCount, Reservation};
 use gk_model::text::{PoolName, ServiceName, Subject};
 use gk_model::time::Timestamp;
@@ -62,6 +62,20 @@ fn narrow(
         .and("r.last_port >= $?", port.map(PortRange::first))
         .and("r.service = $?", service)
         .and("r.holder = $?", holder)
+}
+
+/// The protocol is constant, and said where the index has it, so that the place is found there.
+fn select_live_tcp(
+    query: &TargetQuery,
+    any: bool,
+    (space, port): (&str, u16),
+    most: u32,
+) -> (String, Vec<Value>) {
+    let live = "r.released_at is null and r.protocol = 'tcp' and (r.instance, r.protocol, r.first_port) > ($1, 'tcp', $2)";
+    let condition = if any { live.to_owned() } else { format!("{live} and r.service is not null") };
+    let filters = Filters::new(&condition, values![space, i64::from(port)]);
+    let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
+    filters.finish(SELECT, "r.instance, r.protocol, r.first_port", most.saturating_sub(1))
 }
 
 impl Reader<'_> {
@@ -124,6 +138,19 @@ impl Reader<'_> {
             PortRange::new(first, last).into_iter().for_each(|range| ports.insert_range(range));
         }
         Ok(ReservedPorts { ports })
+    }
+
+    /// Live reservations of TCP ports, in the order of their places (space, port), after one of them: those that are asked
+    /// for, and only those for a service unless `any`. At most `most`.
+    pub(crate) fn list_live_tcp(
+        &mut self,
+        query: &TargetQuery,
+        any: bool,
+        after: (&str, u16),
+        most: u32,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        let (sql, values) = select_live_tcp(query, any, after, most);
+        self.query(&sql, &values)?.into_iter().map(read_reservation).collect()
     }
 
     fn list_where(&mut self, rest: &str, values: &[Value]) -> Result<Vec<Reservation>, StoreError> {
@@ -267,5 +294,22 @@ impl Reader<'_> {
             )?,
         };
         Ok(found.into_iter().next())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::plan;
+
+    #[test]
+    fn no_page_of_reservations_for_targets_sorts_or_reads_released_ones() {
+        for any in [false, true] {
+            let (sql, values) = select_live_tcp(&TargetQuery::default(), any, ("", 0), 1000);
+            let plan = plan(&sql, &values);
+            // The ports of each instance are put in order, because one protocol is asked for: those of one at a time.
+            let is_kept_order = !plan.contains("TEMP B-TREE FOR ORDER BY") && !plan.contains("SCAN");
+            assert!(plan.contains("reservation_live") && is_kept_order, "{any}: {plan}");
+        }
     }
 }

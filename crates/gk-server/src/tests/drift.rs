@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Api;
 
-fn listener(port: u16, process: &str) -> Value {
+pub(super) fn listener(port: u16, process: &str) -> Value {
     json!({
         "netns": "home", "protocol": "tcp", "port": port, "address": "0.0.0.0", "account": "root",
         "owners": [{"pid": 7, "started_ticks": 1, "name": process, "account": "root"}],
@@ -17,7 +17,7 @@ fn listener(port: u16, process: &str) -> Value {
 }
 
 /// A machine on which these listen.
-async fn machine(api: &Api, name: &str, listeners: &[Value]) -> String {
+pub(super) async fn machine(api: &Api, name: &str, listeners: &[Value]) -> String {
     let (id, own) = api.join(name).await;
     let seen: Vec<Listener> =
         listeners.iter().map(|seen| serde_json::from_value(seen.clone()).unwrap()).collect();

@@ -16,7 +16,7 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 38] = [
+const MATRIX: [(&str, &str); 39] = [
     ("GET /", "-"),
     ("GET /docs", "-"),
     ("GET /healthz", "-"),
@@ -50,6 +50,7 @@ const MATRIX: [(&str, &str); 38] = [
     ("DELETE /v1/reservations/{id}", "nnnnnnn"), // somebody else's, without force
     ("PATCH /v1/reservations/{id}", "nnnnnnn"),
     ("POST /v1/reservations/{id}/renew", "nnnnnnn"),
+    ("GET /v1/sd/prometheus", "yyyyyyn"),
     ("GET /v1/status", "yyyyyyn"),
     ("GET /v1/tokens", "nnyynnn"),
     ("POST /v1/tokens", "nnnynnn"), // of a subject

@@ -14,6 +14,7 @@ mod pools;
 mod serving;
 mod skew;
 mod surface;
+mod targets;
 mod tls;
 mod tokens;
 mod watch;
@@ -48,7 +49,7 @@ struct Api {
     router: Router,
     document: OpenApi,
     store: Store,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// What came back.
@@ -100,7 +101,13 @@ impl Api {
         let store =
             Store::open(StoreConfig::embedded(directory.path()), Timestamp::from_clock()).await.unwrap();
         let (router, document) = router(change(config(store.clone())));
-        Api { router, document, store, _directory: directory }
+        Api { router, document, store, directory }
+    }
+
+    /// From now on nothing can be read or written any more.
+    fn lose_database(&self) {
+        self.store.close();
+        std::fs::remove_file(self.directory.path().join("gatekeeper.db")).unwrap();
     }
 
     /// Sends any request, as it is; to `localhost` unless it says otherwise.

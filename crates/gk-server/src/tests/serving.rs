@@ -29,6 +29,8 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt as _;
 
 use super::{config, secret};
+use crate::document;
+use crate::metrics::Traffic;
 use crate::routes::guarded_against_faults;
 use crate::serve::run_within;
 use crate::{Config, Listeners, ServeError, run};
@@ -267,7 +269,7 @@ async fn what_takes_too_long_and_what_panics_is_answered() {
     #[expect(clippy::disallowed_methods, reason = "two routes that exist in this test only")]
     let router =
         Router::new().route("/waits", routing::get(waits_for_ever)).route("/panics", routing::get(panics));
-    let router = guarded_against_faults(router);
+    let router = guarded_against_faults(router, Traffic::of(&document::empty()));
     for (path, status, code) in [("/waits", 503, "unavailable"), ("/panics", 500, "internal")] {
         let asked_at = tokio::time::Instant::now();
         let request = Request::get(path).body(Body::empty()).unwrap();

@@ -12,6 +12,7 @@ mod drift;
 mod forms;
 pub(crate) mod harness;
 mod host;
+mod monitoring;
 mod pools;
 mod postgres;
 mod protect;

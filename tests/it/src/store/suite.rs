@@ -20,6 +20,7 @@ mod prune;
 mod ranges;
 mod renewals;
 mod sync;
+mod targets;
 mod verify;
 
 use gk_store::DatabaseUrl;

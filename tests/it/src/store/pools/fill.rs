@@ -1,11 +1,14 @@
 //! How full pools are, against a ledger; and what a change of a pool leaves alone.
 
+use std::collections::HashMap;
+
 use gk_model::access::Role;
 use gk_model::id::InstanceId;
 use gk_model::pool::{Pool, PoolChange, PoolSpec};
 use gk_model::port::Protocol;
 use gk_model::reservation::{Protocols, Reservation, ReserveRequest, Scope};
-use gk_store::{Refusal, Tx};
+use gk_model::text::PoolName;
+use gk_store::{PoolFill, Reader, Refusal, Tx};
 
 use super::{ada, delete, from, get, name, new_database, new_world, set};
 use crate::store::world::{World, actor, at, count, pool_spec as spec, port, refused, told};
@@ -37,6 +40,11 @@ impl Ledger {
 
     /// Compares how full the pools are said to be, and asks the store to check itself.
     async fn check(&self, world: &World, instances: &[InstanceId], pools: &[(&str, &[u16])]) {
+        let all = |reader: &mut Reader<'_>| {
+            let fills = reader.list_pool_fills()?.into_iter();
+            Ok(fills.map(|fill| ((fill.pool.clone(), fill.protocol), fill)).collect())
+        };
+        let fills: HashMap<(PoolName, Protocol), PoolFill> = world.store.read(all).await.unwrap();
         for (pool, ports) in pools {
             let inside: Vec<_> = self.0.iter().filter(|(_, _, port)| ports.contains(port)).collect();
             let left = |place: InstanceId, protocol: Protocol| {
@@ -49,6 +57,13 @@ impl Ledger {
             let expected = all.min().unwrap();
             let found = get(world, pool).await.unwrap();
             assert_eq!((found.size as usize, found.reserved), (ports.len(), inside.len() as u64), "{pool}");
+            for protocol in Protocol::ALL {
+                let taken = inside.iter().filter(|held| held.1 == *protocol).count();
+                let fewest = instances.iter().map(|id| left(*id, *protocol)).min().unwrap();
+                let fill = &fills[&(name(pool), *protocol)];
+                let told = (fill.size as usize, fill.taken as usize, fill.fullest as usize);
+                assert_eq!(told, (ports.len(), taken, ports.len() - fewest), "{pool} {protocol}");
+            }
             match found.fullest {
                 None => assert!(inside.is_empty(), "{pool}"),
                 Some(fullest) => {
