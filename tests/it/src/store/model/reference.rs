@@ -281,11 +281,13 @@ impl Model {
     }
 
     /// Prepares for what a tick may do: a step that it sees may move deadlines by one interval too far, never by too
-    /// little; one that nobody can see counts as time (rule 13).
+    /// little; one that nobody can see counts as time (rule 13). A lease that no tick has found yet may have begun long
+    /// after this server's last tick, and until then a step forward looks like the time since that.
     pub(crate) fn before_look(&mut self, look: &Look) {
         let step = look.step.unsigned_abs();
         for lease in self.held.iter_mut().filter_map(|held| held.lease.as_mut()) {
-            let is_seen = !look.first && (look.step > 0 || step > look.elapsed + TOLERANCE);
+            let is_forward = look.step > 0 && !lease.fresh;
+            let is_seen = !look.first && (is_forward || step > look.elapsed + TOLERANCE);
             lease.slack += match is_seen {
                 true if lease.fresh => step + look.elapsed + TOLERANCE,
                 true => look.elapsed + TOLERANCE,
