@@ -4,6 +4,7 @@
 mod adopt;
 mod drift;
 mod instance;
+mod or_none;
 mod pool;
 mod reservation;
 mod reserve;
@@ -30,10 +31,9 @@ pub(crate) use self::drift::{DefaultIgnores, DeleteIgnores, DriftFilters, Ignore
 pub(crate) use self::instance::{
     InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
 };
-pub(crate) use self::pool::{OnePool, OrNone, PoolVerb, SetPool};
-pub(crate) use self::reservation::{
-    Edit, OneReservation, OrNothing, Renew, ReservationFilters, ReservationVerb, Which,
-};
+pub(crate) use self::or_none::OrNone;
+pub(crate) use self::pool::{OnePool, PoolVerb, SetPool};
+pub(crate) use self::reservation::{Edit, OneReservation, Renew, ReservationFilters, ReservationVerb, Which};
 pub(crate) use self::reserve::{Check, RELEASE_EXAMPLES, RESERVE_EXAMPLES, Release, Reserve};
 pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
 pub(crate) use self::watch::WatchPorts;

@@ -1,7 +1,5 @@
 //! What can be typed after `gkctl pool`.
 
-use std::str::FromStr;
-
 use clap::{Args as ClapArgs, Subcommand};
 use gk_model::labels::Selector;
 use gk_model::pool::{Pick, Quarantine};
@@ -10,6 +8,7 @@ use gk_model::port_set::PortSet;
 use gk_model::reservation::Scope;
 use gk_model::text::{Note, PoolName};
 
+use super::or_none::OrNone;
 use super::token::span;
 
 const SET_EXAMPLES: &str = "\
@@ -75,18 +74,6 @@ pub(crate) struct SetPool {
     /// A remark.
     #[arg(long, value_name = "TEXT")]
     pub(crate) note: Option<OrNone<Note>>,
-}
-
-/// What an empty text takes off.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct OrNone<T>(pub(crate) Option<T>);
-
-impl<T: FromStr> FromStr for OrNone<T> {
-    type Err = T::Err;
-
-    fn from_str(text: &str) -> Result<OrNone<T>, T::Err> {
-        if text.is_empty() { Ok(OrNone(None)) } else { text.parse().map(|value| OrNone(Some(value))) }
-    }
 }
 
 /// `8000-8999,9100`.
