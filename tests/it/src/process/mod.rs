@@ -18,6 +18,7 @@ mod protect;
 mod retries;
 mod server;
 mod service;
+mod stories;
 mod sync;
 mod tls;
 mod tokens;
