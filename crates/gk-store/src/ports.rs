@@ -15,7 +15,7 @@ use crate::drift::{Listed, Place, Wanted};
 use crate::error::Error;
 use crate::instances::{link, name_key};
 use crate::listeners::Window;
-use crate::page;
+use crate::page::{self, Filters};
 use crate::rows::Row;
 use crate::tx::Reader;
 use crate::value::values;
@@ -110,25 +110,21 @@ impl Reader<'_> {
         let service = if query.service.is_some() { "r.service = $3" } else { "cast($3 as text) is null" };
         let holder = if query.holder.is_some() { "r.holder = $4" } else { "cast($4 as text) is null" };
         let held = format!("r.released_at is null and {service} and {holder}");
-        let sql = format!(
+        let select = format!(
             "select n.name_key, n.id from (select r.instance as id from reservation r where {held} \
              union select d.instance from drift d join reservation r on r.id = d.reservation \
-             where d.kind = 'conflict' and {held}) as c join instance n on n.id = c.id \
-             where n.left_at is null and (n.name_key, n.id) > ($1, $2) order by n.name_key, n.id limit $5"
+             where d.kind = 'conflict' and {held}) as c join instance n on n.id = c.id"
         );
         let limit = Limit::default().get();
-        let values = values![after[0], after[1], query.service.as_ref(), query.holder.as_ref(), limit + 1];
-        let rows = self.query(&sql, values)?;
+        let values = values![after[0], after[1], query.service.as_ref(), query.holder.as_ref()];
+        let filters = Filters::new("n.left_at is null and (n.name_key, n.id) > ($1, $2)", values);
+        let filters = filters.and_chosen("n.labels", query.label.as_ref());
+        let (sql, values) = filters.finish(&select, "n.name_key, n.id", limit);
+        let rows = self.query(&sql, &values)?;
         let read = |mut row: Row| Ok((row.take::<String>()?, row.take::<InstanceId>()?));
         let Page { items, next } = page::page(rows, limit, read, |(name, id)| page::cursor(&[name, id]))?;
-        let mut found = Vec::new();
-        for (_, id) in items {
-            let instance = self.get_instance(&id.into(), now)?;
-            if query.label.as_ref().is_none_or(|label| label.matches(&instance.labels)) {
-                found.push(instance);
-            }
-        }
-        Ok(Page { items: found, next })
+        let found = items.into_iter().map(|(_, id)| self.get_instance(&id.into(), now));
+        Ok(Page { items: found.collect::<Result<_, _>>()?, next })
     }
 
     /// Ports in conflict, or unreserved ones: those are kept, so nothing else is looked at.
@@ -154,7 +150,7 @@ impl Reader<'_> {
         let (limit, mut found) = (query.limit() as usize, Vec::new());
         loop {
             let most = limit + 1 - found.len();
-            let rows = self.list_drifting(&wanted, after.clone(), most)?;
+            let rows = self.list_drifting(&wanted, &after, most)?;
             let is_complete = rows.len() < most;
             after = rows.last().map_or(after, Listed::place);
             let ports = rows.iter().map(|row| (row.instance, (row.protocol, row.port)));

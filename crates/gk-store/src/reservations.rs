@@ -219,7 +219,8 @@ impl Reader<'_> {
                     and (r.idle_since, r.id) > ($2, $3)";
         let filters = Filters::new(live, values![until, after.0, after.1.as_str()])
             .and("r.instance = $?", instance)
-            .and("r.protocol = $?", query.protocol);
+            .and("r.protocol = $?", query.protocol)
+            .and_chosen("n.labels", query.label.as_ref());
         let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
         let most = u32::try_from(most).unwrap_or(u32::MAX).saturating_sub(1);
         let (sql, values) = filters.finish(SELECT, "r.idle_since, r.id", most);
