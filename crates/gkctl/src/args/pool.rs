@@ -15,8 +15,8 @@ const SET_EXAMPLES: &str = "\
 Example: gkctl pool set web --ports 8000-8999,9100 --exclude 8080 --for env=prod
 To change one thing: gkctl pool set web --quarantine 5m
 
-A new pool needs --ports; what else is not given is as it is unless told: --scope instance, --pick lowest,
---quarantine 15m, for every instance. Of a pool that is there, what is not given stays as it is.
+A new pool needs --ports; what else is left out is --scope instance, --pick lowest, --quarantine 15m, for every \
+instance. Of a pool that is there, what is left out stays as it is.
 An empty text takes --exclude, --for or --note off again.
 
 What was drawn from a pool stays reserved, whatever becomes of the pool.";
@@ -50,7 +50,7 @@ pub(crate) struct SetPool {
     /// The pool.
     #[arg(value_name = "NAME")]
     pub(crate) name: PoolName,
-    /// Its ports: 8000-8999,9100.
+    /// Its ports, as in 8000-8999,9100.
     #[arg(long, value_name = "RANGES", value_parser = ranges)]
     pub(crate) ports: Option<PortSet>,
     /// Ports among them that it never gives.
@@ -59,7 +59,7 @@ pub(crate) struct SetPool {
     /// Where what is drawn from it excludes others: instance or fleet.
     #[arg(long)]
     pub(crate) scope: Option<Scope>,
-    /// Which free port it gives: the lowest, or a random one.
+    /// Which free port it gives: lowest, or random.
     #[arg(long)]
     pub(crate) pick: Option<Pick>,
     /// How long a released port is not given again: 15m, 1h, 0s.

@@ -81,7 +81,7 @@ pub(crate) struct ReservationFilters {
     #[arg(long, value_name = "SPAN", value_parser = span::<LeaseTime>)]
     pub(crate) expires_within: Option<LeaseTime>,
     /// At most so many.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = super::at_least_one)]
     pub(crate) limit: Option<NonZeroU32>,
 }
 

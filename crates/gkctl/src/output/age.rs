@@ -44,12 +44,19 @@ pub(crate) fn ago_in_words(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// `in 3h` for what is to come, and as [`ago`] for what has been.
+/// `in 3h` for what is to come, to the nearest unit: what was just set to end in 3 hours does. As [`ago`] for what has been.
 pub(crate) fn around(then: Timestamp, now: Timestamp) -> String {
     if then <= now {
         return ago(then, now);
     }
-    let (count, unit) = split(then.since(now));
+    let span = then.since(now);
+    let half = match split(span).1 {
+        "s" => Duration::ZERO,
+        "m" => Duration::from_secs(30),
+        "h" => Duration::from_mins(30),
+        _ => Duration::from_hours(12),
+    };
+    let (count, unit) = split(span + half);
     format!("in {count}{unit}")
 }
 
@@ -94,7 +101,14 @@ mod tests {
     #[test]
     fn what_lies_ahead_is_told_in_one_unit() {
         let now = Timestamp::from_micros(1_700_000_000_000_000);
-        let table = [(0, "just now"), (1, "in 1s"), (3_599, "in 59m"), (90 * 86_400, "in 90d")];
+        let table = [
+            (0, "just now"),
+            (1, "in 1s"),
+            (89, "in 1m"),
+            (3_599, "in 1h"),
+            (7_199, "in 2h"),
+            (90 * 86_400 - 5, "in 90d"),
+        ];
         for (seconds, said) in table {
             assert_eq!(around(now.plus(Duration::from_secs(seconds)), now), said);
         }

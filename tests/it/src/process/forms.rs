@@ -210,7 +210,7 @@ fn releases_take_what_is_meant_and_ask_where_it_is_much() {
     let (_, said) = both(&desk, &["port", "release", "8800-8804"]);
     assert_eq!(said, "released 8800-8804/tcp on web-1 (a); 8805-8809 stays reserved\n");
     let (_, said) = both(&desk, &["port", "release", "--port", "8807"]);
-    assert_eq!(said, "released 8807/tcp on web-1 (a); 8805-8806 and 8808-8809 stays reserved\n");
+    assert_eq!(said, "released 8807/tcp on web-1 (a); 8805-8806 and 8808-8809 stay reserved\n");
     assert_eq!(live(&desk), ["8805-8806/tcp", "8808-8809/tcp"]);
     // Several are asked for, and here is nobody to ask.
     let nobody =
@@ -235,6 +235,10 @@ fn releases_take_what_is_meant_and_ask_where_it_is_much() {
 
     next(&["8810", "--protocol", "both"]);
     desk.fails(&["port", "release", "8810"], 2, &["8810 is reserved for tcp and udp", "--protocol tcp"]);
+    let asked = desk.run(&["port", "release", "8810", "--protocol", "both"]);
+    assert!(String::from_utf8_lossy(&asked.stderr).contains("these 2 reservations would be"), "{asked:?}");
+    desk.ok(&["port", "release", "8810", "--protocol", "both", "--yes"]);
+    next(&["8810", "--protocol", "both"]);
     desk.ok(&["port", "release", "8810", "--protocol", "udp"]);
     let id = json(&desk, &["reservation", "show", "8810"])["id"].as_str().unwrap().to_owned();
     let released = json(&desk, &["port", "release", "--id", &id]);
