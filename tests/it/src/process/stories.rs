@@ -125,6 +125,12 @@ fn a_service_moves_to_another_machine_and_keeps_its_number() {
     here.server.verify();
 }
 
+/// A token for the machines of a team and those of all, and for its own pool.
+fn limited(desk: &Accounts, team: &str) -> String {
+    let machines = format!("team in ({team},all)");
+    desk.create(&["--subject", team, "--role", "user", "--limit-instances", &machines, "--limit-pool", team])
+}
+
 #[test]
 fn two_teams_take_and_release_nothing_of_each_other() {
     let desk = Accounts::new();
@@ -134,20 +140,7 @@ fn two_teams_take_and_release_nothing_of_each_other() {
     for (pool, ports) in [("red", "7331-7334"), ("blue", "7341-7344")] {
         assert!(desk.admin(&["pool", "set", pool, "--ports", ports]).status.success());
     }
-    let token = |team: &str| {
-        let machines = format!("team in ({team},all)");
-        desk.create(&[
-            "--subject",
-            team,
-            "--role",
-            "user",
-            "--limit-instances",
-            &machines,
-            "--limit-pool",
-            team,
-        ])
-    };
-    let (red, blue) = (token("red"), token("blue"));
+    let (red, blue) = (limited(&desk, "red"), limited(&desk, "blue"));
     let ok = |token: &str, words: &str| {
         super::harness::stdout(&desk.with(token, &words.split(' ').collect::<Vec<_>>()))
     };
