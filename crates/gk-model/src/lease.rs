@@ -20,7 +20,7 @@ pub struct LeaseTime(u32);
 
 /// A number of seconds that no lease lasts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a lease lasts 1 second to 400 days, which is 34560000 seconds; {0} is outside")]
+#[error("a lease lasts 1 second to 400 days, and not {0} seconds")]
 pub struct LeaseTimeError(i64);
 
 impl LeaseTime {

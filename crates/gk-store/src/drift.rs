@@ -74,9 +74,6 @@ pub(crate) struct Wanted<'a> {
     pub(crate) holder: Option<&'a Subject>,
 }
 
-/// How many rows are read at once where labels choose among them.
-const LABELLED_AT_ONCE: usize = 1000;
-
 /// Where the page before ended.
 enum After {
     Ports(Place),
@@ -131,7 +128,7 @@ impl Reader<'_> {
                 service: query.service.as_ref(),
                 holder: query.holder.as_ref(),
             };
-            let rows = self.list_drifting(&wanted, after.clone(), limit + 1)?;
+            let rows = self.list_drifting(&wanted, after, limit + 1)?;
             found = self.show_drifting(rows, now)?;
         }
         let idle_for =
@@ -148,40 +145,9 @@ impl Reader<'_> {
         page::page(found, query.limit(), Ok, cursor_of)
     }
 
-    /// Rows after a place, in the order of the list: at most so many.
+    /// Rows after a place, in the order of the list: at most so many. An index gives those of each kind, ignored or not,
+    /// in order; here the few are merged.
     pub(crate) fn list_drifting(
-        &mut self,
-        wanted: &Wanted<'_>,
-        mut after: Place,
-        most: usize,
-    ) -> Result<Vec<Listed>, StoreError> {
-        let mut labels = Known::default();
-        let mut found = Vec::new();
-        // Of many rows few may be chosen.
-        let at_once = if wanted.label.is_some() { most.max(LABELLED_AT_ONCE) } else { most };
-        loop {
-            let rows = self.list_drifting_unlabelled(wanted, &after, at_once)?;
-            let is_complete = rows.len() < at_once;
-            let Some(last) = rows.last() else { return Ok(found) };
-            after = last.place();
-            for row in rows {
-                let is_chosen = match wanted.label {
-                    Some(selector) => selector.matches(labels.get(self, row.instance)?),
-                    None => true,
-                };
-                if is_chosen {
-                    found.push(row);
-                }
-            }
-            if is_complete || found.len() >= most {
-                found.truncate(most);
-                return Ok(found);
-            }
-        }
-    }
-
-    /// An index gives the rows of each kind, ignored or not, in order; here the few are merged.
-    fn list_drifting_unlabelled(
         &mut self,
         wanted: &Wanted<'_>,
         after: &Place,
@@ -333,19 +299,6 @@ impl Reader<'_> {
     }
 }
 
-/// The labels of the instances on a page, each asked for once.
-#[derive(Default)]
-struct Known(HashMap<InstanceId, Labels>);
-
-impl Known {
-    fn get(&mut self, reader: &mut Reader<'_>, instance: InstanceId) -> Result<&Labels, StoreError> {
-        Ok(match self.0.entry(instance) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(reader.get_place(instance)?.labels),
-        })
-    }
-}
-
 /// The kinds that have rows.
 fn kinds_of(query: &DriftQuery) -> Vec<DriftKind> {
     let is_reserved = query.service.is_some() || query.holder.is_some();
@@ -366,8 +319,10 @@ fn select(
 ) -> (String, Vec<crate::value::Value>) {
     let is_reserved = wanted.service.is_some() || wanted.holder.is_some();
     let reservation = if is_reserved { " join reservation r on r.id = d.reservation" } else { "" };
+    let instance = wanted.label.map_or("", |_| " join instance n on n.id = d.instance");
     let select = format!(
-        "select d.instance, d.protocol, d.port, d.kind, d.since, d.ignored_by, d.name_key from drift d{reservation}"
+        "select d.instance, d.protocol, d.port, d.kind, d.since, d.ignored_by, d.name_key \
+         from drift d{reservation}{instance}"
     );
     let filters = Filters::new(
         "d.kind = $1 and d.ignored = $2 and (d.name_key, d.protocol, d.port) > ($3, $4, $5)",
@@ -379,7 +334,8 @@ fn select(
         .and("d.port <= $?", wanted.port.map(PortRange::last))
         .and("d.protocol = $?", wanted.protocol)
         .and("r.service = $?", wanted.service)
-        .and("r.holder = $?", wanted.holder);
+        .and("r.holder = $?", wanted.holder)
+        .and_chosen("n.labels", wanted.label);
     let most = u32::try_from(most).unwrap_or(u32::MAX).saturating_sub(1);
     filters.finish(&select, "d.name_key, d.protocol, d.port", most)
 }
@@ -403,12 +359,11 @@ fn show_idle(
     held: Reservation,
     place: Option<&Instance>,
 ) -> Option<Drift> {
-    let is_chosen = |selector: &Selector| place.is_some_and(|place| selector.matches(&place.labels));
     let no_labels = Labels::default();
     let labels = place.map_or(&no_labels, |place| &place.labels);
     let ignored_by = find_ignoring_idle(rules, labels, held.protocol, held.ports()).cloned();
     let is_shown = ignored_by.is_none() || query.ignored == Some(true);
-    (is_shown && query.label.as_ref().is_none_or(is_chosen)).then(|| Drift {
+    is_shown.then(|| Drift {
         kind: DriftKind::Idle,
         instance: held.instance.clone(),
         protocol: held.protocol,
@@ -434,7 +389,8 @@ mod tests {
     #[test]
     fn no_page_of_drift_sorts_or_reads_all_of_it() {
         let (service, holder): (ServiceName, Subject) = ("web".parse().unwrap(), "ada".parse().unwrap());
-        for filters in 0..32 {
+        let label: Selector = "env in (prod,test),team!=web".parse().unwrap();
+        for filters in 0..64 {
             let on = |bit: u32| (filters >> bit & 1 == 1).then_some(());
             let wanted = Wanted {
                 instance: on(0).map(|()| InstanceId::generate(Timestamp::from_micros(0))),
@@ -442,6 +398,8 @@ mod tests {
                 protocol: on(2).map(|()| Protocol::Tcp),
                 service: on(3).map(|()| &service),
                 holder: on(4).map(|()| &holder),
+                // Of one instance, labels choose all or nothing.
+                label: on(5).filter(|()| on(0).is_none()).map(|()| &label),
                 ..Wanted::default()
             };
             let (sql, values) = select(&wanted, DriftKind::Conflict, false, &Place::first(), 10);

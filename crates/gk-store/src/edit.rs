@@ -78,7 +78,7 @@ impl Tx<'_> {
         }
         self.later(
             "update reservation set service = $2, name = $3, note = $4, labels = $5, expect = $6, \
-             version = version + 1 where id = $1",
+             renew_while_listening = $7, version = version + 1 where id = $1",
             values![
                 held.id,
                 edited.service.as_ref(),
@@ -86,6 +86,7 @@ impl Tx<'_> {
                 edited.note.as_ref(),
                 Some(&edited.labels).filter(|labels| !labels.is_empty()).map(Json),
                 edited.expect.as_ref().map(Json),
+                edited.renew_while_listening,
             ],
         )?;
         if held.expect != edited.expect {
@@ -103,6 +104,8 @@ fn describe(actor: &Actor, held: &Reservation, edited: &Reservation) -> String {
         (held.note != edited.note).then(|| "note".to_owned()),
         (held.labels != edited.labels).then(|| "labels".to_owned()),
         (held.expect != edited.expect).then(|| "expectation".to_owned()),
+        (held.renew_while_listening != edited.renew_while_listening)
+            .then(|| "renewed while somebody listens".to_owned()),
     ];
     let changes: Vec<String> = changes.into_iter().flatten().collect();
     let whose =

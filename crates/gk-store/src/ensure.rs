@@ -102,8 +102,7 @@ impl Tx<'_> {
     /// Gives back what is held already: edited where the request says other things of it, and with its lease renewed if
     /// the request is for one. That is never shortened.
     pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: &Reservation) -> Result<Reservation, Error> {
-        let edited = wanted.request.edit_of(kept).apply(kept);
-        let kept = self.set_words(wanted.actor, kept, edited, wanted.now)?;
+        let kept = self.set_words(wanted.actor, kept, wanted.edited(kept), wanted.now)?;
         match wanted.later_end(&kept) {
             Some(end) => self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, end, wanted.now),
             None => Ok(kept),
@@ -114,11 +113,17 @@ impl Tx<'_> {
 impl Wanted<'_> {
     /// What [`Tx::keep`] would make of it, but for its version.
     pub(crate) fn kept(&self, kept: &Reservation) -> Reservation {
-        let edited = self.request.edit_of(kept).apply(kept);
+        let edited = self.edited(kept);
         match self.later_end(kept) {
             Some((ttl, end)) => Reservation { expires_at: Some(end), ttl_seconds: Some(ttl), ..edited },
             None => edited,
         }
+    }
+
+    /// With what the request says of it. Whoever does not ask for renewal may have left it out: what goes on, goes on.
+    fn edited(&self, kept: &Reservation) -> Reservation {
+        let renew_while_listening = kept.renew_while_listening || self.request.renew_while_listening;
+        Reservation { renew_while_listening, ..self.request.edit_of(kept).apply(kept) }
     }
 
     /// The length and the end that a kept lease gets, where that end is later than the one it has.

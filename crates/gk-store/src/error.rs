@@ -172,7 +172,7 @@ pub enum Refusal {
     #[error("the pool default cannot be deleted: whoever names no pool draws from it")]
     DefaultPoolStays,
     /// The reservation was released before.
-    #[error("the reservation of {} was released before", ports_of(.0))]
+    #[error("{}", gone(.0))]
     AlreadyReleased(Box<Reservation>),
     /// The reservation is somebody else's.
     #[error("{} is reserved by {}, not by you", ports_of(.0), .0.holder)]
@@ -301,6 +301,14 @@ impl Refusal {
 }
 
 /// `8080/tcp on web-1`.
+/// Only what expires is released by the server itself.
+fn gone(held: &Reservation) -> String {
+    match &held.released_by {
+        Some(by) if *by == crate::leases::server() => format!("the lease of {} is over", ports_of(held)),
+        _ => format!("the reservation of {} was released before", ports_of(held)),
+    }
+}
+
 fn ports_of(held: &Reservation) -> String {
     format!("{}/{} {}", held.ports(), held.protocol, in_place(held))
 }
@@ -345,7 +353,7 @@ fn rest(resting: usize) -> String {
 }
 
 /// `web-1 has no labels`.
-fn unlike(place: Option<&(InstanceLink, Labels)>) -> String {
+pub(crate) fn unlike(place: Option<&(InstanceLink, Labels)>) -> String {
     match place {
         Some((instance, labels)) if labels.is_empty() => format!("{} has no labels", instance.name),
         Some((instance, labels)) => format!("{} has {labels}", instance.name),

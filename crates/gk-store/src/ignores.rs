@@ -148,17 +148,18 @@ impl Tx<'_> {
         self.check_reach(actor, None)?;
         let before = self.find_rule(name)?;
         check_version(if_version, before.as_ref().map_or(0, |before| before.version))?;
-        let (created_at, version) = match before {
-            Some(before) if before.rule == *rule => return Ok(before),
-            Some(before) => (before.created_at, before.version + 1),
-            None => (now, 1),
-        };
+        if let Some(same) = before.as_ref().filter(|before| before.rule == *rule) {
+            return Ok(same.clone());
+        }
+        let message = format!("the ignore rule {name} was set");
+        let seq = self.record_ignore(EventKind::IgnoreSet, actor, message, now)?;
+        let (created_at, version) =
+            before.map_or((now, seq), |before| (before.created_at, before.version + 1));
         self.later(
             "insert into ignore_rule (name, rule, created_at, version) values ($1, $2, $3, $4) \
              on conflict (name) do update set rule = excluded.rule, version = excluded.version",
             values![name, Json(rule), created_at, version],
         )?;
-        self.record_ignore(EventKind::IgnoreSet, actor, format!("the ignore rule {name} was set"), now)?;
         self.begin_sweep(now)?;
         Ok(Ignore { name: name.clone(), rule: rule.clone(), created_at, version })
     }
@@ -190,7 +191,7 @@ impl Tx<'_> {
         actor: &Actor,
         message: String,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         self.maps.ignores = None;
         self.record_change(kind, actor, message, now)
     }

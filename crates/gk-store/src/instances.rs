@@ -71,12 +71,12 @@ impl Reader<'_> {
         };
         let mut found: Vec<Instance> = Vec::new();
         let (mut key, mut id) = (after_key, after_id);
-        // Presence is computed, and labels are one text, so neither can be asked for in SQL: read on until the page is
-        // full.
+        // Presence is computed, so it cannot be asked for in SQL: read on until the page is full.
         loop {
             let filters = Filters::new(members, values![key.as_str(), id.as_str()])
                 .and("name_key = $?", query.name.as_ref().map(|name| name.to_lowercase()))
-                .and("name_key like $? escape '~'", query.q.as_ref().map(|text| page::contains(text)));
+                .and("name_key like $? escape '~'", query.q.as_ref().map(|text| page::contains(text)))
+                .and_chosen("labels", query.label.as_ref());
             let select = format!("select {COLUMNS} from instance");
             let (sql, values) = filters.finish(&select, "name_key, id", query.limit());
             let rows = self.query(&sql, &values)?;
@@ -84,8 +84,7 @@ impl Reader<'_> {
             for row in rows {
                 let instance = self.read_instance(row, now)?;
                 (key, id) = (name_key(&instance.name), instance.id.to_string());
-                let is_chosen = query.label.as_ref().is_none_or(|label| label.matches(&instance.labels));
-                if is_chosen && query.presence.is_none_or(|presence| presence == instance.presence) {
+                if query.presence.is_none_or(|presence| presence == instance.presence) {
                     found.push(instance);
                 }
             }

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use gk_model::access::Actor;
 use gk_model::id::InstanceId;
+use gk_model::instance::InstanceLink;
 use gk_model::port::PortRange;
 use gk_model::port_set::PortSet;
 use gk_model::reservation::ReserveRequest;
+use gk_model::text::PoolName;
 
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, unlike};
 use crate::pool_cache::{Pools, Source};
 use crate::tx::Tx;
 
@@ -25,14 +27,14 @@ impl Tx<'_> {
         let Some(instance) = instance else {
             return beyond(format!("it is for instances with {selector}, and nothing fleet-wide"));
         };
-        match self.find_labels(instance)? {
-            Some(labels) if limits.allow_instance(&labels) => Ok(()),
-            Some(labels) if labels.is_empty() => {
-                beyond(format!("it is for instances with {selector}, and this one has no labels"))
-            }
-            Some(labels) => beyond(format!("it is for instances with {selector}, and this one has {labels}")),
-            None => Err(Refusal::NoSuchInstance(instance.into()).into()),
+        let nobody = || Error::from(Refusal::NoSuchInstance(instance.into()));
+        let labels = self.find_labels(instance)?.ok_or_else(nobody)?;
+        if limits.allow_instance(&labels) {
+            return Ok(());
         }
+        let name = self.look_up(vec![instance], "name")?.remove(&instance).ok_or_else(nobody)?;
+        let place = (InstanceLink { id: instance, name }, labels);
+        beyond(format!("it is for instances with {selector}, and {}", unlike(Some(&place))))
     }
 }
 
@@ -45,9 +47,16 @@ pub(crate) fn choose_pool(
     let own = actor.limits.as_deref().and_then(|limits| limits.pools.first());
     let source = pools.get(request.pool.as_ref().or(own))?;
     if !may_draw(actor, &source) {
-        return Err(Refusal::BeyondLimits(format!("pool {} is not one of its pools", source.pool.name)));
+        let what = format!("pool {} is not one of its pools, {}", source.pool.name, pools_of(actor));
+        return Err(Refusal::BeyondLimits(what));
     }
     Ok(source)
+}
+
+/// `red, all`.
+fn pools_of(actor: &Actor) -> String {
+    let pools = actor.limits.as_deref().into_iter().flat_map(|limits| &limits.pools);
+    pools.map(PoolName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether the limits of an actor let it draw from a pool.
@@ -65,7 +74,9 @@ pub(crate) fn check_numbers(actor: &Actor, numbers: PortRange, pools: &Pools) ->
         allowed.insert_all(&source.ports);
     }
     match numbers.ports().find(|port| !allowed.contains(*port)) {
-        Some(port) => Err(Refusal::BeyondLimits(format!("{port} is in none of its pools"))),
+        Some(port) => {
+            Err(Refusal::BeyondLimits(format!("{port} is in none of its pools, {}", pools_of(actor))))
+        }
         None => Ok(()),
     }
 }

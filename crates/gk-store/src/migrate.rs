@@ -22,6 +22,7 @@ pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0009_expectations.sql"),
     include_str!("../migrations/0010_pools.sql"),
     include_str!("../migrations/0011_drift.sql"),
+    include_str!("../migrations/0012_lists.sql"),
 ];
 
 /// Where a database remembers the steps it has taken.

@@ -114,13 +114,14 @@ impl Tx<'_> {
         if let Some(same) = before.filter(|before| before.spec() == *spec) {
             return Ok((same.clone(), false));
         }
-        let pool = spec.clone().named(name.clone(), before.map_or(1, |before| before.version + 1));
+        let mut pool = spec.clone().named(name.clone(), 0);
+        let message = format!("pool {name} set by {}: {}", actor.subject, pool.describe());
+        let seq = self.record_pool(EventKind::PoolSet, actor, message, now)?;
+        pool.version = before.map_or(seq, |before| before.version + 1);
         self.insert_pool(&pool)?;
         if before.is_none_or(|before| before.ports() != pool.ports()) {
             self.insert_ranges(&pool)?;
         }
-        let message = format!("pool {name} set by {}: {}", actor.subject, pool.describe());
-        self.record_pool(EventKind::PoolSet, actor, message, now)?;
         Ok((pool, before.is_none()))
     }
 
@@ -190,7 +191,7 @@ impl Tx<'_> {
         actor: &Actor,
         message: String,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         self.maps.pools = None;
         self.record_change(kind, actor, message, now)
     }

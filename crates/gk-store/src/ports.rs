@@ -15,7 +15,7 @@ use crate::drift::{Listed, Place, Wanted};
 use crate::error::{Error, StoreError};
 use crate::instances::{link, name_key};
 use crate::listeners::Window;
-use crate::page;
+use crate::page::{self, Filters};
 use crate::rows::Row;
 use crate::tx::Reader;
 use crate::value::values;
@@ -114,38 +114,31 @@ impl Reader<'_> {
         let holder = if query.holder.is_some() { "r.holder = $4" } else { "cast($4 as text) is null" };
         let held = format!("r.released_at is null and {service} and {holder}");
         let here = |what: &str| format!("(select 1 from {what} and {held} limit 1) is not null");
-        let chosen = match self.is_held_by_many(&held, query)? {
+        let drifting = "drift d join reservation r on r.id = d.reservation where d.kind = 'conflict'";
+        let is_common = self.is_held_by_many(&held, query)?;
+        let (chosen, is_chosen) = if is_common {
             // One after the other in their order: the page is full soon.
-            true => format!(
-                "instance n where ({} or {})",
-                here("reservation r where r.instance = n.id"),
-                here(
-                    "drift d join reservation r on r.id = d.reservation where d.instance = n.id and d.kind = 'conflict'"
-                )
-            ),
-            false => format!(
-                "(select r.instance as id from reservation r where {held} \
-                 union select d.instance from drift d join reservation r on r.id = d.reservation \
-                 where d.kind = 'conflict' and {held}) as c join instance n on n.id = c.id where 1 = 1"
-            ),
+            let [held, drifting] =
+                ["reservation r where r.instance = n.id", &format!("{drifting} and d.instance = n.id")];
+            ("instance n".to_owned(), format!("({} or {}) and ", here(held), here(drifting)))
+        } else {
+            let ids = format!(
+                "select r.instance as id from reservation r where {held} union select d.instance from {drifting} and {held}"
+            );
+            (format!("({ids}) as c join instance n on n.id = c.id"), String::new())
         };
-        let sql = format!(
-            "select n.name_key, n.id from {chosen} \
-             and n.left_at is null and (n.name_key, n.id) > ($1, $2) order by n.name_key, n.id limit $5"
-        );
+        let select = format!("select n.name_key, n.id from {chosen}");
+        let behind = format!("{is_chosen}n.left_at is null and (n.name_key, n.id) > ($1, $2)");
         let limit = Limit::default().get();
-        let values = values![after[0], after[1], query.service.as_ref(), query.holder.as_ref(), limit + 1];
-        let rows = self.query(&sql, values)?;
+        let values = values![after[0], after[1], query.service.as_ref(), query.holder.as_ref()];
+        let filters = Filters::new(&behind, values);
+        let filters = filters.and_chosen("n.labels", query.label.as_ref());
+        let (sql, values) = filters.finish(&select, "n.name_key, n.id", limit);
+        let rows = self.query(&sql, &values)?;
         let read = |mut row: Row| Ok((row.take::<String>()?, row.take::<InstanceId>()?));
         let Page { items, next } = page::page(rows, limit, read, |(name, id)| page::cursor(&[name, id]))?;
-        let mut found = Vec::new();
-        for (_, id) in items {
-            let instance = self.get_instance(&id.into(), now)?;
-            if query.label.as_ref().is_none_or(|label| label.matches(&instance.labels)) {
-                found.push(instance);
-            }
-        }
-        Ok(Page { items: found, next })
+        let found = items.into_iter().map(|(_, id)| self.get_instance(&id.into(), now));
+        Ok(Page { items: found.collect::<Result<_, _>>()?, next })
     }
 
     /// Whether these reservations are on more instances than one would sort for every page.
@@ -181,7 +174,7 @@ impl Reader<'_> {
         let (limit, mut found) = (query.limit() as usize, Vec::new());
         loop {
             let most = limit + 1 - found.len();
-            let rows = self.list_drifting(&wanted, after.clone(), most)?;
+            let rows = self.list_drifting(&wanted, &after, most)?;
             let is_complete = rows.len() < most;
             after = rows.last().map_or(after, Listed::place);
             let ports = rows.iter().map(|row| (row.instance, (row.protocol, row.port)));

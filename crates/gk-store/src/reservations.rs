@@ -1,6 +1,7 @@
 //! Reservations, read: one, a list, and those that matter for another question.
 
 use gk_model::id::{InstanceId, InstanceRef, ReservationId};
+use gk_model::pool::Pool;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::protection::ReservedPorts;
@@ -78,6 +79,35 @@ fn select_live_tcp(
     filters.finish(SELECT, "r.instance, r.protocol, r.first_port", most.saturating_sub(1))
 }
 
+/// Drawn from this pool, in words that let a database use the index: that has every pool but the default one.
+fn drawn_from(pool: &PoolName, value: &str) -> String {
+    let indexed = if pool.as_str() == Pool::DEFAULT { "" } else { " and r.pool <> 'default'" };
+    format!("r.pool = {value}{indexed}")
+}
+
+/// The statement for one page of what is live, behind this place.
+fn select(
+    query: &ReservationQuery,
+    (instance, protocol, port): (String, String, i64),
+    of: Option<InstanceId>,
+    now: Timestamp,
+) -> (String, Vec<Value>) {
+    let idle_since = query.idle_for_seconds.map(|idle| now.minus(idle.duration()));
+    let live = "r.released_at is null and (r.instance, r.protocol, r.first_port) > ($1, $2, $3)";
+    let pool = query.pool.as_ref();
+    let filters = Filters::new(live, values![instance, protocol, port])
+        .and("r.instance = $?", of)
+        .and("r.protocol = $?", query.protocol)
+        .and("r.name = $?", query.name.as_ref())
+        .and(&pool.map_or_else(String::new, |pool| drawn_from(pool, "$?")), pool)
+        .and("r.group_id = $?", query.group)
+        .and("r.idle_since <= $?", idle_since)
+        .and("r.expires_at < $?", query.expires_before)
+        .and_chosen("n.labels", query.label.as_ref());
+    let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
+    filters.finish(SELECT, "r.instance, r.protocol, r.first_port", query.limit())
+}
+
 impl Reader<'_> {
     /// One reservation, live or released.
     ///
@@ -105,19 +135,7 @@ impl Reader<'_> {
             }
             None => (String::new(), String::new(), 0),
         };
-        let idle_since = query.idle_for_seconds.map(|idle| now.minus(idle.duration()));
-        let live = "r.released_at is null and (r.instance, r.protocol, r.first_port) > ($1, $2, $3)";
-        let filters = Filters::new(live, values![after.0, after.1, after.2])
-            .and("r.instance = $?", instance)
-            .and("r.protocol = $?", query.protocol)
-            .and("r.name = $?", query.name.as_ref())
-            .and("r.pool = $?", query.pool.as_ref())
-            .and("r.group_id = $?", query.group)
-            .and("r.idle_since <= $?", idle_since)
-            .and("r.expires_at < $?", query.expires_before)
-            .and_chosen("n.labels", query.label.as_ref());
-        let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
-        let (sql, values) = filters.finish(SELECT, "r.instance, r.protocol, r.first_port", query.limit());
+        let (sql, values) = select(query, after, instance, now);
         let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_reservation, |last| {
             page::cursor(&[&Space::held_for(last.instance.as_ref()), &last.protocol, &last.first_port])
@@ -228,7 +246,8 @@ impl Reader<'_> {
                     and (r.idle_since, r.id) > ($2, $3)";
         let filters = Filters::new(live, values![until, after.0, after.1.as_str()])
             .and("r.instance = $?", instance)
-            .and("r.protocol = $?", query.protocol);
+            .and("r.protocol = $?", query.protocol)
+            .and_chosen("n.labels", query.label.as_ref());
         let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
         let most = u32::try_from(most).unwrap_or(u32::MAX).saturating_sub(1);
         let (sql, values) = filters.finish(SELECT, "r.idle_since, r.id", most);
@@ -266,9 +285,11 @@ impl Reader<'_> {
         pool: &PoolName,
         most: usize,
     ) -> Result<(u64, Vec<Reservation>), StoreError> {
-        let outside = "r.pool = $1 and r.released_at is null and coalesce((select p.last_port from pool_range p \
-                       where p.pool = $1 and p.first_port <= r.first_port order by p.first_port desc limit 1), 0) \
-                       < r.last_port";
+        let outside = format!(
+            "{} and r.released_at is null and coalesce((select p.last_port from pool_range p \
+             where p.pool = $1 and p.first_port <= r.first_port order by p.first_port desc limit 1), 0) < r.last_port",
+            drawn_from(pool, "$1")
+        );
         let counted = format!("select count(*) from reservation r where {outside}");
         let count = self.query_one(&counted, values![pool])?.map_or(Ok(0), |mut row| row.take())?;
         let rest = format!("{outside} order by r.first_port, r.protocol, r.id limit {most}");
@@ -299,6 +320,8 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use gk_model::id::GroupId;
+
     use super::*;
     use crate::schema::plan;
 
@@ -310,6 +333,30 @@ mod tests {
             // The ports of each instance are put in order, because one protocol is asked for: those of one at a time.
             let is_kept_order = !plan.contains("TEMP B-TREE FOR ORDER BY") && !plan.contains("SCAN");
             assert!(plan.contains("reservation_live") && is_kept_order, "{any}: {plan}");
+        }
+    }
+
+    #[test]
+    fn no_list_by_group_or_pool_reads_all_that_is_live() {
+        let now = Timestamp::from_micros(0);
+        let of = InstanceId::generate(now);
+        let plan_of = |query: &ReservationQuery, of| {
+            let (sql, values) = select(query, (String::new(), String::new(), 0), of, now);
+            plan(&sql, &values)
+        };
+        let group = ReservationQuery { group: Some(GroupId::generate(now)), ..Default::default() };
+        let pool = |name: &str| ReservationQuery { pool: name.parse().ok(), ..Default::default() };
+        let table = [
+            (group, "reservation_group (group_id=?"),
+            (pool("web"), "reservation_pool (pool=?"),
+            (pool("default"), "reservation_live"),
+            (ReservationQuery::default(), "reservation_live"),
+        ];
+        for (query, index) in table {
+            let plan = plan_of(&query, None);
+            assert!(plan.contains(index) && !plan.contains("TEMP B-TREE"), "{query:?}: {plan}");
+            let plan = plan_of(&query, Some(of));
+            assert!(plan.contains("instance=?") && !plan.contains("TEMP B-TREE"), "{query:?}: {plan}");
         }
     }
 }

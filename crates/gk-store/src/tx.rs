@@ -190,15 +190,19 @@ impl<'a> Tx<'a> {
         &mut self.next.counts
     }
 
-    /// Writes down what somebody changed that is of no instance.
+    /// Writes down what somebody changed that is of no instance. Answers the event's number.
+    ///
+    /// It is also the first version of what can be deleted and made again under its name: whoever insists on the version
+    /// of the one before then never meets the new one by chance. Changes count on from there, each with an event, so the
+    /// next number is always beyond them.
     pub(crate) fn record_change(
         &mut self,
         kind: EventKind,
         actor: &Actor,
         message: String,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
-        self.record(NewEvent::of(kind, actor.into(), message, now)).map(drop)
+    ) -> Result<u64, StoreError> {
+        self.record(NewEvent::of(kind, actor.into(), message, now))
     }
 
     /// Tells the other servers that what they may have cached about an instance has changed, though history has nothing

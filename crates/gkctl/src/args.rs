@@ -4,6 +4,7 @@
 mod adopt;
 mod drift;
 mod instance;
+mod or_none;
 mod pool;
 mod reservation;
 mod reserve;
@@ -30,10 +31,9 @@ pub(crate) use self::drift::{DefaultIgnores, DeleteIgnores, DriftFilters, Ignore
 pub(crate) use self::instance::{
     InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
 };
-pub(crate) use self::pool::{OnePool, OrNone, PoolVerb, SetPool};
-pub(crate) use self::reservation::{
-    Edit, OneReservation, OrNothing, Renew, ReservationFilters, ReservationVerb, Which,
-};
+pub(crate) use self::or_none::OrNone;
+pub(crate) use self::pool::{OnePool, PoolVerb, SetPool};
+pub(crate) use self::reservation::{Edit, OneReservation, Renew, ReservationFilters, ReservationVerb, Which};
 pub(crate) use self::reserve::{Check, RELEASE_EXAMPLES, RESERVE_EXAMPLES, Release, Reserve};
 pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
 pub(crate) use self::watch::WatchPorts;
@@ -51,7 +51,7 @@ The first five commands:
   gkctl port release 8000    give a port back
   gkctl status               is everything running?
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 conflict, exhausted or drift, 4 not found, 5 not allowed,
+Exit codes: 0 ok, 1 error, 2 usage, 3 conflict, exhausted or drift, 4 not found, 5 not allowed, \
 6 server unreachable.";
 
 /// What the options of a time take; the example comes first, as everywhere.
@@ -245,7 +245,7 @@ pub(crate) struct PortFilters {
     #[arg(short = 'q', long, value_name = "TEXT")]
     pub(crate) search: Option<String>,
     /// At most so many.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one)]
     pub(crate) limit: Option<NonZeroU32>,
 }
 
@@ -283,7 +283,7 @@ pub(crate) struct HistoryFilters {
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) at: Option<Timestamp>,
     /// At most so many.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one)]
     pub(crate) limit: Option<NonZeroU32>,
     /// Go on with what begins and ends from now, oldest first.
     #[arg(short, long, conflicts_with_all = ["until", "at", "limit"])]
@@ -314,7 +314,7 @@ pub(crate) struct EventFilters {
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
     /// At most so many.
-    #[arg(long, value_name = "COUNT", conflicts_with = "follow")]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one, conflicts_with = "follow")]
     pub(crate) limit: Option<NonZeroU32>,
     /// Go on with what happens from now; with --since, after what has happened since then.
     #[arg(short, long)]
@@ -333,6 +333,10 @@ fn switch(text: &str) -> Result<bool, &'static str> {
 /// An age counts back from the moment it was typed.
 fn time(text: &str) -> Result<Timestamp, TimestampError> {
     Timestamp::parse_from_people(text, Timestamp::from_clock())
+}
+
+fn at_least_one(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| "write a whole number, 1 or more".to_owned())
 }
 
 #[cfg(test)]
@@ -357,6 +361,11 @@ mod tests {
             for verb in command.get_subcommands().filter(|verb| !verb.has_subcommands()) {
                 let example = verb.get_after_help().unwrap_or_default().to_string();
                 assert!(example.starts_with("Example: "), "{} has no example", verb.get_name());
+                // Terminals differ: clap wraps, and what was wrapped by hand is wrapped twice.
+                let begins =
+                    |line: &str| line.starts_with(|first: char| first.is_uppercase() || first == ' ');
+                let wrapped = example.lines().find(|line| !line.is_empty() && !begins(line));
+                assert_eq!(wrapped, None, "a line of {} begins in the middle", verb.get_name());
             }
             command.get_subcommands().for_each(check);
         }

@@ -6,7 +6,7 @@ use gk_model::query::ReservationQuery;
 use gk_model::reservation::{RenewRequest, Reservation, ReservationPatch};
 use gk_model::time::Timestamp;
 
-use crate::args::{Edit, Format, OneReservation, OrNothing, Renew, ReservationFilters, Which};
+use crate::args::{Edit, Format, OneReservation, OrNone, Renew, ReservationFilters, Which};
 use crate::context::{Context, collect, note};
 use crate::error::{Exit, Failure};
 use crate::label;
@@ -104,10 +104,10 @@ pub(crate) fn edit(context: &Context, wanted: &Edit) -> Result<()> {
         }
     };
     let patch = ReservationPatch {
-        service: wanted.service.clone().map(|OrNothing(service)| service),
-        name: wanted.name.clone().map(|OrNothing(name)| name),
-        note: wanted.note.clone().map(|OrNothing(note)| note),
-        expect: wanted.expect.clone().map(|OrNothing(expect)| expect),
+        service: wanted.service.clone().map(|OrNone(service)| service),
+        name: wanted.name.clone().map(|OrNone(name)| name),
+        note: wanted.note.clone().map(|OrNone(note)| note),
+        expect: wanted.expect.clone().map(|OrNone(expect)| expect),
         labels,
     };
     if patch.is_empty() {

@@ -69,8 +69,8 @@ pub struct ReserveRequest {
     #[serde(default, skip_serializing_if = "is_default")]
     pub renew_while_listening: bool,
     /// Get the same reservation again: the live one of this subject, instance, service, name and protocol, or after its
-    /// release the same number while that is free. Needs `service`. Where `note`, `labels` or `expect` are given and
-    /// differ from what is held, what is held is edited.
+    /// release the same number while that is free. Needs `service`. Where `note`, `labels`, `expect` or
+    /// `renew_while_listening` are given and differ from what is held, what is held is edited.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ensure: bool,
     /// Check and pick as for real, write nothing, and answer what would be made. Keeps no idempotency key.

@@ -66,7 +66,7 @@ async fn drift_is_told_counted_and_ignored() {
 
     let made =
         api.local(Method::PUT, "/v1/ignores/sshd", json!({"process": "sshd", "note": "everywhere"})).await;
-    assert_eq!((made.status, &made.body["version"]), (StatusCode::OK, &json!(1)));
+    assert_eq!(made.status, StatusCode::OK);
     assert_eq!(get(&api, "/v1/ignores/sshd").await, made.body);
     assert_eq!(get(&api, "/v1/ignores").await, json!({"items": [made.body], "next": null}));
     assert_eq!(told(&get(&api, "/v1/drift").await).len(), 1);

@@ -338,6 +338,19 @@ async fn ensure_edits_what_it_says_otherwise_and_leaves_the_rest() {
 }
 
 #[tokio::test]
+async fn ensure_has_a_kept_lease_renewed_while_somebody_listens() {
+    let (api, ada) = fleet().await;
+    let mut body = json!({"instance": "web-1", "service": "shop", "ensure": true, "ttl_seconds": 3600});
+    let first = api.with_token(&ada, Method::POST, RESERVE, body.clone()).await.body["items"][0].clone();
+    assert_eq!(first["renew_while_listening"], false);
+    body["renew_while_listening"] = true.into();
+    let kept = api.with_token(&ada, Method::POST, RESERVE, body).await.body["items"][0].clone();
+    assert_eq!((&kept["id"], &kept["renew_while_listening"]), (&first["id"], &json!(true)));
+    let path = format!("{RESERVE}/{}", first["id"].as_str().unwrap());
+    assert_eq!(api.local(Method::GET, &path, Value::Null).await.body, kept);
+}
+
+#[tokio::test]
 async fn a_lease_is_renewed_by_its_holder_once_per_key() {
     let (api, ada) = fleet().await;
     let made =

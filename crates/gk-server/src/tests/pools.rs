@@ -34,10 +34,12 @@ async fn a_pool_is_answered_as_it_is_and_how_full_it_is() {
     let (id, _) = api.join("web-1").await;
     let spec = json!({"ranges": ["8500-8509", "8505-8519"], "exclude": ["8510"], "instances": "env!=dev", "note": "n"});
     let made = put(&api, "web", spec).await;
-    assert_eq!((made.status, made.header("etag")), (StatusCode::CREATED, "\"1\""));
+    let version = made.body["pool"]["version"].clone();
+    let tag = format!("\"{version}\"");
+    assert_eq!((made.status, made.header("etag")), (StatusCode::CREATED, tag.as_str()));
     let pool = json!({
         "name": "web", "ranges": ["8500-8519"], "exclude": ["8510"], "scope": "instance", "pick": "lowest",
-        "quarantine_seconds": 900, "instances": "env!=dev", "ephemeral": false, "note": "n", "version": 1,
+        "quarantine_seconds": 900, "instances": "env!=dev", "ephemeral": false, "note": "n", "version": version,
     });
     assert_eq!(made.body, json!({"pool": pool, "outside": 0, "first_outside": []}));
 
@@ -51,7 +53,7 @@ async fn a_pool_is_answered_as_it_is_and_how_full_it_is() {
         ("fullest".to_owned(), fullest),
     ]);
     let found = get(&api, "web").await;
-    assert_eq!((found.status, found.header("etag"), &found.body), (StatusCode::OK, "\"1\"", &full));
+    assert_eq!((found.status, found.header("etag"), &found.body), (StatusCode::OK, tag.as_str(), &full));
     let listed = api.local(Method::GET, "/v1/pools?limit=1", Value::Null).await;
     assert_eq!(
         (listed.body["items"][0]["name"].as_str(), listed.body["next"].as_str()),
@@ -111,6 +113,17 @@ async fn a_change_of_another_version_is_refused() {
     let same = put(&api, "web", spec("7001")).await;
     assert_eq!((same.status, same.header("etag")), (StatusCode::OK, "\"2\""), "nothing changed");
     assert_eq!(at_version(&api, Method::DELETE, "\"2\"", Value::Null).await.status, StatusCode::OK);
+    // What is made anew under its name has none of its tags.
+    let again = put(&api, "web", spec("7000")).await;
+    assert_eq!(again.status, StatusCode::CREATED);
+    for tag in ["\"1\"", "\"2\""] {
+        let stale = at_version(&api, Method::DELETE, tag, Value::Null).await;
+        assert_eq!(stale.refusal(), (412, "version_mismatch", Some("If-Match")));
+    }
+    assert_eq!(
+        at_version(&api, Method::DELETE, again.header("etag"), Value::Null).await.status,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
@@ -125,7 +138,10 @@ async fn a_change_tells_what_is_outside_now_and_leaves_it() {
     assert_eq!((changed.status, &changed.body["outside"]), (StatusCode::OK, &json!(1)));
     assert_eq!(changed.body["first_outside"][0]["first_port"], 7000);
     let deleted = api.local(Method::DELETE, "/v1/pools/web", Value::Null).await;
-    assert_eq!((&deleted.body["outside"], &deleted.body["pool"]["version"]), (&json!(2), &json!(2)));
+    assert_eq!(
+        (&deleted.body["outside"], &deleted.body["pool"]["version"]),
+        (&json!(2), &changed.body["pool"]["version"])
+    );
     let live = api.local(Method::GET, "/v1/reservations", Value::Null).await;
     assert_eq!(live.body["items"].as_array().unwrap().len(), 2);
     let kinds = ["pool_set", "pool_deleted"];

@@ -8,11 +8,11 @@ pub(super) const ADOPT_EXAMPLES: &str = "\
 Example: gkctl port adopt 8080 --service web
 A whole machine: gkctl port adopt --all --dry-run, and then without --dry-run
 
-Service names come from container, unit or program unless --service gives one, and from then on that container,
+Service names come from container, unit or program unless --service gives one, and from then on that container, \
 unit or program is expected there: whoever else listens is a conflict.
 
---all asks of each port. Whatever was answered is done, so it may be interrupted, and goes on where it was. It
-also offers ignore rules for what nearly every machine runs, such as sshd.";
+With --all it asks of each port. Whatever was answered is done, so it may be interrupted, and goes on where it was. \
+It also offers ignore rules for what nearly every machine runs, such as sshd.";
 
 #[derive(Debug, Default, ClapArgs)]
 #[command(group = ArgGroup::new("which").required(true).args(["number", "all"]))]
@@ -35,10 +35,10 @@ pub(crate) struct Adopt {
     /// Expect nobody in particular there.
     #[arg(long)]
     pub(crate) no_expect: bool,
-    /// Take all of what is offered, ignore rules included, and ask nothing.
+    /// With --all: take all of what is offered, ignore rules included, and ask nothing.
     #[arg(long, conflicts_with = "number")]
     pub(crate) yes: bool,
-    /// Only show what would be offered.
+    /// With --all: only show what would be offered.
     #[arg(long, conflicts_with_all = ["number", "yes"])]
     pub(crate) dry_run: bool,
 }

@@ -14,7 +14,8 @@ use super::token::span;
 pub(super) const DRIFT_EXAMPLE: &str = "\
 Example: gkctl drift --label env=prod
 
-It ends with 3 when anything differs that no rule ignores, else with 0. In cron: gkctl drift --idle 30d
+It ends with 3 when anything differs that no rule ignores, else with 0.
+In cron: gkctl drift --idle 30d
 
   conflict    a reserved port is listened on by somebody else than expected
   unreserved  a port is listened on, and nobody reserved it
@@ -23,8 +24,9 @@ It ends with 3 when anything differs that no rule ignores, else with 0. In cron:
 const SET_EXAMPLES: &str = "\
 Example: gkctl ignore set sshd --process sshd --protocol tcp
 
-All that is given must hold, and of everybody who listens on the port. A rule that exists becomes what is said
-now. On some machines only: gkctl ignore set builds --account ci --ports 20000-29999 --instances env=dev";
+All that is given must hold, and of everybody who listens on the port. A rule that exists becomes what is said \
+now, and nothing of it stays.
+On some machines only: gkctl ignore set builds --account ci --ports 20000-29999 --instances env=dev";
 
 #[derive(Debug, Default, ClapArgs)]
 pub(crate) struct DriftFilters {
@@ -53,7 +55,7 @@ pub(crate) struct DriftFilters {
     #[arg(long)]
     pub(crate) ignored: bool,
     /// At most so many.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = super::at_least_one)]
     pub(crate) limit: Option<NonZeroU32>,
 }
 

@@ -73,7 +73,7 @@ pub(crate) struct InstanceFilters {
     #[arg(short = 'q', long, value_name = "TEXT")]
     pub(crate) search: Option<String>,
     /// At most so many.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = super::at_least_one)]
     pub(crate) limit: Option<NonZeroU32>,
 }
 

@@ -1,7 +1,5 @@
 //! What can be typed after `gkctl pool`.
 
-use std::str::FromStr;
-
 use clap::{Args as ClapArgs, Subcommand};
 use gk_model::labels::Selector;
 use gk_model::pool::{Pick, Quarantine};
@@ -10,14 +8,15 @@ use gk_model::port_set::PortSet;
 use gk_model::reservation::Scope;
 use gk_model::text::{Note, PoolName};
 
+use super::or_none::OrNone;
 use super::token::span;
 
 const SET_EXAMPLES: &str = "\
 Example: gkctl pool set web --ports 8000-8999,9100 --exclude 8080 --for env=prod
 To change one thing: gkctl pool set web --quarantine 5m
 
-A new pool needs --ports; what else is not given is as it is unless told: --scope instance, --pick lowest,
---quarantine 15m, for every instance. Of a pool that is there, what is not given stays as it is.
+A new pool needs --ports; what else is left out is --scope instance, --pick lowest, --quarantine 15m, for every \
+instance. Of a pool that is there, what is left out stays as it is.
 An empty text takes --exclude, --for or --note off again.
 
 What was drawn from a pool stays reserved, whatever becomes of the pool.";
@@ -51,7 +50,7 @@ pub(crate) struct SetPool {
     /// The pool.
     #[arg(value_name = "NAME")]
     pub(crate) name: PoolName,
-    /// Its ports: 8000-8999,9100.
+    /// Its ports, as in 8000-8999,9100.
     #[arg(long, value_name = "RANGES", value_parser = ranges)]
     pub(crate) ports: Option<PortSet>,
     /// Ports among them that it never gives.
@@ -60,7 +59,7 @@ pub(crate) struct SetPool {
     /// Where what is drawn from it excludes others: instance or fleet.
     #[arg(long)]
     pub(crate) scope: Option<Scope>,
-    /// Which free port it gives: the lowest, or a random one.
+    /// Which free port it gives: lowest, or random.
     #[arg(long)]
     pub(crate) pick: Option<Pick>,
     /// How long a released port is not given again: 15m, 1h, 0s.
@@ -75,18 +74,6 @@ pub(crate) struct SetPool {
     /// A remark.
     #[arg(long, value_name = "TEXT")]
     pub(crate) note: Option<OrNone<Note>>,
-}
-
-/// What an empty text takes off.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct OrNone<T>(pub(crate) Option<T>);
-
-impl<T: FromStr> FromStr for OrNone<T> {
-    type Err = T::Err;
-
-    fn from_str(text: &str) -> Result<OrNone<T>, T::Err> {
-        if text.is_empty() { Ok(OrNone(None)) } else { text.parse().map(|value| OrNone(Some(value))) }
-    }
 }
 
 /// `8000-8999,9100`.

@@ -1,7 +1,6 @@
 //! What can be typed after `gkctl reservation`.
 
 use std::num::NonZeroU32;
-use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Subcommand};
 use gk_model::expect::Expect;
@@ -13,6 +12,7 @@ use gk_model::query::IdleTime;
 use gk_model::text::{Note, PoolName, PortName, ServiceName, Subject};
 
 use super::instance::LabelWord;
+use super::or_none::OrNone;
 use super::reserve::which;
 use super::token::span;
 
@@ -81,7 +81,7 @@ pub(crate) struct ReservationFilters {
     #[arg(long, value_name = "SPAN", value_parser = span::<LeaseTime>)]
     pub(crate) expires_within: Option<LeaseTime>,
     /// At most so many.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = super::at_least_one)]
     pub(crate) limit: Option<NonZeroU32>,
 }
 
@@ -112,32 +112,21 @@ pub(crate) struct Edit {
     #[command(flatten)]
     pub(crate) one: OneReservation,
     /// What it is for.
-    #[arg(long, value_parser = or_nothing::<ServiceName>)]
-    pub(crate) service: Option<OrNothing<ServiceName>>,
+    #[arg(long)]
+    pub(crate) service: Option<OrNone<ServiceName>>,
     /// Which of the service's ports it is.
-    #[arg(long, value_parser = or_nothing::<PortName>)]
-    pub(crate) name: Option<OrNothing<PortName>>,
+    #[arg(long)]
+    pub(crate) name: Option<OrNone<PortName>>,
     /// A remark.
-    #[arg(long, value_name = "TEXT", value_parser = or_nothing::<Note>)]
-    pub(crate) note: Option<OrNothing<Note>>,
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) note: Option<OrNone<Note>>,
     /// Who should listen there, as in process=nginx,account=www-data.
-    #[arg(long, value_name = "WHO", value_parser = or_nothing::<Expect>)]
-    pub(crate) expect: Option<OrNothing<Expect>>,
+    #[arg(long, value_name = "WHO")]
+    pub(crate) expect: Option<OrNone<Expect>>,
     /// KEY=VALUE sets a label, KEY- removes one; several times for several.
     #[arg(long = "label", value_name = "KEY=VALUE|KEY-")]
     pub(crate) labels: Vec<LabelWord>,
     /// Though somebody else holds it. For operators.
     #[arg(long)]
     pub(crate) force: bool,
-}
-
-/// A value, or the wish to have none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct OrNothing<T>(pub(crate) Option<T>);
-
-fn or_nothing<T: FromStr<Err: ToString>>(text: &str) -> Result<OrNothing<T>, String> {
-    match text {
-        "" => Ok(OrNothing(None)),
-        text => text.parse().map(|value| OrNothing(Some(value))).map_err(|error: T::Err| error.to_string()),
-    }
 }

@@ -66,10 +66,10 @@ pub(crate) struct Reserve {
     /// A lease that ends after so long unless it is renewed, as in 2h.
     #[arg(long, value_name = "SPAN", value_parser = span::<LeaseTime>)]
     pub(crate) ttl: Option<LeaseTime>,
-    /// The server renews the lease while somebody who fits listens there.
+    /// With --ttl: the server renews the lease while somebody who fits listens there.
     #[arg(long, requires = "ttl")]
     pub(crate) renew_while_listening: bool,
-    /// The same again as before: needs --service.
+    /// The same number again at each start. Needs --service.
     #[arg(long, requires = "service")]
     pub(crate) ensure: bool,
     /// Who should listen there, as in process=nginx,account=www-data.
@@ -110,9 +110,9 @@ pub(crate) struct Release {
     /// All that you hold on which nobody has listened for so long, as in 30d.
     #[arg(long, value_name = "SPAN", value_parser = span::<IdleTime>)]
     pub(crate) idle: Option<IdleTime>,
-    /// tcp or udp; only needed when both are reserved.
+    /// tcp, udp or both; only needed when both are reserved.
     #[arg(long)]
-    pub(crate) protocol: Option<Protocol>,
+    pub(crate) protocol: Option<Protocols>,
     /// With --service or --idle: of the whole fleet.
     #[arg(short = 'A', long, conflicts_with_all = ["number", "port", "id", "group"])]
     pub(crate) all_instances: bool,

@@ -15,7 +15,7 @@ For a new machine: gkctl token create --join --label env=prod
 
 Only the secret goes to stdout. It is shown once: the server keeps its hash.
 
-Roles: viewer reads; user also reserves, and releases what is its own; operator also deals with all
+Roles: viewer reads; user also reserves, and releases what is its own; operator also deals with all \
 reservations, machines and join tokens; admin also with pools and all tokens.";
 
 #[derive(Debug, Subcommand)]

@@ -207,7 +207,7 @@ mod tests {
         let soon = in_hours(14 * 24 - 1);
         assert_eq!(
             (soon.verdict, soon.found.as_str()),
-            (Verdict::Warn, "the server's certificate ends in 13d")
+            (Verdict::Warn, "the server's certificate ends in 14d")
         );
         assert!(soon.remedy.unwrap().contains("--tls-cert"));
         let over = certificate(now.minus(Duration::from_hours(72)), now);

@@ -44,13 +44,21 @@ pub(crate) fn ago_in_words(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// `in 3h` for what is to come, and as [`ago`] for what has been.
+/// `in 3h` or `in 1h 30m` for what is to come, to the nearest minute, so that what was just set to end in 3 hours does;
+/// beyond 48 h to the nearest day. As [`ago`] for what has been.
 pub(crate) fn around(then: Timestamp, now: Timestamp) -> String {
     if then <= now {
         return ago(then, now);
     }
-    let (count, unit) = split(then.since(now));
-    format!("in {count}{unit}")
+    let seconds = then.since(now).as_secs();
+    let minutes = (seconds + 30) / 60;
+    match (minutes / 60, minutes % 60) {
+        _ if seconds < 60 => format!("in {seconds}s"),
+        (0, minutes) => format!("in {minutes}m"),
+        (hours @ 1..48, 0) => format!("in {hours}h"),
+        (hours @ 1..48, minutes) => format!("in {hours}h {minutes}m"),
+        (hours, _) => format!("in {}d", (hours + 12) / 24),
+    }
 }
 
 fn split(span: Duration) -> (u64, &'static str) {
@@ -92,9 +100,18 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_ahead_is_told_in_one_unit() {
+    fn what_lies_ahead_is_told_to_the_minute() {
         let now = Timestamp::from_micros(1_700_000_000_000_000);
-        let table = [(0, "just now"), (1, "in 1s"), (3_599, "in 59m"), (90 * 86_400, "in 90d")];
+        let table = [
+            (0, "just now"),
+            (1, "in 1s"),
+            (89, "in 1m"),
+            (3_599, "in 1h"),
+            (5_399, "in 1h 30m"),
+            (7_199, "in 2h"),
+            (48 * 3_600 - 1, "in 2d"),
+            (90 * 86_400 - 5, "in 90d"),
+        ];
         for (seconds, said) in table {
             assert_eq!(around(now.plus(Duration::from_secs(seconds)), now), said);
         }

@@ -8,7 +8,7 @@ use gk_model::history::{Interval, IntervalKind};
 use gk_model::id::InstanceRef;
 use gk_model::port::{PortRange, Protocol};
 use gk_model::query::{HistoryQuery, Limit, ReservationQuery};
-use gk_model::reservation::Reservation;
+use gk_model::reservation::{Protocols, Reservation};
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 
@@ -47,15 +47,24 @@ pub(crate) fn release(context: &Context, wanted: &Release) -> Result<()> {
 type Chosen = Vec<(Reservation, Option<PortRange>)>;
 
 fn choose(context: &Context, wanted: &Release) -> Result<Chosen> {
+    let is_both = wanted.protocol == Some(Protocols::Both);
+    let protocol = match wanted.protocol.map(Protocols::each) {
+        Some([one]) => Some(*one),
+        _ => None,
+    };
     let whole = |held: Vec<Reservation>| held.into_iter().map(|held| (held, None)).collect();
     if let Some(ports) = wanted.number.or(wanted.port) {
-        let place = Place { instance: context.instance(None)?, ports, protocol: wanted.protocol };
+        let place = Place { instance: context.instance(None)?, ports, protocol };
         let client = context.client()?;
         let found = place.live(&client)?;
         return match found.iter().find(|held| held.protocol != found[0].protocol) {
-            Some(_) => Err(ambiguous(ports, "gkctl port release").into()),
-            None if found.is_empty() => Err(not_reserved(context, &client, &place)?.into()),
-            None => Ok(found
+            Some(_) if !is_both => {
+                let which =
+                    format!("say which, as in: gkctl port release {ports} --protocol tcp (or udp, or both)");
+                Err(ambiguous(ports).hint(which).into())
+            }
+            _ if found.is_empty() => Err(not_reserved(context, &client, &place)?.into()),
+            _ => Ok(found
                 .into_iter()
                 .map(|held| (part(&held, ports), held))
                 .map(|(part, held)| (held, part))
@@ -73,7 +82,7 @@ fn choose(context: &Context, wanted: &Release) -> Result<Chosen> {
         },
         group: wanted.group,
         service: wanted.service.clone(),
-        protocol: wanted.protocol,
+        protocol,
         idle_for_seconds: wanted.idle,
         ..ReservationQuery::default()
     };
@@ -173,7 +182,12 @@ impl Place {
         match self.live(client)?.as_slice() {
             [one] => Ok(one.clone()),
             [] => Err(not_reserved(context, client, self)?.into()),
-            _ => Err(ambiguous(self.ports, verb).into()),
+            _ => {
+                let ports = self.ports;
+                Err(ambiguous(ports)
+                    .hint(format!("say which one, as in: {verb} {ports} --protocol tcp"))
+                    .into())
+            }
         }
     }
 
@@ -203,15 +217,17 @@ fn told(held: &Reservation, part: Option<PortRange>) -> String {
     let purpose = purpose(held).map(|purpose| format!(" ({purpose})")).unwrap_or_default();
     let rest = part.map(|part| held.ports().without(part)).unwrap_or_default();
     let rest: Vec<String> = rest.iter().map(ToString::to_string).collect();
-    let rest =
-        if rest.is_empty() { String::new() } else { format!("; {} stays reserved", rest.join(" and ")) };
+    let rest = match rest.len() {
+        0 => String::new(),
+        1 => format!("; {} stays reserved", rest[0]),
+        _ => format!("; {} stay reserved", rest.join(" and ")),
+    };
     let (ports, protocol) = (part.unwrap_or(held.ports()), held.protocol);
     format!("released {ports}/{protocol} {}{purpose}{rest}", held.place())
 }
 
-fn ambiguous(ports: PortRange, verb: &str) -> Failure {
+fn ambiguous(ports: PortRange) -> Failure {
     Failure::new(Exit::Usage, format!("{ports} is reserved for tcp and udp"))
-        .hint(format!("say which one, as in: {verb} {ports} --protocol tcp"))
 }
 
 /// That nothing is there to release, with what became of the last reservation.

@@ -16,7 +16,7 @@ use crate::args::{Format, Reserve};
 use crate::context::{Context, note};
 use crate::error::{Advised, Exit, Failure};
 use crate::machine;
-use crate::output::{print, print_json};
+use crate::output::{age, print, print_json};
 
 /// How often numbers that cannot be bound are given back for others.
 const MOST_TRIES: usize = 3;
@@ -274,7 +274,7 @@ fn of_range(reserved: &Reserved, items: &[Reservation]) -> String {
     places.truncate(MOST_NAMES);
     let name = item.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     let from = item.pool.as_ref().map(|pool| format!(" from pool {pool}")).unwrap_or_default();
-    let until = item.expires_at.map(|end| format!(" until {end}")).unwrap_or_default();
+    let until = item.expires_at.map(|end| format!(" until {} UTC", age::exact(end))).unwrap_or_default();
     let (ports, places) = (item.ports(), places.join(", "));
     format!("{what} {ports}/{}{name} {places}{rest}{from}{until}", protocols.join("+"))
 }

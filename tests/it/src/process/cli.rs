@@ -21,6 +21,10 @@ impl Desk {
     pub(super) fn new() -> Desk {
         let place = Place::new();
         let server = Server::start(&place.join("data"));
+        Desk::at(server, place)
+    }
+
+    pub(super) fn at(server: Server, place: Place) -> Desk {
         Desk { server, state: place.join("state"), _place: place }
     }
 

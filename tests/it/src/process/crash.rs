@@ -177,8 +177,13 @@ fn acknowledged_is_durable() {
 
 /// Compiles the shim that remembers only what was synced.
 pub(crate) fn shim(place: &Path) -> PathBuf {
-    let (source, library) =
-        (concat!(env!("CARGO_MANIFEST_DIR"), "/shim/unsynced.c"), place.join("unsynced.so"));
+    compile("unsynced", place)
+}
+
+/// Compiles one of the shims, which is to be preloaded.
+pub(super) fn compile(shim: &str, place: &Path) -> PathBuf {
+    let source = format!("{}/shim/{shim}.c", env!("CARGO_MANIFEST_DIR"));
+    let library = place.join(format!("{shim}.so"));
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
         .arg(&library)

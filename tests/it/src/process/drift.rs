@@ -18,16 +18,16 @@ use super::harness::{Server, gkctl, program, stdout, wait_for};
 use super::tokens::terminal;
 
 impl Joined {
-    fn run(&self, words: &[&str]) -> Output {
+    pub(super) fn run(&self, words: &[&str]) -> Output {
         gkctl(&self.server, &self.state, words)
     }
 
-    fn ok(&self, words: &[&str]) -> String {
+    pub(super) fn ok(&self, words: &[&str]) -> String {
         stdout(&self.run(words))
     }
 
     /// What is printed by a command that must end with this code.
-    fn ends(&self, code: i32, words: &[&str]) -> (String, String) {
+    pub(super) fn ends(&self, code: i32, words: &[&str]) -> (String, String) {
         let output = self.run(words);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (out, err) = (text(&output.stdout), text(&output.stderr));

@@ -9,7 +9,7 @@ use gk_model::secret::SecretKind;
 use serde_json::Value;
 
 use super::cli::Desk;
-use super::harness::stdout;
+use super::harness::{Server, stdout};
 
 /// What was printed by a command that must succeed, and what was said beside it.
 fn both(desk: &Desk, words: &[&str]) -> (String, String) {
@@ -27,7 +27,7 @@ fn live(desk: &Desk) -> Vec<String> {
 }
 
 /// Another machine that has joined, with a label.
-fn join(desk: &Desk, name: &str, label: &str) {
+pub(super) fn join(server: &Server, name: &str, label: &str) {
     let secret = gk_client::identity::generate_secret(SecretKind::Instance);
     let request = JoinRequest {
         name: name.parse().ok(),
@@ -36,14 +36,14 @@ fn join(desk: &Desk, name: &str, label: &str) {
         labels: vec![label.parse::<Label>().unwrap()].try_into().unwrap(),
         replace: None,
     };
-    desk.server.admin().join(&request).unwrap();
+    server.admin().join(&request).unwrap();
 }
 
 #[test]
 fn one_number_is_free_on_every_machine_that_a_selector_chooses() {
     let desk = Desk::joined();
     for number in 1..=40 {
-        join(&desk, &format!("node-{number}"), if number == 40 { "env=test" } else { "env=prod" });
+        join(&desk.server, &format!("node-{number}"), if number == 40 { "env=test" } else { "env=prod" });
     }
     desk.ok(&["port", "reserve", "--port", "8000", "--instance", "node-7"]);
     desk.ok(&["port", "reserve", "--port", "8001", "--instance", "node-40"]);
@@ -60,6 +60,23 @@ fn one_number_is_free_on_every_machine_that_a_selector_chooses() {
     let (_, release) = said.trim().rsplit_once("release with: gkctl ").unwrap();
     desk.ok(&release.split(' ').collect::<Vec<_>>());
     assert_eq!(desk.server.live().len(), 2);
+
+    // This machine is the fortieth, and something listens here: that counts for all of them.
+    desk.ok(&["instance", "label", "web-1", "env=prod"]);
+    let listener = (8001..10_000).find_map(|port| TcpListener::bind(("0.0.0.0", port)).ok()).unwrap();
+    let taken = listener.local_addr().unwrap().port();
+    desk.ok(&["instance", "join"]); // sends a full report, as no agent runs
+    let number: u16 = desk.ok(&["port", "reserve", "--on", "env=prod"]).trim().parse().unwrap();
+    assert!(number > 8000 && number != taken, "{number} and {taken}");
+    let live = desk.server.live();
+    assert_eq!(live.iter().filter(|held| held.first_port.get() == number).count(), 40);
+    let before = live.len();
+    let in_use =
+        [&format!("{taken}/tcp on web-1 is in use by "), "free instead: ", "\nhint: gkctl port reserve"];
+    desk.fails(&["port", "reserve", "--on", "env=prod", "--port", &taken.to_string()], 3, &in_use);
+    let held = ["8000/tcp on node-7 is reserved", "free instead: ", "\nhint: gkctl port reserve"];
+    desk.fails(&["port", "reserve", "--on", "env=prod", "--port", "8000"], 3, &held);
+    assert_eq!(desk.server.live().len(), before, "all or nothing");
 }
 
 #[test]
@@ -117,7 +134,7 @@ fn every_number_of_an_answer_can_be_bound_here() {
 }
 
 /// A number that nobody else in these tests asks for.
-fn quiet_port() -> String {
+pub(super) fn quiet_port() -> String {
     TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port().to_string()
 }
 
@@ -193,7 +210,7 @@ fn releases_take_what_is_meant_and_ask_where_it_is_much() {
     let (_, said) = both(&desk, &["port", "release", "8800-8804"]);
     assert_eq!(said, "released 8800-8804/tcp on web-1 (a); 8805-8809 stays reserved\n");
     let (_, said) = both(&desk, &["port", "release", "--port", "8807"]);
-    assert_eq!(said, "released 8807/tcp on web-1 (a); 8805-8806 and 8808-8809 stays reserved\n");
+    assert_eq!(said, "released 8807/tcp on web-1 (a); 8805-8806 and 8808-8809 stay reserved\n");
     assert_eq!(live(&desk), ["8805-8806/tcp", "8808-8809/tcp"]);
     // Several are asked for, and here is nobody to ask.
     let nobody =
@@ -218,6 +235,10 @@ fn releases_take_what_is_meant_and_ask_where_it_is_much() {
 
     next(&["8810", "--protocol", "both"]);
     desk.fails(&["port", "release", "8810"], 2, &["8810 is reserved for tcp and udp", "--protocol tcp"]);
+    let asked = desk.run(&["port", "release", "8810", "--protocol", "both"]);
+    assert!(String::from_utf8_lossy(&asked.stderr).contains("these 2 reservations would be"), "{asked:?}");
+    desk.ok(&["port", "release", "8810", "--protocol", "both", "--yes"]);
+    next(&["8810", "--protocol", "both"]);
     desk.ok(&["port", "release", "8810", "--protocol", "udp"]);
     let id = json(&desk, &["reservation", "show", "8810"])["id"].as_str().unwrap().to_owned();
     let released = json(&desk, &["port", "release", "--id", &id]);
@@ -278,7 +299,7 @@ fn a_check_says_whether_and_why() {
 fn a_refusal_offers_the_command_that_was_meant() {
     let desk = Desk::joined();
     // On another machine nobody looks at what listens here.
-    join(&desk, "db-1", "env=prod");
+    join(&desk.server, "db-1", "env=prod");
     desk.ok(&["port", "reserve", "--port", "8905", "--service", "billing", "--instance", "db-1"]);
     let words = ["port", "reserve", "--port", "8900-8909", "--protocol", "both", "--service", "my-web"];
     let words = [&words[..], &["--label", "a=b", "--instance", "db-1"]].concat();

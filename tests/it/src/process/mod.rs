@@ -19,6 +19,7 @@ mod protect;
 mod retries;
 mod server;
 mod service;
+mod stories;
 mod sync;
 mod tls;
 mod tokens;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use gk_client::{Client, ClientError, News, ServerAddress};
@@ -87,13 +87,20 @@ fn passes(query: &WatchQuery, event: &Event) -> bool {
     query.kind.as_ref().is_none_or(|kinds| kinds.contains(event.kind))
 }
 
-/// Watches until an instance is renamed, hanging up and coming back somewhere else again and again.
-fn watch(clients: &[Client], filter: &WatchQuery, mut luck: Luck, hung_up: &AtomicUsize) -> Vec<Told> {
+/// Watches until an instance is renamed, hanging up and coming back somewhere else again and again. `the_end` is the
+/// number of that event, once it is known: whoever is beyond it was not told, and whoever stays before it is not going to be.
+fn watch(
+    clients: &[Client],
+    filter: &WatchQuery,
+    mut luck: Luck,
+    (hung_up, the_end): (&AtomicUsize, &AtomicU64),
+) -> Vec<Told> {
     let mut told: Vec<Told> = Vec::new();
     let mut at: Option<EventCursor> = None;
     loop {
         let client = &clients[luck.below(clients.len() as u64) as usize];
         let mut news = client.watch(&WatchQuery { after: at, ..filter.clone() });
+        let mut quiet = 0;
         for _ in 0..=luck.below(120) {
             match news.next() {
                 Some(Ok(News::Event(event))) => {
@@ -108,7 +115,11 @@ fn watch(clients: &[Client], filter: &WatchQuery, mut luck: Luck, hung_up: &Atom
                     let begin = news.cursor().unwrap().seq;
                     told.push(Told { begin, events: Vec::new(), end: begin });
                 }
-                Some(Ok(News::Bookmark)) => {}
+                Some(Ok(News::Bookmark)) => {
+                    let (seq, end) = (news.cursor().unwrap().seq, the_end.load(Ordering::Relaxed));
+                    quiet += usize::from(end < u64::MAX);
+                    assert!(seq < end && quiet < 3, "at {seq}, and never told of {end}");
+                }
                 Some(Ok(News::Lost(_)) | Err(ClientError::Unreachable { .. })) => break,
                 Some(Err(ClientError::Refused(problem))) if problem.code == Code::Unavailable => break,
                 // Too slow for the pruning: said so, and begins anew.
@@ -139,17 +150,18 @@ fn prune(store: &Store, runtime: &tokio::runtime::Runtime) {
 
 fn everybody_is_told_everything(servers: &mut [Server], pruner: Option<&Store>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (ledger, load, hung_up) = (Ledger::default(), Load::default(), AtomicUsize::new(0));
+    let (ledger, load) = (Ledger::default(), Load::default());
+    let (hung_up, the_end) = (AtomicUsize::new(0), AtomicU64::new(u64::MAX));
     let instance = join(&servers[0].admin(), "web-1", 1);
     let clients: Vec<Client> =
         servers.iter().map(|server| server.admin().with_patience(Duration::ZERO)).collect();
     let filters = filters();
     let told: Vec<(usize, Vec<Told>)> = std::thread::scope(|scope| {
-        let (clients, hung_up) = (&clients, &hung_up);
+        let (clients, noted) = (&clients, (&hung_up, &the_end));
         let watchers: Vec<_> = (0..16)
             .map(|number| {
                 let filter = &filters[number % filters.len()];
-                scope.spawn(move || (number, watch(clients, filter, Luck(number as u64), hung_up)))
+                scope.spawn(move || (number, watch(clients, filter, Luck(number as u64), noted)))
             })
             .collect();
         let keep = |rounds: usize| {
@@ -176,6 +188,7 @@ fn everybody_is_told_everything(servers: &mut [Server], pruner: Option<&Store>) 
         let patch = InstancePatch { name: Some("the-end".parse().unwrap()), ..InstancePatch::default() };
         servers[0].admin().update_instance(&instance.into(), &patch).unwrap();
         ledger.read_on(&servers[0].admin()).unwrap();
+        the_end.store(ledger.events.lock().unwrap().len() as u64, Ordering::Relaxed);
         watchers.into_iter().map(|watcher| watcher.join().unwrap()).collect()
     });
     let ledger = ledger.events.into_inner().unwrap();

@@ -10,6 +10,7 @@ use gk_model::port::Protocol;
 use gk_model::reservation::{Protocols, ReserveRequest, Scope};
 use gk_store::Refusal;
 
+use super::leases::Looker;
 use crate::store::world::{actor, at, count, listener, port, refused, told};
 
 fn billing(id: InstanceId) -> ReserveRequest {
@@ -213,4 +214,34 @@ async fn ensure_renews_a_lease_and_never_shortens_it() {
         assert_eq!(world.reserve(&ada, &request, at(31)).await.unwrap(), renewed);
     }
     assert_eq!((world.events().await.len(), at(0).plus(Duration::from_secs(60))), (before, at(60)));
+}
+
+#[tokio::test]
+async fn ensure_has_a_kept_lease_renewed_while_somebody_listens_and_never_stops_that() {
+    let world = super::new_world().await;
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let ada = actor("ada", Role::User);
+    let leased = ReserveRequest { ttl_seconds: ttl(100), ..billing(agent.id) };
+    let renewing = ReserveRequest { renew_while_listening: true, ..leased.clone() };
+    let first = world.reserve(&ada, &leased, at(0)).await.unwrap();
+    let planned = ReserveRequest { dry_run: true, ..renewing.clone() };
+    assert!(world.reserve(&ada, &planned, at(0)).await.unwrap().renew_while_listening);
+    assert_eq!(world.live().await, std::slice::from_ref(&first));
+    let kept = world.reserve(&ada, &renewing, at(0)).await.unwrap();
+    assert_eq!((kept.id, kept.renew_while_listening, kept.version), (first.id, true, 2));
+    let event = world.events().await.pop().unwrap();
+    let told = "8000/tcp edited by ada: renewed while somebody listens";
+    assert_eq!((event.kind, event.message.as_str()), (EventKind::Edited, told));
+    for request in [renewing, leased, billing(agent.id)] {
+        assert_eq!(world.reserve(&ada, &request, at(0)).await.unwrap(), kept, "whatever leaves it out");
+    }
+
+    let seen = [listener(Protocol::Tcp, "0.0.0.0", 8000, 1, at(60))];
+    let report = agent.report(&seen, at(60));
+    world.contact(&agent, report, at(60)).await.unwrap();
+    let mut server = Looker::new(0);
+    for now in [90, 100] {
+        server.look(&world, at(now), now).await;
+    }
+    assert_eq!(world.live().await[0].expires_at, Some(at(200)), "by the server, because somebody is there");
 }

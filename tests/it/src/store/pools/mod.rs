@@ -134,6 +134,16 @@ async fn a_change_that_insists_on_a_version_changes_no_other() {
     assert!(matches!(nobody, Refusal::NoSuchPool(_)), "{nobody:?}");
     world.set_pool("web", spec("7000"), Some(2)).await.unwrap();
     delete(&world, "web", Some(3)).await.unwrap();
+
+    // Under its name another one is made, which no version of it stands for.
+    let (again, _) = set(&world, "web", spec("7000-7009")).await.unwrap();
+    for version in 1..=3 {
+        let stale = refused(world.set_pool("web", spec("7001"), Some(version)).await);
+        assert!(matches!(stale, Refusal::VersionMismatch { .. }), "{version}: {stale:?}");
+        let stale = refused(delete(&world, "web", Some(version)).await);
+        assert!(matches!(stale, Refusal::VersionMismatch { .. }), "{version}: {stale:?}");
+    }
+    delete(&world, "web", Some(again.version)).await.unwrap();
 }
 
 #[tokio::test]
