@@ -2,7 +2,7 @@
 
 use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::health::Health;
-use gk_model::history::{Event, Interval};
+use gk_model::history::{Event, History};
 use gk_model::id::{InstanceId, InstanceRef, ReservationId, TokenId};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::paths;
@@ -138,7 +138,7 @@ impl Client {
     }
 
     /// A page of intervals, newest first.
-    pub fn list_history(&self, query: &HistoryQuery) -> Result<Page<Interval>, ClientError> {
+    pub fn list_history(&self, query: &HistoryQuery) -> Result<History, ClientError> {
         self.fetch(&Call::get(paths::HISTORY, query))
     }
 

@@ -4,7 +4,7 @@ use gk_model::access::{Actor, Authority};
 use gk_model::facts::Facts;
 use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, InstanceRef};
-use gk_model::instance::{Instance, InstanceLink, InstancePatch, JoinRequest, OVERLAP};
+use gk_model::instance::{Instance, InstanceLink, InstancePatch, JoinRequest, OVERLAP, Presence};
 use gk_model::labels::Labels;
 use gk_model::listener::Digest;
 use gk_model::secret::SecretHash;
@@ -383,9 +383,12 @@ impl Tx<'_> {
             last_seen_at,
         )?;
         self.later("delete from listener where instance = $1", values![leaving.id])?;
+        if leaving.presence == Presence::Offline {
+            self.record_gap(leaving.id, leaving.observed_at.unwrap_or(last_seen_at), now)?;
+        }
         self.later(
-            "update instance set left_at = $2, credential = null, previous_credential = null, last_contact_at = $3, version = version + 1 \
-             where id = $1",
+            "update instance set left_at = $2, credential = null, previous_credential = null, last_contact_at = $3, \
+             offline_since = null, version = version + 1 where id = $1",
             values![leaving.id, now, leaving.last_contact_at],
         )?;
         self.maps.forget(leaving.id);

@@ -20,6 +20,7 @@ pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0007_tokens.sql"),
     include_str!("../migrations/0008_rotation.sql"),
     include_str!("../migrations/0009_expectations.sql"),
+    include_str!("../migrations/0010_watched.sql"),
 ];
 
 /// Where a database remembers the steps it has taken.

@@ -79,6 +79,22 @@ impl Filters {
         self
     }
 
+    /// One more condition: that a column is one of these.
+    #[must_use]
+    pub(crate) fn among<T: Into<Value> + Clone>(mut self, column: &str, values: &[T]) -> Filters {
+        let first = self.values.len();
+        self.values.extend(values.iter().cloned().map(Into::into));
+        let numbers = (first..self.values.len()).map(|number| format!("${}", number + 1));
+        match values.is_empty() {
+            true => self.text.push_str(" and 1 = 0"),
+            false => {
+                let numbers = numbers.collect::<Vec<_>>().join(", ");
+                self.text.push_str(&format!(" and {column} in ({numbers})"));
+            }
+        }
+        self
+    }
+
     /// The whole statement: `select … from …`, the conditions, the order, and one row more than the page holds.
     pub(crate) fn finish(mut self, select: &str, order: &str, limit: u32) -> (String, Vec<Value>) {
         self.values.push(Value::from(limit + 1));
