@@ -2,11 +2,13 @@
 //! database its tests run.
 
 mod allocation;
+mod asked;
 mod backup;
 mod batches;
 mod contacts;
 mod ensure;
 mod fleet;
+mod gaps;
 mod groups;
 mod history;
 mod idempotency;
