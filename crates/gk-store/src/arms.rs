@@ -215,17 +215,20 @@ impl Statement<'_> {
         let first = self.bind(ports.first());
         if ports.count() > NARROW {
             let last = self.bind(ports.last());
-            let touches = format!("i.first_port <= {last} and i.last_port >= {first}");
+            // The addition keeps it from an index that has not the order of the page.
+            let touches = format!("i.first_port + 0 <= {last} and i.last_port >= {first}");
             return arms.iter().map(|arm| arm.and(touches.as_str())).collect();
         }
         let each: Vec<String> = ports.ports().map(|port| self.bind(port)).collect();
         let index = if is_of_instances { Index::Few } else { Index::Classes };
         let of_port = |arm: &Arm, port: &String| arm.and(format!("i.first_port = {port}")).by(index);
         let range =
-            format!("i.first_port < i.last_port and i.first_port < {first} and i.last_port >= {first}");
+            format!("i.first_port < i.last_port and i.first_port + 0 < {first} and i.last_port >= {first}");
         let split = |arm: &Arm| {
             let mut split: Vec<Arm> = each.iter().map(|port| of_port(arm, port)).collect();
-            split.push(arm.and(range.as_str()).by(Index::Few));
+            // With a word, the index of that has more of what is asked for than that of ranges.
+            let of_ranges = if arm.index == Index::Classes { Index::Classes } else { Index::Few };
+            split.push(arm.and(range.as_str()).by(of_ranges));
             split
         };
         arms.iter().flat_map(split).collect()
