@@ -84,7 +84,7 @@ fn by_number(instance: InstanceId, first: u16, count: u16) -> Result<ReserveRequ
 }
 
 fn fleet(request: ReserveRequest) -> ReserveRequest {
-    ReserveRequest { scope: Scope::Fleet, protocol: Protocol::Udp, ..request }
+    ReserveRequest { scope: Scope::Fleet, protocol: Protocol::Udp.into(), ..request }
 }
 
 type Times = Arc<Mutex<Vec<(Duration, Duration)>>>;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use gk_model::paths;
-use gk_model::reservation::{Reservation, ReserveRequest};
+use gk_model::reservation::{ReserveRequest, Reserved};
 use serde_json::json;
 
 use crate::agents::{Agent, join};
@@ -203,8 +203,9 @@ fn python(url: &str) -> Result<Turns> {
 fn duplicates(bodies: &[(usize, Vec<u8>)]) -> Result<(usize, usize)> {
     let mut distinct = BTreeSet::new();
     for (_, body) in bodies {
-        let made: Reservation = serde_json::from_slice(body)?;
-        distinct.insert((made.instance.map(|instance| instance.id), made.first_port));
+        let made: Reserved = serde_json::from_slice(body)?;
+        let made = made.only().context("one reservation was asked for")?;
+        distinct.insert((made.instance.as_ref().map(|instance| instance.id), made.first_port));
     }
     Ok((bodies.len(), bodies.len() - distinct.len()))
 }

@@ -27,6 +27,7 @@ mod sockets;
 mod stats;
 mod suite;
 mod syncs;
+mod watching;
 
 use std::process::ExitCode;
 

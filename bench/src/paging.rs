@@ -81,8 +81,11 @@ async fn measure(bed: &Bed, store: &Store, count: u64) -> Result<Vec<Row>> {
     let name = |limit: u32| EventQuery { limit: Some(Limit::at_most(limit)), ..Default::default() };
     let instance = Some("node-7".parse()?);
     let end = FIRST + count;
-    let events =
-        |before: u64, instance| EventQuery { cursor: Some((before - 1).to_string()), instance, ..name(1000) };
+    let log = store.log().await?;
+    let events = |before: u64, instance| {
+        let cursor = Some(log.cursor(before - 1).to_string());
+        EventQuery { cursor, instance, ..name(1000) }
+    };
     let history = |before: u64, instance| HistoryQuery {
         cursor: Some(format!("{}~{before}", before * 1000 + filled_from().as_micros() as u64)),
         instance,
@@ -164,7 +167,7 @@ async fn time_form(bed: &Bed, store: &Store, count: u64, what: &str, query: Hist
 
 // The methods themselves are not general enough to be passed.
 fn list_events(reader: &mut Reader<'_>, query: &EventQuery) -> Result<Page<Event>, Error> {
-    reader.list_events(query)
+    reader.list_events(query).map(Page::from)
 }
 
 fn list_history(reader: &mut Reader<'_>, query: &HistoryQuery) -> Result<Page<Interval>, Error> {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use crate::fleet::{Fleet, describe_machine};
 use crate::options::Options;
 use crate::report::{Row, Section};
-use crate::{density, group, http, paging, presence, pressure, rows, scanning};
+use crate::{density, group, http, paging, presence, pressure, rows, scanning, watching};
 
 type Measure<'a> = Box<dyn Fn() -> Result<Vec<Row>> + 'a>;
 
@@ -62,6 +62,7 @@ fn sections(options: &Options) -> Vec<(&'static str, Measure<'_>)> {
         ("Heartbeats of a fleet", Box::new(pressure::heartbeat_rows)),
         ("Reserving while a fleet reports", Box::new(pressure::latency_rows)),
         ("Memory of a large fleet", Box::new(pressure::memory_rows)),
+        ("Watching", Box::new(|| watching::rows(options.quick))),
         ("Long histories: SQLite", Box::new(move || paging::sqlite_rows(history))),
         ("Long histories: PostgreSQL", Box::new(move || paging::postgres_rows(history))),
     ]

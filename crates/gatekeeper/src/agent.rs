@@ -1,15 +1,14 @@
 //! `gatekeeper agent`: watches this machine until told to stop.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use gk_agent::{AgentConfig, AgentError, JoinBy, Stopper};
-use gk_model::paths;
 use gk_model::secret::Secret;
 use gk_model::time::Timestamp;
 
-use crate::args::{AgentArgs, env};
-use crate::server::{is_root, stop_requested};
+use crate::args::AgentArgs;
+use crate::server::stop_requested;
 use crate::service::{self, Pulse};
 
 /// Runs the agent until SIGINT or SIGTERM; with `--once` until its report is delivered.
@@ -33,11 +32,6 @@ fn ended(result: Result<(), AgentError>) -> anyhow::Result<()> {
         AgentError::AlreadyRuns(_) => anyhow::anyhow!("{error}; `gkctl status` tells whether it is well"),
         error => error.into(),
     })
-}
-
-/// Whether starting the agent again would change nothing, so that a service manager had better not.
-pub(crate) fn needs_people(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(AgentError::NotJoined | AgentError::Ended(_)))
 }
 
 /// On a thread of its own, which does nothing else. A runtime with a thread for each processor, as the server has, would
@@ -68,13 +62,8 @@ fn config(args: &AgentArgs) -> anyhow::Result<AgentConfig> {
         insecure_http: args.insecure_http,
         protect: args.protect,
         engine_sockets: args.engines.sockets(),
-        ..AgentConfig::new(state_dir(args.state_dir.as_ref()), env!("CARGO_PKG_VERSION").into())
+        ..AgentConfig::new(args.state_dir.clone(), env!("CARGO_PKG_VERSION").into())
     })
-}
-
-/// Where the agent's state is, unless told.
-pub(crate) fn state_dir(chosen: Option<&PathBuf>) -> PathBuf {
-    chosen.cloned().unwrap_or_else(|| paths::state_dir(is_root(), env))
 }
 
 fn read_token(file: &Path) -> anyhow::Result<Secret> {

@@ -1,11 +1,11 @@
-//! The command line. Every option can also be set in the environment, as `GATEKEEPER_…`.
+//! The command line. Most options can also be set in the environment, as `GATEKEEPER_…`; those can also stand in the
+//! configuration file (`config.rs`).
 
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
 use gk_model::paths;
@@ -45,57 +45,76 @@ pub(crate) enum Role {
     Restore(CopyArgs),
     /// Check the database, also while the server runs; nothing is changed. Ends with 1 when something is wrong.
     Verify(VerifyArgs),
+    /// Print the options that would be in force, where each comes from, and no secret: as a file for --config. Those of
+    /// the server, unless told otherwise.
+    Config(Box<ConfigArgs>),
+}
+
+impl Args {
+    /// What no single option can tell.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match &self.role {
+            Role::Server(args) | Role::Dev(args) => args.check(),
+            Role::Agent(args) => args.check(),
+            Role::Config(config) => match &config.role {
+                None => config.server.check(),
+                Some(Configured::Server(args) | Configured::Dev(args)) => args.check(),
+                Some(Configured::Agent(args)) => args.check(),
+            },
+            Role::Scan(_) | Role::Backup(_) | Role::Restore(_) | Role::Verify(_) => Ok(()),
+        }
+    }
+}
+
+#[derive(ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    role: Option<Configured>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Whose options.
+#[derive(Subcommand)]
+enum Configured {
+    /// Of `gatekeeper server`.
+    Server(ServerArgs),
+    /// Of `gatekeeper agent`.
+    Agent(AgentArgs),
+    /// Of `gatekeeper dev`.
+    Dev(ServerArgs),
 }
 
 /// Which database.
 #[derive(ClapArgs)]
 pub(crate) struct DatabaseArgs {
+    /// A file of options in TOML, or `none`: `listen = "0.0.0.0:5000"`. The command line and the environment go before it.
+    /// Default: /etc/gatekeeper/server.toml if it is there, and none for `dev`.
+    #[arg(long, env = "GATEKEEPER_CONFIG", hide_env_values = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The data directory. Default: /var/lib/gatekeeper/server for root, else ~/.local/share/gatekeeper/server.
-    #[arg(long, env = "GATEKEEPER_DATA", hide_env_values = true, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[arg(
+        long,
+        env = "GATEKEEPER_DATA",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value_os_t = paths::data_dir(is_root(), env),
+        hide_default_value = true
+    )]
+    pub(crate) data: PathBuf,
     /// A PostgreSQL database instead of SQLite in the data directory; several servers may share it. Written
-    /// postgres://USER@HOST/NAME; one with a password belongs into the environment, as DATABASE_URL.
-    #[arg(long, value_name = "URL")]
+    /// postgres://USER@HOST/NAME; one with a password belongs into the environment, as DATABASE_URL, or into the file.
+    #[arg(long, env = "GATEKEEPER_DATABASE", hide_env_values = true, value_name = "URL")]
     database: Option<String>,
 }
 
 impl DatabaseArgs {
-    /// The data directory.
-    pub(crate) fn data(&self) -> PathBuf {
-        self.data.clone().unwrap_or_else(|| paths::data_dir(is_root(), env))
-    }
-
-    /// Which store: the option, the environment, or SQLite in the data directory.
+    /// Which store: the one named, or SQLite in the data directory.
     pub(crate) fn store(&self) -> anyhow::Result<StoreConfig> {
-        let database = match &self.database {
-            Some(url) => Some(without_password(url)?),
-            None => find_database(|name| std::env::var_os(name))?,
-        };
-        Ok(StoreConfig { database, ..StoreConfig::embedded(self.data()) })
+        let database: Option<DatabaseUrl> = self.database.as_deref().map(str::parse).transpose()?;
+        Ok(StoreConfig { database, ..StoreConfig::embedded(self.data.clone()) })
     }
-}
-
-/// A command line can be read by every account of the machine.
-fn without_password(url: &str) -> anyhow::Result<DatabaseUrl> {
-    let url: DatabaseUrl = url.parse().context("cannot use --database")?;
-    match url.has_password() {
-        true => {
-            bail!("no password on a command line: put the whole address into DATABASE_URL in the environment")
-        }
-        false => Ok(url),
-    }
-}
-
-/// `GATEKEEPER_DATABASE` for those whose `DATABASE_URL` is another program's.
-fn find_database(env: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<Option<DatabaseUrl>> {
-    for name in ["GATEKEEPER_DATABASE", "DATABASE_URL"] {
-        if let Some(url) = env(name).filter(|url| !url.is_empty()) {
-            let about = || format!("cannot use {name} of the environment");
-            let url = url.to_str().context("it is not UTF-8").with_context(about)?;
-            return url.parse().map(Some).with_context(about);
-        }
-    }
-    Ok(None)
 }
 
 #[derive(ClapArgs)]
@@ -139,6 +158,18 @@ pub(crate) struct ServerArgs {
 }
 
 impl ServerArgs {
+    fn check(&self) -> anyhow::Result<()> {
+        self.tls.check()?;
+        if self.listen.ip().is_loopback() || self.tls.is_wanted() || self.insecure_http {
+            return Ok(());
+        }
+        bail!(
+            "refusing to serve plain HTTP on {}, which others can reach: say --tls auto, or name a certificate with \
+             --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks TLS, or say --insecure-http",
+            self.listen
+        )
+    }
+
     /// Which store, and how it writes.
     pub(crate) fn store(&self) -> anyhow::Result<StoreConfig> {
         let mut config = self.database.store()?;
@@ -151,6 +182,10 @@ impl ServerArgs {
 
 #[derive(ClapArgs)]
 pub(crate) struct AgentArgs {
+    /// A file of options in TOML, or `none`: `protect = true`. The command line and the environment go before it. Default:
+    /// /etc/gatekeeper/agent.toml if it is there.
+    #[arg(long, env = "GATEKEEPER_CONFIG", hide_env_values = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The server, when it is not the one this machine joined: https://HOST:PORT, http://HOST:PORT or unix:PATH.
     #[arg(long, env = "GATEKEEPER_SERVER", hide_env_values = true, value_name = "ADDRESS")]
     pub(crate) server: Option<ServerAddress>,
@@ -164,18 +199,32 @@ pub(crate) struct AgentArgs {
     )]
     pub(crate) ca_pin: Vec<Pin>,
     /// A file with a join token: join by itself if this machine has not.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "GATEKEEPER_JOIN_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     pub(crate) join_token_file: Option<PathBuf>,
     /// The name to join under; the host name when left out.
-    #[arg(long, value_name = "NAME", requires = "join_token_file")]
+    #[arg(long, env = "GATEKEEPER_NAME", hide_env_values = true, value_name = "NAME")]
     pub(crate) name: Option<InstanceName>,
     /// The longest time between two full reports, in seconds: 5 to 300.
-    #[arg(long, default_value = "300", value_name = "SECONDS", value_parser = report_interval)]
+    #[arg(
+        long,
+        env = "GATEKEEPER_REPORT_INTERVAL",
+        hide_env_values = true,
+        default_value = "300",
+        value_name = "SECONDS",
+        value_parser = report_interval
+    )]
     pub(crate) report_interval: Duration,
     /// Where the identity of this machine is kept. Default: /var/lib/gatekeeper/agent for root, else
     /// ~/.local/state/gatekeeper/agent.
-    #[arg(long, env = "GATEKEEPER_STATE", hide_env_values = true, value_name = "DIR")]
-    pub(crate) state_dir: Option<PathBuf>,
+    #[arg(
+        long,
+        env = "GATEKEEPER_STATE",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value_os_t = paths::state_dir(is_root(), env),
+        hide_default_value = true
+    )]
+    pub(crate) state_dir: PathBuf,
     /// Send the credential in clear over a network.
     #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
     pub(crate) insecure_http: bool,
@@ -191,6 +240,15 @@ pub(crate) struct AgentArgs {
     /// Say what the agent may see on this machine and what not, and end.
     #[arg(long, conflicts_with = "once")]
     pub(crate) explain: bool,
+}
+
+impl AgentArgs {
+    fn check(&self) -> anyhow::Result<()> {
+        match self.name.is_some() && self.join_token_file.is_none() {
+            true => bail!("--name is for a machine that joins by itself, and so needs --join-token-file"),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Where container engines are asked.
@@ -326,31 +384,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Args::command().debug_assert();
-    }
-
-    #[test]
-    fn the_database_is_named_without_its_password_on_the_command_line() {
-        let refused = super::without_password("postgres://ada:sesame@localhost/gatekeeper").unwrap_err();
-        let text = format!("{refused:#}");
-        assert!(text.contains("DATABASE_URL") && !text.contains("sesame"), "{text}");
-        assert!(super::without_password("postgres://ada@localhost/gatekeeper").is_ok());
-        let found = |pairs: &[(&str, &str)]| {
-            let env = |name: &str| {
-                let pair = pairs.iter().find(|(known, _)| *known == name)?;
-                Some(pair.1.into())
-            };
-            super::find_database(env).map(|url| url.map(|url| url.to_string()))
-        };
-        assert_eq!(found(&[]).unwrap(), None);
-        assert_eq!(found(&[("DATABASE_URL", "")]).unwrap(), None);
-        let (ours, theirs) = (
-            ("GATEKEEPER_DATABASE", "postgres://a:pw@localhost/g"),
-            ("DATABASE_URL", "postgres://b@localhost/h"),
-        );
-        assert_eq!(found(&[theirs]).unwrap().as_deref(), Some("postgres://b@localhost/h"));
-        assert_eq!(found(&[theirs, ours]).unwrap().as_deref(), Some("postgres://a@localhost/g"));
-        let error = format!("{:#}", found(&[("DATABASE_URL", "mysql://ada:sesame@x/y")]).unwrap_err());
-        assert!(error.contains("DATABASE_URL") && !error.contains("sesame"), "{error}");
     }
 
     #[test]

@@ -10,13 +10,13 @@ use gk_client::{Client, ClientError, ServerAddress};
 use gk_model::health::Health;
 use gk_model::identity::Identity;
 use gk_model::instance::JoinRequest;
+use gk_model::paths;
 use gk_model::problem::Code;
 use gk_model::query::{InstanceQuery, Limit};
 use gk_model::secret::{Secret, SecretKind};
 
-use crate::agent::state_dir;
 use crate::args::{EngineArgs, ServerArgs, env};
-use crate::server::{Server, runtime, stop_requested};
+use crate::server::{Server, is_root, runtime, stop_requested};
 
 /// Runs both until SIGINT or SIGTERM; the agent ends first, so that its last words are heard.
 pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
         let place = Place {
             health: server.health(),
             socket: server.socket.clone(),
-            state_dir: state_dir(env("GATEKEEPER_STATE").as_ref()),
+            state_dir: paths::state_dir(is_root(), env),
         };
         let (end_server, server_ends) = tokio::sync::oneshot::channel::<()>();
         let serving = tokio::spawn(server.serve(async {

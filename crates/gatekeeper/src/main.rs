@@ -3,9 +3,12 @@
 
 mod agent;
 mod args;
+mod config;
+mod config_file;
 mod data;
 mod dev;
 mod logs;
+mod mask;
 mod scan;
 mod server;
 mod service;
@@ -14,12 +17,17 @@ mod tls;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Args, Role};
+use crate::args::Role;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match config::read() {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            // As for a command line that cannot be used.
+            return ExitCode::from(2);
+        }
+    };
     logs::start(&args.logs);
     let ended = match args.role {
         Role::Server(args) => server::run(&args),
@@ -28,6 +36,7 @@ fn main() -> ExitCode {
         Role::Scan(args) => scan::run(&args),
         Role::Backup(args) => data::backup(&args),
         Role::Restore(args) => data::restore(&args),
+        Role::Config(_) => Ok(()),
         Role::Verify(args) => return exit_code(data::verify(&args)),
     };
     exit_code(ended.map(|()| ExitCode::SUCCESS))
@@ -38,7 +47,7 @@ fn exit_code(ended: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            if agent::needs_people(&error) { ExitCode::from(3) } else { ExitCode::FAILURE }
+            service::exit_code(&error)
         }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use gk_model::health::Health;
 use gk_model::paths::SOCKET_FILE;
 use gk_model::text::Subject;
@@ -66,7 +66,7 @@ pub(crate) fn is_root() -> bool {
     own_uid() == 0
 }
 
-fn own_uid() -> u32 {
+pub(crate) fn own_uid() -> u32 {
     // The owner of /proc/self is the effective uid of the process.
     std::fs::metadata("/proc/self").map_or(u32::MAX, |metadata| metadata.uid())
 }
@@ -101,14 +101,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(args: &ServerArgs) -> anyhow::Result<Server> {
-        if !args.listen.ip().is_loopback() && !args.tls.is_wanted() && !args.insecure_http {
-            bail!(
-                "refusing to serve plain HTTP on {}, which others can reach: say --tls auto, or name a certificate with \
-                 --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks TLS, or say --insecure-http",
-                args.listen
-            );
-        }
-        let data = args.database.data();
+        let data = args.database.data.clone();
         // The store first: its lock decides whose socket file lies in the directory.
         let config = args.store()?;
         let database = config.place();
@@ -127,7 +120,10 @@ impl Server {
             std::path::absolute(data.join(SOCKET_FILE)).context("cannot tell the working directory")?;
         let unix = bind_socket(&socket)?;
         let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
-        let (url, trusted_proxies) = (args.tls.url(address), args.tls.trusted_proxy.clone());
+        let (url, trusted_proxies) = (
+            args.tls.url(address, &tls.as_ref().map(Tls::names).unwrap_or_default()),
+            args.tls.trusted_proxy.clone(),
+        );
         let retention = Retention { age: args.retention, most_events: args.retention_events };
         let surface = args.surface.clone();
         Ok(Server {
@@ -146,13 +142,8 @@ impl Server {
 
     /// What it says of itself to whoever asks; see [`Health`].
     pub(crate) fn health(&self) -> Health {
-        Health {
-            status: String::new(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            address: Some(reachable_here(self.address)),
-            url: Some(self.url.clone()),
-            pins: self.tls.as_ref().map(Tls::pins).unwrap_or_default(),
-        }
+        let address = Some(reachable_here(self.address));
+        gk_server::health_of(env!("CARGO_PKG_VERSION"), address, Some(self.url.clone()), self.tls.as_ref())
     }
 
     /// Serves until `stop`, then finishes what was accepted.

@@ -1,9 +1,33 @@
 //! How it goes, told to the service manager that started us (`Type=notify` of systemd). Elsewhere it does nothing.
 
 use std::cell::Cell;
+use std::io::ErrorKind;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use gk_agent::AgentError;
+use gk_server::TlsError;
+use gk_store::OpenError;
 use sd_notify::NotifyState;
+
+/// How the process ends, so that the manager knows whether to start it again.
+pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if needs_people(error) { ExitCode::from(3) } else { ExitCode::FAILURE }
+}
+
+/// Whether a start would end as this one did, until somebody has looked: an agent without an identity, files that others
+/// could have changed, a key that others could have read.
+fn needs_people(error: &anyhow::Error) -> bool {
+    let of_agent = match error.downcast_ref() {
+        Some(AgentError::NotJoined | AgentError::Ended(_) | AgentError::Address(_)) => true,
+        // Not to be believed, or damaged; what the system refuses is of another kind.
+        Some(AgentError::State(error)) => error.kind() == ErrorKind::InvalidData,
+        _ => false,
+    };
+    of_agent
+        || matches!(error.downcast_ref(), Some(OpenError::Exposed(_)))
+        || matches!(error.downcast_ref(), Some(TlsError::Exposed { .. }))
+}
 
 /// The service is there for others.
 pub(crate) fn ready() {

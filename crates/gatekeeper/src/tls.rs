@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use gk_model::time::Timestamp;
 use gk_server::{Cidr, Tls, TlsName, TlsSource};
@@ -35,23 +35,10 @@ pub(crate) struct TlsArgs {
     tls_name: Vec<TlsName>,
     /// Serve HTTPS with the certificate in this file: PEM, followed by those that lead to its authority. Read again by itself
     /// when it changes.
-    #[arg(
-        long,
-        env = "GATEKEEPER_TLS_CERT",
-        hide_env_values = true,
-        value_name = "FILE",
-        requires = "tls_key",
-        conflicts_with = "tls"
-    )]
+    #[arg(long, env = "GATEKEEPER_TLS_CERT", hide_env_values = true, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// The key of that certificate: PEM, and readable by its owner only.
-    #[arg(
-        long,
-        env = "GATEKEEPER_TLS_KEY",
-        hide_env_values = true,
-        value_name = "FILE",
-        requires = "tls_cert"
-    )]
+    #[arg(long, env = "GATEKEEPER_TLS_KEY", hide_env_values = true, value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// Believe a proxy at this address, or in this range (10.0.0.0/8), when it says by X-Forwarded-For or Forwarded whom it
     /// speaks for; may be repeated.
@@ -73,6 +60,18 @@ enum Mode {
 }
 
 impl TlsArgs {
+    /// Whether the options agree, wherever each of them comes from.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match (&self.tls_cert, &self.tls_key, self.tls) {
+            (Some(_), None, _) => bail!("--tls-cert needs --tls-key: the key of that certificate"),
+            (None, Some(_), _) => bail!("--tls-key needs --tls-cert: the certificate that the key is for"),
+            (Some(_), Some(_), Some(Mode::Auto)) => {
+                bail!("--tls auto makes a certificate, and --tls-cert brings one: leave one of them out")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether HTTPS is served at all.
     pub(crate) fn is_wanted(&self) -> bool {
         self.tls.is_some() || self.tls_cert.is_some()
@@ -107,11 +106,13 @@ impl TlsArgs {
         all.into_iter().collect()
     }
 
-    /// Where other machines reach the server, as far as it can be told from here.
-    pub(crate) fn url(&self, address: SocketAddr) -> String {
+    /// Where other machines reach the server, as far as it can be told from here. With a certificate from files that is one
+    /// of the names in it, `certified`: by another one nobody would believe it.
+    pub(crate) fn url(&self, address: SocketAddr, certified: &[String]) -> String {
         let scheme = if self.is_wanted() { "https" } else { "http" };
-        let named = self.tls_name.first().map(ToString::to_string);
-        let host = match named {
+        let told = self.tls_name.first().map(ToString::to_string);
+        let certified = certified.first().filter(|_| self.tls_cert.is_some()).cloned();
+        let host = match told.or(certified) {
             Some(name) => name,
             None if address.ip().is_unspecified() => gk_scan::facts("").host_name.to_string(),
             None => address.ip().to_string(),
@@ -151,11 +152,15 @@ mod tests {
     fn the_url_for_others_is_by_name_where_one_is_told() {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let https = |names| args(Some(Mode::Auto), names);
-        assert_eq!(https(&["gk.example"]).url(address("0.0.0.0:5000")), "https://gk.example:5000");
-        assert_eq!(https(&["2001:db8::1"]).url(address("[::]:5000")), "https://[2001:db8::1]:5000");
-        assert_eq!(https(&[]).url(address("192.0.2.7:5000")), "https://192.0.2.7:5000");
-        assert_eq!(args(None, &[]).url(address("127.0.0.1:5000")), "http://127.0.0.1:5000");
+        let auto = |names, listen: &str| https(names).url(address(listen), &["localhost".to_owned()]);
+        assert_eq!(auto(&["gk.example"], "0.0.0.0:5000"), "https://gk.example:5000");
+        assert_eq!(auto(&["2001:db8::1"], "[::]:5000"), "https://[2001:db8::1]:5000");
+        assert_eq!(auto(&[], "192.0.2.7:5000"), "https://192.0.2.7:5000");
+        assert_eq!(args(None, &[]).url(address("127.0.0.1:5000"), &[]), "http://127.0.0.1:5000");
         let host = gk_scan::facts("").host_name.to_string();
-        assert_eq!(https(&[]).url(address("0.0.0.0:5000")), format!("https://{host}:5000"));
+        assert_eq!(auto(&[], "0.0.0.0:5000"), format!("https://{host}:5000"));
+        let files = TlsArgs { tls_cert: Some("cert.pem".into()), ..args(None, &[]) };
+        let certified = ["gk.example".to_owned(), "192.0.2.7".to_owned()];
+        assert_eq!(files.url(address("0.0.0.0:5000"), &certified), "https://gk.example:5000");
     }
 }

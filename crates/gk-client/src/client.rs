@@ -90,6 +90,13 @@ impl Client {
         Client { patience, ..self }
     }
 
+    /// The same client for an answer that goes on: it may take for ever as a whole, and each part of it so long.
+    pub(crate) fn that_waits(&self, for_each_part: Duration) -> Client {
+        let (agent, dialled) =
+            transport::agent_that_waits(&self.server, self.timeout, for_each_part, &self.pins);
+        Client { agent, dialled, ..self.clone() }
+    }
+
     /// The server it talks to.
     pub fn server(&self) -> &ServerAddress {
         &self.server

@@ -1,5 +1,6 @@
 //! Why a server's certificate is not believed, in words that say what to do.
 
+use std::fmt;
 use std::io;
 
 use gk_model::pin::Pin;
@@ -8,25 +9,20 @@ use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 
 /// What is wrong with a certificate.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Distrust {
     /// No pin is known, and the system's authorities do not know who signed it.
-    #[error(
-        "it is not signed by anybody whom this machine trusts: give the pin that the server prints at start with \
-         --ca-pin or GATEKEEPER_CA_PIN, as in `gkctl instance join --ca-pin sha256:…`"
-    )]
     UnknownIssuer,
     /// A certificate with a pinned key was sent along, and has not signed this one.
-    #[error("it is not signed by the pinned key that was sent along: this is not the server that is meant")]
     NotSigned,
-    /// None of the pinned keys.
-    #[error(transparent)]
-    Unpinned(#[from] Unpinned),
+    /// None of the pinned keys is in the chain.
+    Unpinned {
+        /// The pins.
+        expected: Vec<Pin>,
+        /// The keys in the chain, the server's own first.
+        presented: Vec<Pin>,
+    },
     /// It belongs to somebody else.
-    #[error(
-        "it is for {}, and not for {expected}: use one of these names in the server's address, or give the server \
-         `--tls-name {expected}`", .presented.join(", ")
-    )]
     WrongName {
         /// The host that was asked for.
         expected: String,
@@ -34,10 +30,6 @@ pub enum Distrust {
         presented: Vec<String>,
     },
     /// It was valid once.
-    #[error(
-        "it, or the authority behind it, has expired{}: renew it on the server, or set this machine's clock",
-        moments(.not_after.as_ref(), .now.as_ref(), "ended")
-    )]
     Expired {
         /// When it ended.
         not_after: Option<Timestamp>,
@@ -45,10 +37,6 @@ pub enum Distrust {
         now: Option<Timestamp>,
     },
     /// It will be valid one day.
-    #[error(
-        "it is not valid yet{}: set this machine's clock, or the server's",
-        moments(.not_before.as_ref(), .now.as_ref(), "begins")
-    )]
     NotYetValid {
         /// When it begins.
         not_before: Option<Timestamp>,
@@ -56,31 +44,75 @@ pub enum Distrust {
         now: Option<Timestamp>,
     },
     /// There is nobody to ask.
-    #[error(
-        "this machine knows no authorities to verify it with: give the pin that the server prints at start with \
-         --ca-pin or GATEKEEPER_CA_PIN, or install ca-certificates"
-    )]
     NoAuthorities,
     /// Anything else, in the words of the TLS library.
-    #[error("{0}")]
     Other(String),
 }
 
-/// A chain without any pinned key.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "it has none of the pinned keys: pinned is {}, and the server shows {}. Either this is not the server that is meant, \
-     or its authority was made anew; compare with what the server prints at start, and join again with `gkctl instance \
-     join --ca-pin sha256:…`", list(.expected), list(.presented)
-)]
-pub struct Unpinned {
-    /// The pins.
-    pub expected: Vec<Pin>,
-    /// The keys in the chain, the server's own first.
-    pub presented: Vec<Pin>,
+/// What is wrong, and what to do.
+impl fmt::Display for Distrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what())?;
+        self.remedy().map_or(Ok(()), |remedy| write!(f, ": {remedy}"))
+    }
 }
 
+impl std::error::Error for Distrust {}
+
 impl Distrust {
+    /// What is wrong, as it is said of a certificate.
+    pub fn what(&self) -> String {
+        match self {
+            Distrust::UnknownIssuer => "it is not signed by anybody whom this machine trusts".to_owned(),
+            Distrust::NotSigned => "it is not signed by the pinned key that was sent along".to_owned(),
+            Distrust::Unpinned { expected, presented } => format!(
+                "it has none of the pinned keys; pinned is {}, and the server shows {}",
+                list(expected),
+                list(presented)
+            ),
+            Distrust::WrongName { expected, presented } => {
+                format!("it is for {}, and not for {expected}", presented.join(", "))
+            }
+            Distrust::Expired { not_after, now } => format!(
+                "it, or the authority behind it, has expired{}",
+                moments(not_after.as_ref(), now.as_ref(), "ended")
+            ),
+            Distrust::NotYetValid { not_before, now } => {
+                format!("it is not valid yet{}", moments(not_before.as_ref(), now.as_ref(), "begins"))
+            }
+            Distrust::NoAuthorities => "this machine knows no authorities to verify it with".to_owned(),
+            Distrust::Other(words) => words.clone(),
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> Option<String> {
+        let remedy = match self {
+            Distrust::UnknownIssuer => {
+                "give the pin that the server prints at start with --ca-pin or GATEKEEPER_CA_PIN, as in `gkctl instance \
+                 join --ca-pin sha256:…`"
+            }
+            Distrust::NotSigned => "this is not the server that is meant",
+            Distrust::Unpinned { .. } => {
+                "either this is not the server that is meant, or its authority was made anew; compare with what the server \
+                 prints at start, and join again with `gkctl instance join --ca-pin sha256:…`"
+            }
+            Distrust::WrongName { expected, .. } => {
+                return Some(format!(
+                    "use one of these names in the server's address, or give the server `--tls-name {expected}`, or a \
+                     certificate that is for it"
+                ));
+            }
+            Distrust::Expired { .. } => "renew it on the server, or set this machine's clock",
+            Distrust::NotYetValid { .. } => "set this machine's clock, or the server's",
+            Distrust::NoAuthorities => {
+                "give the pin that the server prints at start with --ca-pin or GATEKEEPER_CA_PIN, or install ca-certificates"
+            }
+            Distrust::Other(_) => return None,
+        };
+        Some(remedy.to_owned())
+    }
+
     /// What a failure says of the server's certificate, if that is why it failed.
     pub(crate) fn of(error: &ureq::Error) -> Option<Distrust> {
         let ureq::Error::Io(error) = error else { return None };

@@ -13,6 +13,10 @@ pub enum ClientError {
     /// The server understood and refused. The problem says why, and often what to do.
     #[error("{}", .0.detail)]
     Refused(Box<Problem>),
+    /// A watch cannot go on: its place is of another event log, or what follows is not kept any more. The problem says
+    /// which, and from where it could begin anew.
+    #[error("{}", .0.detail)]
+    Gone(Box<Problem>),
     /// There was no answer: connection refused, no such socket or host, connection lost, or time over. A request
     /// that changes something may have taken effect.
     #[error("cannot reach the server at {server}")]
@@ -52,7 +56,7 @@ impl ClientError {
     /// The server's refusal, when it is one.
     pub fn problem(&self) -> Option<&Problem> {
         match self {
-            ClientError::Refused(problem) => Some(problem),
+            ClientError::Refused(problem) | ClientError::Gone(problem) => Some(problem),
             _ => None,
         }
     }
@@ -94,6 +98,9 @@ pub enum ProtocolFault {
         /// How much is read at most.
         limit_bytes: u64,
     },
+    /// TLS was spoken to it, and not answered.
+    #[error("it does not speak TLS: try http://")]
+    NoTls,
     /// Not HTTP at all, or broken HTTP.
     #[error("{request} was answered with broken HTTP: {what}")]
     Http {

@@ -44,12 +44,18 @@ pub(crate) struct Call {
     key: Option<IdempotencyKey>,
     /// The version that is to be changed, and no later one.
     version: Option<u64>,
+    accept: &'static str,
 }
 
 impl Call {
     /// Reads: repeatable.
     pub(crate) fn get(path: &str, query: &impl Serialize) -> Call {
         Call { repeatable: true, ..Call::bare(Method::GET, with_query(path, query)) }
+    }
+
+    /// Reads an answer that goes on.
+    pub(crate) fn stream(path: &str, query: &impl Serialize) -> Call {
+        Call { accept: "text/event-stream", ..Call::get(path, query) }
     }
 
     /// Deletes. Not repeatable: the second answer would say that there is nothing to delete.
@@ -67,9 +73,20 @@ impl Call {
         Call { body: Some(json(body)), ..Call::bare(Method::PATCH, path.to_owned()) }
     }
 
-    /// Changes that version only.
+    /// Makes something what the body says; to say it again changes nothing.
+    pub(crate) fn put(path: &str, body: &impl Serialize) -> Call {
+        let body = Some(json(body));
+        Call { body, repeatable: true, ..Call::bare(Method::PUT, path.to_owned()) }
+    }
+
+    /// Changes that version only. Said again, it would find its own change.
     pub(crate) fn if_version(self, version: Option<u64>) -> Call {
-        Call { version, ..self }
+        Call { version, repeatable: self.repeatable && version.is_none(), ..self }
+    }
+
+    /// The same with a query.
+    pub(crate) fn with(self, query: &impl Serialize) -> Call {
+        Call { target: with_query(&self.target, query), ..self }
     }
 
     /// Sends a body that the server can tell from its repetition; compressed when that is worth it.
@@ -81,7 +98,17 @@ impl Call {
     }
 
     fn bare(method: Method, target: String) -> Call {
-        Call { method, target, body: None, compressed: false, repeatable: false, key: None, version: None }
+        let accept = "application/json";
+        Call {
+            method,
+            target,
+            body: None,
+            compressed: false,
+            repeatable: false,
+            key: None,
+            version: None,
+            accept,
+        }
     }
 
     /// Method and path, for errors.
@@ -185,17 +212,19 @@ impl Client {
     }
 
     fn attempt(&self, call: &Call) -> Result<Answer, Failure> {
+        let mut response = self.open(call)?;
+        let body = self.read_body(call, &mut response)?;
+        Ok(Answer { status: response.status().as_u16(), date: date(&response), body, request: call.name() })
+    }
+
+    /// Sends a request and hands over its answer, unless it is a refusal.
+    pub(crate) fn open(&self, call: &Call) -> Result<Response<Body>, Failure> {
         let mut response = self.send(call)?;
-        let (status, retry_after, date) = (response.status(), retry_after(&response), date(&response));
-        let body = response
-            .body_mut()
-            .with_config()
-            .limit(MOST_BYTES)
-            .read_to_vec()
-            .map_err(|error| self.name_failure(call, error))?;
+        let (status, retry_after) = (response.status(), retry_after(&response));
         if status.is_success() {
-            return Ok(Answer { status: status.as_u16(), date, body, request: call.name() });
+            return Ok(response);
         }
+        let body = self.read_body(call, &mut response)?;
         let error = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => ClientError::Refused(Box::new(problem)),
             Err(_) => self.fault(ProtocolFault::Status {
@@ -205,6 +234,11 @@ impl Client {
             }),
         };
         Err(Failure { error, retry_after })
+    }
+
+    fn read_body(&self, call: &Call, response: &mut Response<Body>) -> Result<Vec<u8>, ClientError> {
+        let body = response.body_mut().with_config().limit(MOST_BYTES).read_to_vec();
+        body.map_err(|error| self.name_failure(call, error))
     }
 
     /// Sends a request, and once more when a kept connection turned out to be closed and repeating is harmless.
@@ -223,8 +257,7 @@ impl Client {
 
     fn send_once(&self, call: &Call) -> Result<Result<Response<Body>, Error>, ClientError> {
         let target = format!("{}{}", self.base()?, call.target);
-        let mut request =
-            Request::builder().method(&call.method).uri(target).header("accept", "application/json");
+        let mut request = Request::builder().method(&call.method).uri(target).header("accept", call.accept);
         if let Some(token) = self.token_to_send()? {
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
                 .expect("a secret is letters, digits and `_`");
@@ -256,9 +289,7 @@ impl Client {
             return ClientError::Untrusted { server: self.server().clone(), why: Box::new(why) };
         }
         match error {
-            Error::Io(error) if speaks_no_tls(&error) => {
-                broken("it does not speak TLS: try http://".to_owned())
-            }
+            Error::Io(error) if speaks_no_tls(&error) => self.fault(ProtocolFault::NoTls),
             Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => broken(error.to_string()),
             Error::Io(error) => self.unreachable(error),
             Error::Timeout(reason) => self.unreachable(self.time_is_over(reason)),
@@ -279,11 +310,11 @@ impl Client {
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))
     }
 
-    fn unreachable(&self, source: io::Error) -> ClientError {
+    pub(crate) fn unreachable(&self, source: io::Error) -> ClientError {
         ClientError::Unreachable { server: self.server().clone(), source }
     }
 
-    fn fault(&self, fault: ProtocolFault) -> ClientError {
+    pub(crate) fn fault(&self, fault: ProtocolFault) -> ClientError {
         ClientError::Protocol { server: self.server().clone(), fault: Box::new(fault) }
     }
 }

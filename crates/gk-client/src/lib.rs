@@ -5,7 +5,7 @@
 //! reads no answer beyond a bound. It never repeats a request that could take effect twice. By itself it repeats two
 //! kinds: a read or contact that met a connection the server had closed meanwhile, once; and a request that makes
 //! something, which goes under an idempotency key, for a few seconds when its answer is lost or the server is away
-//! ([`Client::with_patience`]).
+//! ([`Client::with_patience`]). A [`Watch`] is told events as they happen, and goes on by itself where it was interrupted.
 //!
 //! Next to it live the files that `gkctl` and the agent share: the [`identity`] of this machine, the agent's
 //! [`session`], what it put into the kernel's list of reserved ports ([`protection`]), what container [`engines`] told it,
@@ -31,9 +31,11 @@ pub mod protection;
 mod retry;
 mod routes;
 pub mod session;
+mod sse;
 mod tls;
 mod transport;
 mod trust;
+mod watch;
 
 #[cfg(test)]
 mod canned;
@@ -42,8 +44,9 @@ mod tests;
 
 pub use address::{AddressError, Authority, ServerAddress};
 pub use client::Client;
-pub use distrust::{Distrust, Unpinned};
+pub use distrust::Distrust;
 pub use error::{ClientError, ProtocolFault};
 pub use local::{LocalAnswer, get_local};
 pub use pages::all_pages;
 pub use routes::Joined;
+pub use watch::{News, Watch};

@@ -21,6 +21,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
+/// A watch is in no hurry: many of them come back to a server that has just started.
+const LONGEST_RECONNECT: Duration = Duration::from_secs(10);
+
 const UNAVAILABLE: u16 = 503;
 const TOO_OFTEN: u16 = 429;
 
@@ -66,8 +69,14 @@ fn is_worth_another(error: &ClientError, attempt: u32) -> bool {
         ClientError::Protocol { fault, .. } => {
             matches!(**fault, ProtocolFault::Status { status: UNAVAILABLE, .. })
         }
-        ClientError::InsecureHttp { .. } | ClientError::Untrusted { .. } => false,
+        ClientError::InsecureHttp { .. } | ClientError::Untrusted { .. } | ClientError::Gone(_) => false,
     }
+}
+
+/// How long a watch waits before it connects again; `failures` counts from one.
+pub(crate) fn wait_before_reconnecting(failures: u32, retry_after: Option<Duration>, share: f64) -> Duration {
+    let ceiling = FIRST_WAIT.saturating_mul(1 << failures.min(10)).min(LONGEST_RECONNECT);
+    ceiling.mul_f64(0.5 + share / 2.0) + retry_after.unwrap_or_default()
 }
 
 /// Whether no connection came about, so that nothing was sent.

@@ -1,19 +1,27 @@
 //! One method per route of the API.
 
 use gk_model::contact::{Contact, ContactAnswer};
+use gk_model::drift::Drift;
 use gk_model::health::Health;
-use gk_model::history::{Event, History};
+use gk_model::history::History;
 use gk_model::id::{InstanceId, InstanceRef, ReservationId, TokenId};
+use gk_model::ignore::{Ignore, IgnoreSpec};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::paths;
+use gk_model::pool::{PoolChange, PoolSpec, PoolStatus};
+use gk_model::port::PortRange;
 use gk_model::port_state::PortState;
 use gk_model::protection::ReservedPorts;
 use gk_model::query::{
-    EventQuery, HistoryQuery, InstanceQuery, Page, PortQuery, ReservationQuery, TokenQuery,
+    DriftQuery, EventQuery, HistoryQuery, IgnoreQuery, InstanceQuery, Page, PoolQuery, PortQuery,
+    ReservationQuery, TokenQuery,
 };
-use gk_model::reservation::{Reservation, ReserveRequest};
+use gk_model::reservation::{RenewRequest, Reservation, ReservationPatch, ReserveRequest, Reserved};
+use gk_model::status::Status;
+use gk_model::text::{IgnoreName, PoolName};
 use gk_model::time::Timestamp;
 use gk_model::token::{CreatedToken, Token, TokenRequest, Whoami};
+use gk_model::watch::EventPage;
 use serde::Serialize;
 
 use crate::client::Client;
@@ -41,6 +49,12 @@ struct LeaveQuery {
 
 #[derive(Serialize)]
 struct ReleaseQuery {
+    force: Option<bool>,
+    ports: Option<PortRange>,
+}
+
+#[derive(Serialize)]
+struct ForceQuery {
     force: Option<bool>,
 }
 
@@ -111,14 +125,44 @@ impl Client {
         self.fetch(&Call::get(paths::PORTS, query))
     }
 
+    /// A page of what differs from the plan.
+    pub fn list_drift(&self, query: &DriftQuery) -> Result<Page<Drift>, ClientError> {
+        self.fetch(&Call::get(paths::DRIFT, query))
+    }
+
+    /// The fleet in a few numbers.
+    pub fn get_status(&self) -> Result<Status, ClientError> {
+        self.fetch(&Call::get(paths::STATUS, &NoQuery {}))
+    }
+
+    /// A page of ignore rules, by name.
+    pub fn list_ignores(&self, query: &IgnoreQuery) -> Result<Page<Ignore>, ClientError> {
+        self.fetch(&Call::get(paths::IGNORES, query))
+    }
+
+    /// One ignore rule.
+    pub fn get_ignore(&self, name: &IgnoreName) -> Result<Ignore, ClientError> {
+        self.fetch(&Call::get(&paths::ignore(name), &NoQuery {}))
+    }
+
+    /// Makes an ignore rule, or changes it.
+    pub fn set_ignore(&self, name: &IgnoreName, rule: &IgnoreSpec) -> Result<Ignore, ClientError> {
+        self.fetch(&Call::put(&paths::ignore(name), rule))
+    }
+
+    /// Takes an ignore rule away. Answers it as it was.
+    pub fn delete_ignore(&self, name: &IgnoreName) -> Result<Ignore, ClientError> {
+        self.fetch(&Call::delete(&paths::ignore(name), &NoQuery {}))
+    }
+
     /// The numbers that are reserved on one instance.
     pub fn get_reserved_ports(&self, instance: &InstanceRef) -> Result<ReservedPorts, ClientError> {
         self.fetch(&Call::get(&paths::reserved_ports(instance), &NoQuery {}))
     }
 
-    /// Reserves a port. Sent again under the same key when the answer is lost; when none of the answers arrives, the
-    /// reservation may exist.
-    pub fn reserve(&self, request: &ReserveRequest) -> Result<Reservation, ClientError> {
+    /// Reserves all that is asked for, or nothing. Sent again under the same key when the answer is lost; when none of
+    /// the answers arrives, the reservations may exist.
+    pub fn reserve(&self, request: &ReserveRequest) -> Result<Reserved, ClientError> {
         self.fetch(&Call::post(paths::RESERVATIONS, request))
     }
 
@@ -132,9 +176,44 @@ impl Client {
         self.fetch(&Call::get(&paths::reservation(id), &NoQuery {}))
     }
 
+    /// Changes what a reservation says; with `force`, also somebody else's; with a version, only that one.
+    pub fn update_reservation(
+        &self,
+        id: ReservationId,
+        patch: &ReservationPatch,
+        force: bool,
+        version: Option<u64>,
+    ) -> Result<Reservation, ClientError> {
+        let call = Call::patch(&paths::reservation(id), patch).with(&ForceQuery { force: flag(force) });
+        self.fetch(&call.if_version(version))
+    }
+
+    /// Sets when a lease ends; with `force`, also somebody else's.
+    pub fn renew(
+        &self,
+        id: ReservationId,
+        request: &RenewRequest,
+        force: bool,
+    ) -> Result<Reservation, ClientError> {
+        let call = Call::post(&paths::renew(id), request);
+        self.fetch(&call.with(&ForceQuery { force: flag(force) }))
+    }
+
     /// Releases a reservation; with `force`, also somebody else's. Answers it as it was released.
     pub fn release(&self, id: ReservationId, force: bool) -> Result<Reservation, ClientError> {
-        self.fetch(&Call::delete(&paths::reservation(id), &ReleaseQuery { force: flag(force) }))
+        self.release_part(id, None, force, None)
+    }
+
+    /// Releases a reservation, or some of its ports; with a version, only that one. Answers it as it is then.
+    pub fn release_part(
+        &self,
+        id: ReservationId,
+        ports: Option<PortRange>,
+        force: bool,
+        version: Option<u64>,
+    ) -> Result<Reservation, ClientError> {
+        let query = ReleaseQuery { force: flag(force), ports };
+        self.fetch(&Call::delete(&paths::reservation(id), &query).if_version(version))
     }
 
     /// A page of intervals, newest first.
@@ -142,8 +221,8 @@ impl Client {
         self.fetch(&Call::get(paths::HISTORY, query))
     }
 
-    /// A page of events, oldest first.
-    pub fn list_events(&self, query: &EventQuery) -> Result<Page<Event>, ClientError> {
+    /// A page of events, oldest first, and how far the log reached then: behind that a [`Watch`](crate::Watch) goes on.
+    pub fn list_events(&self, query: &EventQuery) -> Result<EventPage, ClientError> {
         self.fetch(&Call::get(paths::EVENTS, query))
     }
 
@@ -161,6 +240,31 @@ impl Client {
     pub fn ready_at(&self) -> Result<(Health, Option<Timestamp>), ClientError> {
         let answer = self.exchange(&Call::get(paths::READY, &NoQuery {}))?;
         Ok((self.value(&answer)?, answer.date))
+    }
+
+    /// A page of pools, with how full they are.
+    pub fn list_pools(&self, query: &PoolQuery) -> Result<Page<PoolStatus>, ClientError> {
+        self.fetch(&Call::get(paths::POOLS, query))
+    }
+
+    /// One pool, with how full it is.
+    pub fn get_pool(&self, name: &PoolName) -> Result<PoolStatus, ClientError> {
+        self.fetch(&Call::get(&paths::pool(name), &NoQuery {}))
+    }
+
+    /// Makes a pool what this says; with a version, only if it is still at that one (412 otherwise).
+    pub fn set_pool(
+        &self,
+        name: &PoolName,
+        spec: &PoolSpec,
+        version: Option<u64>,
+    ) -> Result<PoolChange, ClientError> {
+        self.fetch(&Call::put(&paths::pool(name), spec).if_version(version))
+    }
+
+    /// Deletes a pool. Answers it as it was, and what was drawn from it.
+    pub fn delete_pool(&self, name: &PoolName) -> Result<PoolChange, ClientError> {
+        self.fetch(&Call::delete(&paths::pool(name), &NoQuery {}))
     }
 
     /// A page of tokens, newest first; their secrets are nowhere.

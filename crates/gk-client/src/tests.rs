@@ -456,8 +456,11 @@ fn a_join_that_used_up_its_token_before_the_answer_was_lost_is_finished() {
 
 #[test]
 fn words_in_queries_are_the_words_of_the_model() {
-    let server = Canned::tcp(vec![vec![json(200, NO_ITEMS)]]);
-    let query = EventQuery { kind: Some(EventKind::OwnerChanged), ..EventQuery::default() };
+    let log_id = gk_model::id::LogId::generate(Timestamp::from_micros(0));
+    let page =
+        format!(r#"{{"items":[],"next":null,"log":{{"log_id":"{log_id}","oldest_seq":1,"newest_seq":0}}}}"#);
+    let server = Canned::tcp(vec![vec![json(200, &page)]]);
+    let query = EventQuery { kind: Some(EventKind::OwnerChanged.into()), ..EventQuery::default() };
     server.client().list_events(&query).unwrap();
     assert!(server.request().0.starts_with("GET /v1/events?kind=owner_changed HTTP"));
 }

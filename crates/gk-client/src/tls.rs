@@ -25,7 +25,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
-use crate::distrust::{Distrust, Unpinned};
+use crate::distrust::Distrust;
 
 /// The pins of a client and all its clones.
 #[derive(Clone, Debug, Default)]
@@ -155,7 +155,7 @@ impl ServerCertVerifier for PinVerifier {
             if anchors.is_empty() {
                 let chain = std::iter::once(end_entity).chain(intermediates);
                 let presented = chain.filter_map(pin_of).collect();
-                return Err(distrust(Unpinned { expected: pins, presented }.into()));
+                return Err(distrust(Distrust::Unpinned { expected: pins, presented }));
             }
             let algorithms = self.provider.signature_verification_algorithms.all;
             verify_server_cert_signed_by_trust_anchor(&leaf, &anchors, intermediates, now, algorithms)

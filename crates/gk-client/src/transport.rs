@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use ureq::config::Config;
+use ureq::config::{Config, ConfigBuilder};
 use ureq::http::Uri;
+use ureq::typestate::AgentScope;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport,
@@ -36,6 +37,22 @@ pub(crate) type Dialled = Arc<AtomicU64>;
 
 /// An HTTP client for one server that gives up on a request after `timeout`, and its count of connections.
 pub(crate) fn agent(server: &ServerAddress, timeout: Duration, pins: &Pins) -> (Agent, Dialled) {
+    make_agent(server, builder(timeout).timeout_global(Some(timeout)).build(), pins)
+}
+
+/// The same that gives up when an answer does not begin within `timeout`, or stands still for so long.
+pub(crate) fn agent_that_waits(
+    server: &ServerAddress,
+    timeout: Duration,
+    standstill: Duration,
+    pins: &Pins,
+) -> (Agent, Dialled) {
+    let config =
+        builder(timeout).timeout_recv_response(Some(timeout)).timeout_per_read(Some(standstill)).build();
+    make_agent(server, config, pins)
+}
+
+fn make_agent(server: &ServerAddress, config: Config, pins: &Pins) -> (Agent, Dialled) {
     let dialled = Dialled::default();
     let (socket, tls) = match server {
         ServerAddress::Unix(path) => (Some(path.clone()), None),
@@ -44,12 +61,12 @@ pub(crate) fn agent(server: &ServerAddress, timeout: Duration, pins: &Pins) -> (
     };
     let names = Names { needed: socket.is_none(), dns: DefaultResolver::default() };
     let dialer = Dialer { socket, tcp: TcpConnector::default(), tls, dialled: Arc::clone(&dialled) };
-    (Agent::with_parts(config(timeout), dialer, names), dialled)
+    (Agent::with_parts(config, dialer, names), dialled)
 }
 
 /// A redirect is answered as it came and never followed, since the token would go along. No proxy of the environment
 /// is asked, for the same reason: nobody chose it for this server.
-fn config(timeout: Duration) -> Config {
+fn builder(timeout: Duration) -> ConfigBuilder<AgentScope> {
     Agent::config_builder()
         .proxy(None)
         .max_redirects(0)
@@ -60,8 +77,6 @@ fn config(timeout: Duration) -> Config {
         .max_idle_age(KEEP_FOR)
         .timeout_resolve(Some(CONNECT_TIMEOUT.min(timeout)))
         .timeout_connect(Some(CONNECT_TIMEOUT.min(timeout)))
-        .timeout_global(Some(timeout))
-        .build()
 }
 
 /// Resolves host names, except where there is nothing to resolve.

@@ -18,11 +18,18 @@ use gk_model::paths::{
 use crate::files::at;
 
 /// For everybody to read.
-const PUBLIC: [&str; 2] = [IDENTITY_FILE, AGENT_LOCK_FILE];
+const PUBLIC: [&str; 1] = [IDENTITY_FILE];
 
 /// For their owner only.
-const PRIVATE: [&str; 6] =
-    [CREDENTIAL_FILE, PENDING_CREDENTIAL_FILE, SESSION_FILE, PROTECTION_FILE, ENGINES_FILE, SPOOL_FILE];
+const PRIVATE: [&str; 7] = [
+    CREDENTIAL_FILE,
+    PENDING_CREDENTIAL_FILE,
+    SESSION_FILE,
+    PROTECTION_FILE,
+    ENGINES_FILE,
+    SPOOL_FILE,
+    AGENT_LOCK_FILE,
+];
 
 fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()

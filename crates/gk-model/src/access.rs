@@ -34,6 +34,8 @@ pub enum Permission {
     Operate,
     /// To make, list and revoke tokens; of operators, join tokens only.
     Tokens,
+    /// To change the pools that everybody draws from.
+    Pools,
     /// To ask who one is; everybody with a valid secret.
     Whoami,
     /// To bring an instance in: a join token, an operator, or the instance itself coming back.
@@ -49,6 +51,7 @@ impl Permission {
             Permission::Read | Permission::Whoami => Some(Role::Viewer),
             Permission::Reserve => Some(Role::User),
             Permission::Operate | Permission::Join | Permission::Tokens => Some(Role::Operator),
+            Permission::Pools => Some(Role::Admin),
             Permission::Contact => None,
         }
     }
@@ -91,7 +94,7 @@ impl Actor {
     pub fn has(&self, permission: Permission) -> bool {
         match (self.authority, permission) {
             (Authority::Role(role), _) => permission.least_role().is_some_and(|least| role >= least),
-            (Authority::Instance(..), Permission::Operate | Permission::Tokens) => false,
+            (Authority::Instance(..), Permission::Operate | Permission::Tokens | Permission::Pools) => false,
             (Authority::Instance(..), _) => true,
             (Authority::Join(_), _) => matches!(permission, Permission::Join | Permission::Whoami),
         }
@@ -111,20 +114,20 @@ mod tests {
 
     #[test]
     fn who_may_what() {
-        use Permission::{Contact, Join, Operate, Read, Reserve, Tokens, Whoami};
+        use Permission::{Contact, Join, Operate, Pools, Read, Reserve, Tokens, Whoami};
         let own = InstanceId::generate(Timestamp::from_micros(0));
         let hash = Secret::from_random(SecretKind::Join, &[0; 32]).hash();
         let table: [(Authority, &[Permission]); 6] = [
             (Authority::Role(Role::Viewer), &[Read, Whoami]),
             (Authority::Role(Role::User), &[Read, Whoami, Reserve]),
             (Authority::Role(Role::Operator), &[Read, Whoami, Reserve, Operate, Join, Tokens]),
-            (Authority::Role(Role::Admin), &[Read, Whoami, Reserve, Operate, Join, Tokens]),
+            (Authority::Role(Role::Admin), &[Read, Whoami, Reserve, Operate, Join, Tokens, Pools]),
             (Authority::Instance(own, hash), &[Read, Whoami, Reserve, Join, Contact]),
             (Authority::Join(hash), &[Join, Whoami]),
         ];
         for (authority, allowed) in table {
             let actor = Actor::new("somebody".parse().unwrap(), authority);
-            for permission in [Read, Reserve, Operate, Join, Contact, Tokens, Whoami] {
+            for permission in [Read, Reserve, Operate, Join, Contact, Tokens, Pools, Whoami] {
                 assert_eq!(
                     actor.has(permission),
                     allowed.contains(&permission),

@@ -5,7 +5,9 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::listener::{Container, Listener, Netns, Owner};
@@ -26,7 +28,7 @@ words! {
 
 /// Who should be listening on a reserved port. Everything given must hold; nothing given, anybody may.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct Expect {
     /// The process: its command name, or its executable by path or by file name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,6 +46,33 @@ pub struct Expect {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "127.0.0.1")]
     pub address: Option<IpAddr>,
+}
+
+impl Serialize for Expect {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Expect::serialize(self, serializer)
+    }
+}
+
+/// From an object only: what is derived would take a list of its fields, too, by their order.
+impl<'de> Deserialize<'de> for Expect {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Expect, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Expect;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object that says who is expected")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Expect, A::Error> {
+                Expect::deserialize(MapAccessDeserializer::new(fields))
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
 }
 
 impl Expect {
@@ -108,9 +137,9 @@ fn of_group<T>(listener: &Listener, group: Option<&T>, fits: impl FnOnce(&T) -> 
 }
 
 fn is_process(owner: &Owner, expected: &Expected) -> bool {
-    let file_name = |path: &Observed| path.as_str().rsplit('/').next() == Some(expected.as_str());
-    let is_exe = |path: &Observed| is(expected, path) || file_name(path);
-    is(expected, &owner.name) || owner.exe.as_ref().is_some_and(is_exe)
+    let program = owner.program();
+    let file_name = program.rsplit('/').next().unwrap_or(program);
+    is(expected, &owner.name) || [program, file_name].contains(&expected.as_str())
 }
 
 fn is_container(container: &Container, expected: &Expected) -> bool {
@@ -226,6 +255,16 @@ mod tests {
     }
 
     #[test]
+    fn whoever_runs_on_while_its_program_is_upgraded_still_fits() {
+        let mut seen = nginx();
+        seen.owners[0].name = "systemd-resolve".into();
+        seen.owners[0].exe = Some("/usr/lib/systemd/systemd-resolved (deleted)".into());
+        for text in ["process=systemd-resolved", "process=/usr/lib/systemd/systemd-resolved"] {
+            assert_eq!(expect(text).fit(&[seen.clone()]), Some(Fit::Fits), "{text}");
+        }
+    }
+
+    #[test]
     fn what_the_agent_may_not_see_is_unknown_and_one_known_stranger_is_enough() {
         let mut hidden = nginx();
         hidden.owners.clear();
@@ -251,6 +290,19 @@ mod tests {
         assert_eq!(nginx_only.fit(&[forked]), Some(Fit::Differs), "every owner counts");
         squatter.key.netns = Netns::Other(1);
         assert_eq!(nginx_only.fit(&[squatter]), None, "another namespace's listener does not count");
+    }
+
+    #[test]
+    fn on_the_wire_it_is_an_object_and_nothing_else() {
+        let read = |json| serde_json::from_str::<Expect>(json);
+        assert_eq!(read(r#"{"process":"nginx"}"#).unwrap(), expect("process=nginx"));
+        assert_eq!(
+            serde_json::to_string(&expect("unit=a,address=::1")).unwrap(),
+            r#"{"unit":"a","address":"::1"}"#
+        );
+        for bad in ["[null,null]", "[]", "7", r#""process=nginx""#, r#"{"port":80}"#] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

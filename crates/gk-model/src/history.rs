@@ -28,6 +28,8 @@ words! {
         Reserved = "reserved",
         /// A port somebody already listened on was reserved for that listener.
         Adopted = "adopted",
+        /// What a reservation is for, its name, its remark, its labels or its expectation changed.
+        Edited = "edited",
         /// A lease was prolonged.
         Renewed = "renewed",
         /// A reservation, or a part of it, ended by release.
@@ -42,10 +44,24 @@ words! {
         Closed = "closed",
         /// A listener stayed, and its owners, unit or container changed.
         OwnerChanged = "owner_changed",
+        /// A lease is about to end, unless it is renewed.
+        Expiring = "expiring",
+        /// A reserved port is listened on by somebody else than expected, or on another instance than it is held for.
+        ConflictBegan = "conflict_began",
+        /// That is over.
+        ConflictEnded = "conflict_ended",
+        /// An ignore rule was made or changed.
+        IgnoreSet = "ignore_set",
+        /// An ignore rule was taken away.
+        IgnoreDeleted = "ignore_deleted",
         /// A token was made.
         TokenCreated = "token_created",
         /// A token was revoked.
         TokenRevoked = "token_revoked",
+        /// A pool was made or changed.
+        PoolSet = "pool_set",
+        /// A pool was deleted.
+        PoolDeleted = "pool_deleted",
         /// A listener came, went or changed hands so often that this is told by its number; the message has the counts.
         Churn = "churn",
         /// An instance was heard of no more.

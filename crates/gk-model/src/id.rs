@@ -79,6 +79,11 @@ id! {
     TokenId
 }
 
+impl ReservationId {
+    /// Stands where the id would, for what a dry run would make. Never an id itself.
+    pub const UNMADE: ReservationId = ReservationId(Uuid::nil());
+}
+
 /// Stands where an instance's id would, for what is held for all of them. Never an id itself.
 pub const FLEET: &str = "fleet";
 

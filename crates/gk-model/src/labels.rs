@@ -28,6 +28,9 @@ pub enum LabelError {
     /// The same key twice.
     #[error("the label {0} is given twice")]
     Twice(LabelKey),
+    /// A selector beyond any use.
+    #[error("that selector is too long: {0} bytes, at most {most}", most = Selector::MOST_BYTES)]
+    TooLong(usize),
     /// More than an instance may have.
     #[error("{0} labels are too many: at most {most}", most = Labels::MOST)]
     TooMany(usize),
@@ -156,6 +159,18 @@ impl Requirement {
             Requirement::OneOf(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
         }
     }
+
+    /// Neither keys nor values hold a quote, so that what stands between quotes is a whole one.
+    fn clause(&self) -> Clause {
+        let pair = |key, value| format!("\"{key}\":\"{value}\"");
+        match self {
+            Requirement::Has(key) => Clause::AnyOf(vec![format!("\"{key}\":")]),
+            Requirement::Not(key, value) => Clause::Without(pair(key, value)),
+            Requirement::OneOf(key, values) => {
+                Clause::AnyOf(values.iter().map(|value| pair(key, value)).collect())
+            }
+        }
+    }
 }
 
 impl FromStr for Requirement {
@@ -205,16 +220,36 @@ impl fmt::Display for Requirement {
 pub struct Selector(Vec<Requirement>);
 
 impl Selector {
+    /// How long its text may be: a database looks for each of its words.
+    pub const MOST_BYTES: usize = 1024;
+
     /// Whether an instance with these labels is chosen.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels))
     }
+
+    /// The same as texts to look for in the JSON of the labels, for a database that cannot read that.
+    pub fn clauses(&self) -> impl Iterator<Item = Clause> {
+        self.0.iter().map(Requirement::clause)
+    }
+}
+
+/// A requirement, as what the JSON text of labels contains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clause {
+    /// One of these.
+    AnyOf(Vec<String>),
+    /// Not this.
+    Without(String),
 }
 
 impl FromStr for Selector {
     type Err = LabelError;
 
     fn from_str(text: &str) -> Result<Selector, LabelError> {
+        if text.len() > Selector::MOST_BYTES {
+            return Err(LabelError::TooLong(text.len()));
+        }
         split(text).into_iter().map(str::parse).collect::<Result<_, _>>().map(Selector)
     }
 }
@@ -272,10 +307,18 @@ mod tests {
             ("env in ( prod , test )", "env=dev", false),
             ("env in (prod,test), team=web", "env=test,team=web", true),
             ("env in (prod,test),team=web", "env=test", false),
+            ("env", "x-env=a,b=env", false),
+            ("env=prod", "x.env=prod,env=prod-2", false),
         ];
         for (selector, given, expected) in table {
             let selector: Selector = selector.parse().unwrap();
             assert_eq!(selector.matches(&labels(given)), expected, "{selector} on {given}");
+            let json = serde_json::to_string(&labels(given)).unwrap();
+            let holds = |clause| match clause {
+                Clause::AnyOf(texts) => texts.iter().any(|text| json.contains(text)),
+                Clause::Without(text) => !json.contains(&text),
+            };
+            assert_eq!(selector.clauses().all(holds), expected, "{selector} on {json}");
             let again: Selector = selector.to_string().parse().unwrap();
             assert_eq!(again, selector, "its text is its own");
         }
@@ -288,6 +331,8 @@ mod tests {
         {
             assert!(bad.parse::<Selector>().is_err(), "{bad:?} was taken");
         }
+        let long = format!("a in ({})", "b,".repeat(600));
+        assert_eq!(long.parse::<Selector>(), Err(LabelError::TooLong(1207)));
         let told = "a like b".parse::<Selector>().unwrap_err().to_string();
         assert!(told.contains("a in (b,c)"), "{told}");
     }

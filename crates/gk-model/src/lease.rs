@@ -32,6 +32,11 @@ impl LeaseTime {
         Duration::from_secs(u64::from(self.0))
     }
 
+    /// When the end of a lease of this length is announced: a tenth of it before, at least a minute, at most an hour.
+    pub fn warns_at(self, deadline: Timestamp) -> Timestamp {
+        deadline.minus((self.duration() / 10).clamp(Duration::from_mins(1), Duration::from_hours(1)))
+    }
+
     /// When a lease that begins at `now` ends.
     pub fn deadline(self, now: Timestamp) -> Timestamp {
         now.plus(self.duration())

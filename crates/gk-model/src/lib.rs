@@ -12,6 +12,7 @@ compile_error!(
 
 pub mod access;
 pub mod contact;
+pub mod drift;
 pub mod engine;
 pub mod expect;
 pub mod facts;
@@ -23,6 +24,7 @@ pub mod history;
 pub mod id;
 pub mod idempotency;
 pub mod identity;
+pub mod ignore;
 pub mod instance;
 pub mod labels;
 pub mod lease;
@@ -38,9 +40,11 @@ pub mod protection;
 pub mod query;
 pub mod reservation;
 pub mod secret;
+pub mod status;
 pub mod text;
 mod text_form;
 pub mod time;
 pub mod token;
+pub mod watch;
 
 pub use text_form::WordError;

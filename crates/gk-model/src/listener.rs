@@ -4,6 +4,7 @@
 //! listener with several owners. A set of listeners is summed up by a [`Digest`], so that agent and server can tell
 //! with every contact whether they still mean the same set.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -117,6 +118,18 @@ pub struct Owner {
     pub account: Observed,
 }
 
+impl Owner {
+    /// The path of its executable, or its command name where that may not be read. Of one that was replaced on disk since
+    /// it started, as an upgrade does, the path is the same.
+    pub fn program(&self) -> &str {
+        let path = self.exe.as_ref().map(Observed::as_str);
+        path.map_or(self.name.as_str(), |path| path.strip_suffix(REPLACED).unwrap_or(path))
+    }
+}
+
+/// What the kernel says after the path of an executable that is no more, or is another file now.
+const REPLACED: &str = " (deleted)";
+
 /// A container, as the cgroup of a socket names it, or the engine that publishes a port of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Container {
@@ -213,6 +226,21 @@ impl Listener {
             (None, None, None) => "a process the agent may not see".to_owned(),
         }
     }
+}
+
+/// The distinct owners of some listeners, in words: by unit, else by container, else by executable and account, else by
+/// the account that opened the socket, which is all that an unprivileged agent sees. Whoever adopts their port needs one.
+pub fn owner_groups(listeners: &[Listener]) -> BTreeSet<String> {
+    let groups = listeners.iter().flat_map(|listener| match (&listener.unit, &listener.container) {
+        (Some(unit), _) => vec![unit.to_string()],
+        (None, Some(container)) => vec![format!("{} container {}", container.engine, container.id)],
+        (None, None) if listener.owners.is_empty() => vec![listener.describe()],
+        (None, None) => {
+            let owners = listener.owners.iter();
+            owners.map(|owner| format!("{} of {}", owner.program(), owner.account)).collect()
+        }
+    });
+    groups.collect()
 }
 
 /// A sum over a set of listeners that ignores order, times and names.
@@ -336,6 +364,22 @@ pub(crate) mod tests {
             let key = ListenerKey { interface: interface.map(Into::into), v6only, ..key };
             assert_eq!(key.bound_to(), written);
         }
+    }
+
+    #[test]
+    fn an_upgrade_under_a_running_program_makes_no_other_owner_of_it() {
+        let (old, mut new) =
+            (listener(Protocol::Tcp, "0.0.0.0", 80, 1), listener(Protocol::Tcp, "::", 80, 2));
+        new.owners[0].exe = Some("/usr/sbin/nginx (deleted)".into());
+        assert_eq!(new.owners[0].program(), "/usr/sbin/nginx");
+        let groups = |listeners: &[&Listener]| {
+            owner_groups(&listeners.iter().copied().cloned().collect::<Vec<_>>()).len()
+        };
+        assert_eq!(groups(&[&old, &new]), 1);
+        new.owners[0].account = "ada".into();
+        assert_eq!(groups(&[&old, &new]), 2);
+        let hidden = Listener { owners: Vec::new(), ..old.clone() };
+        assert_eq!((groups(&[&hidden]), groups(&[&hidden, &old])), (1, 2));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::id::{InstanceRef, ReservationId, TokenId};
+use crate::text::{IgnoreName, PoolName};
 
 /// The address a server listens on, and a client tries, unless told otherwise.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:5000";
@@ -19,8 +20,18 @@ pub const RESERVATIONS: &str = "/v1/reservations";
 pub const HISTORY: &str = "/v1/history";
 /// Events.
 pub const EVENTS: &str = "/v1/events";
+/// Events as they happen.
+pub const EVENT_STREAM: &str = "/v1/events/stream";
 /// Tokens: list and make.
 pub const TOKENS: &str = "/v1/tokens";
+/// Where reality differs from the plan.
+pub const DRIFT: &str = "/v1/drift";
+/// The fleet in a few numbers.
+pub const STATUS: &str = "/v1/status";
+/// Ignore rules.
+pub const IGNORES: &str = "/v1/ignores";
+/// Pools.
+pub const POOLS: &str = "/v1/pools";
 /// Who one is.
 pub const WHOAMI: &str = "/v1/whoami";
 /// Liveness, and what the server says of itself.
@@ -53,9 +64,24 @@ pub fn reservation(id: ReservationId) -> String {
     format!("{RESERVATIONS}/{id}")
 }
 
+/// The lease of one reservation.
+pub fn renew(id: ReservationId) -> String {
+    format!("{RESERVATIONS}/{id}/renew")
+}
+
+/// One pool.
+pub fn pool(name: &PoolName) -> String {
+    format!("{POOLS}/{name}")
+}
+
 /// One token.
 pub fn token(id: TokenId) -> String {
     format!("{TOKENS}/{id}")
+}
+
+/// One ignore rule.
+pub fn ignore(name: &IgnoreName) -> String {
+    format!("{IGNORES}/{name}")
 }
 
 /// The server's Unix socket inside its data directory.

@@ -124,6 +124,59 @@ impl PortSet {
         None
     }
 
+    /// The ports at which `count` contiguous ports of this set begin; none, when `count` is 0.
+    ///
+    /// In as many steps as `count` has binary digits, each of which looks at every word once.
+    #[must_use]
+    pub fn starts(&self, count: u16) -> PortSet {
+        if count == 0 {
+            return PortSet::default();
+        }
+        // After each step a bit says that `reached` contiguous ports begin there.
+        let (mut begins, mut reached) = (self.clone(), 1);
+        while reached < count {
+            let step = reached.min(count - reached);
+            begins.keep_followed(step);
+            reached += step;
+        }
+        begins
+    }
+
+    /// Keeps the ports for which the one that is `distance` higher is there too.
+    fn keep_followed(&mut self, distance: u16) {
+        let (words, bits) = (usize::from(distance / 64), u32::from(distance % 64));
+        for index in 0..self.0.len() {
+            // Of the words above, none has been changed yet.
+            let low = self.word(index + words) >> bits;
+            let high = self.word(index + words + 1).checked_shl(64 - bits).unwrap_or_default();
+            self.0[index] &= low | high;
+        }
+    }
+
+    /// The port that `below` others of this set are lower than.
+    pub fn nth(&self, below: u32) -> Option<Port> {
+        let mut left = below;
+        for (index, word) in self.0.iter().enumerate() {
+            let ones = word.count_ones();
+            if left < ones {
+                let bit = Bits(*word).nth(left as usize)?;
+                return as_port(index as u32 * 64 + bit);
+            }
+            left -= ones;
+        }
+        None
+    }
+
+    /// How many ports of a range it holds.
+    pub fn count_in(&self, range: PortRange) -> u32 {
+        words_of(range).map(|(word, bits)| (self.word(word) & bits).count_ones()).sum()
+    }
+
+    /// Whether it holds every port of a range.
+    pub fn covers(&self, range: PortRange) -> bool {
+        words_of(range).all(|(word, bits)| self.word(word) & bits == bits)
+    }
+
     /// The same ports as few ranges as possible, lowest first.
     pub fn ranges(&self) -> Vec<PortRange> {
         let mut ranges: Vec<PortRange> = Vec::new();
@@ -321,6 +374,7 @@ mod tests {
         fn removing_a_range_or_a_set_leaves_the_rest(held in ports(), gone in ports(), a in 1u16..200, b in 1u16..200) {
             let range = PortRange::new(Port::new(a.min(b)).unwrap(), Port::new(a.max(b)).unwrap()).unwrap();
             let mut ours = set(&held);
+            prop_assert_eq!(ours.count_in(range) as usize, held.iter().filter(|p| Port::new(**p).is_some_and(|p| range.contains(p))).count());
             prop_assert_eq!(ours.first_in(range), held.iter().filter_map(|p| Port::new(*p)).find(|p| range.contains(*p)));
             ours.remove_range(range);
             ours.remove_all(&set(&gone));
@@ -358,6 +412,33 @@ mod tests {
             let expected = (1u32..=65_535).filter(|p| is_free(*p)).find(fits);
             let found = set(&pool).first_run(count, &[&set(&one), &set(&two)]);
             prop_assert_eq!(found.map(|run| (u32::from(run.first().get()), run.count())), expected.map(|first| (first, count)));
+        }
+
+        #[test]
+        fn every_start_of_a_run_is_found_and_counted(
+            pool in proptest::collection::vec((1u16..=900, 0u16..300), 0..4),
+            top in any::<bool>(),
+            gone in proptest::collection::btree_set(1u16..=1200, 0..20),
+            count in prop_oneof![0u16..6, 60u16..70, 120u16..320],
+        ) {
+            let place = |number: u16| if top { u16::MAX - number + 1 } else { number };
+            let pool: BTreeSet<u16> = pool.into_iter().flat_map(|(first, more)| first..=first + more)
+                .filter(|p| !gone.contains(p)).map(place).collect();
+            let ours = set(&pool);
+            let fits = |first: &u16| count > 0 && (u32::from(*first)..u32::from(*first) + u32::from(count))
+                .all(|p| u16::try_from(p).is_ok_and(|p| pool.contains(&p)));
+            let expected: Vec<u16> = pool.iter().copied().filter(fits).collect();
+            let starts = ours.starts(count);
+            let found = |n: usize| starts.nth(n as u32).map(Port::get);
+            prop_assert_eq!((0..expected.len()).filter_map(found).collect::<Vec<_>>(), expected.clone());
+            prop_assert_eq!((starts.len() as usize, found(expected.len())), (expected.len(), None));
+            for range in starts.iter().filter_map(|first| PortRange::from_count(first, count)).take(3) {
+                prop_assert!(ours.covers(range));
+            }
+            for first in pool.iter().take(3).filter(|first| !fits(first)) {
+                let range = PortRange::from_count(Port::new(*first).unwrap(), count);
+                prop_assert!(range.is_none_or(|range| !ours.covers(range)));
+            }
         }
 
         #[test]

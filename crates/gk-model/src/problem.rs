@@ -25,6 +25,8 @@ words! {
         NoSuchReservation = "no_such_reservation",
         /// No such pool.
         NoSuchPool = "no_such_pool",
+        /// No such ignore rule.
+        NoSuchIgnore = "no_such_ignore",
         /// No such token, or none that the caller may see.
         NoSuchToken = "no_such_token",
         /// The token has ended before.
@@ -47,6 +49,10 @@ words! {
         NothingToAdopt = "nothing_to_adopt",
         /// The pool has no free port left.
         PoolExhausted = "pool_exhausted",
+        /// The pool is for other instances.
+        PoolNotForInstance = "pool_not_for_instance",
+        /// Another pool of another scope has some of the numbers.
+        PoolOverlaps = "pool_overlaps",
         /// The reservation that `ensure` found is another one than asked for.
         EnsureDiffers = "ensure_differs",
         /// The reservation was released before.
@@ -79,6 +85,10 @@ words! {
         TooSlow = "too_slow",
         /// The server does not go by the name in `Host`.
         UnknownHost = "unknown_host",
+        /// The cursor is of another event log, or what follows it is not kept any more.
+        StaleCursor = "stale_cursor",
+        /// This token has as many streams open as one may have.
+        TooManyStreams = "too_many_streams",
         /// This client asks too often.
         TooOften = "too_often",
         /// The body is of a type the route does not take.

@@ -2,20 +2,24 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::history::{EventKind, IntervalKind};
-use crate::id::InstanceRef;
+use crate::drift::DriftKind;
+use crate::history::IntervalKind;
+use crate::id::{GroupId, InstanceRef};
 use crate::instance::Presence;
 use crate::labels::Selector;
+use crate::listener::Netns;
 use crate::port::{PortRange, Protocol};
 use crate::port_state::State;
-use crate::text::{ServiceName, Subject};
+use crate::text::{PoolName, PortName, ServiceName, Subject};
 use crate::text_form::json_by_text;
 use crate::time::Timestamp;
 use crate::token::TokenKind;
+use crate::watch::EventKinds;
 
 /// How many items a page may have: 1 to 1000, 100 unless told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +70,44 @@ impl FromStr for Limit {
 
 json_by_text!(Limit);
 
+/// For how many seconds at least nobody listened: up to ten years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "i64", into = "i64")]
+#[schema(value_type = u32, minimum = 0, maximum = 315_360_000, example = 2_592_000)]
+pub struct IdleTime(u32);
+
+/// A number of seconds that nobody can have been idle.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("it is idle for 0 s to ten years; {0} s is outside")]
+pub struct IdleTimeError(i64);
+
+impl IdleTime {
+    /// However short it is.
+    pub const ANY: IdleTime = IdleTime(0);
+
+    /// As a span of time.
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.0.into())
+    }
+}
+
+impl TryFrom<i64> for IdleTime {
+    type Error = IdleTimeError;
+
+    fn try_from(seconds: i64) -> Result<IdleTime, IdleTimeError> {
+        match u32::try_from(seconds) {
+            Ok(valid @ 0..=315_360_000) => Ok(IdleTime(valid)),
+            _ => Err(IdleTimeError(seconds)),
+        }
+    }
+}
+
+impl From<IdleTime> for i64 {
+    fn from(time: IdleTime) -> i64 {
+        time.0.into()
+    }
+}
+
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Page<T> {
@@ -113,6 +155,8 @@ query! {
         presence: Presence,
         /// Only those whose name contains this text.
         q: String,
+        /// Only those with these labels.
+        label: Selector,
     }
 }
 
@@ -137,12 +181,46 @@ query! {
         container: String,
         /// Only ports with this text in service, note, process, unit or container.
         q: String,
+        /// Only on instances with these labels.
+        label: Selector,
+        /// Only ports listened on in this network namespace.
+        netns: Netns,
     }
 }
 
 impl PortQuery {
     /// The widest range whose free ports are answered too.
     pub const WIDEST_WITH_FREE: u16 = 256;
+}
+
+query! {
+    /// Filters for drift: ports by instance, protocol and port, then idle reservations, the longest idle first.
+    DriftQuery {
+        /// Only on this instance.
+        instance: InstanceRef,
+        /// Only on instances with these labels.
+        label: Selector,
+        /// Only ports in this range, or reservations that touch it.
+        port: PortRange,
+        /// Only this protocol.
+        protocol: Protocol,
+        /// Only this kind.
+        kind: DriftKind,
+        /// Only what is reserved for this service.
+        service: ServiceName,
+        /// Only what is reserved by this subject.
+        holder: Subject,
+        /// Reservations too that have been idle for so many seconds. Left out, idle ones are told for `kind=idle` only.
+        idle_for_seconds: IdleTime,
+        /// What a rule ignores, too.
+        ignored: bool,
+    }
+}
+
+query! {
+    /// Filters for ignore rules, by name.
+    IgnoreQuery {
+    }
 }
 
 query! {
@@ -158,6 +236,11 @@ query! {
 }
 
 query! {
+    /// Pages of pools, by name.
+    PoolQuery {}
+}
+
+query! {
     /// Filters for live reservations.
     ReservationQuery {
         /// Only on this instance.
@@ -168,8 +251,20 @@ query! {
         protocol: Protocol,
         /// Only for this service.
         service: ServiceName,
+        /// Only with this name among the service's ports.
+        name: PortName,
         /// Only held by this subject.
         holder: Subject,
+        /// Only drawn from this pool.
+        pool: PoolName,
+        /// Only on instances with such labels, as in `env=prod,team in (web,api)`.
+        label: Selector,
+        /// Only those that one request made.
+        group: GroupId,
+        /// Only those on whose ports nobody has listened for at least so many seconds.
+        idle_for_seconds: IdleTime,
+        /// Only leases that end before this time.
+        expires_before: Timestamp,
     }
 }
 
@@ -215,10 +310,14 @@ query! {
     EventQuery {
         /// Only on this instance.
         instance: InstanceRef,
+        /// Only on instances with these labels, as they are now.
+        label: Selector,
         /// Only those that touch this port or range.
         port: PortRange,
-        /// Only this kind.
-        kind: EventKind,
+        /// Only about this protocol.
+        protocol: Protocol,
+        /// Only this kind, or these, with commas between.
+        kind: EventKinds,
         /// Only by this subject.
         actor: Subject,
         /// Only those that happened at this time or later.

@@ -1,24 +1,27 @@
-//! Reservations: claims on ports, and the requests that make them.
-//!
-//! A request may ask for much at once; what contradicts itself is found here, by [`ReserveRequest::check`], so that
-//! nobody follows one half of it.
+//! Reservations: claims on ports, what changes them, and the requests that make them.
 
-use std::collections::BTreeSet;
+mod command;
+mod patch;
+mod request;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::expect::Expect;
-use crate::id::{GroupId, InstanceId, InstanceRef, ReservationId};
+use crate::id::{GroupId, InstanceId, ReservationId};
 use crate::instance::InstanceLink;
 use crate::labels::Labels;
 use crate::lease::LeaseTime;
 use crate::port::{Port, PortRange, Protocol};
-use crate::port_set::PortSet;
 use crate::text::{Note, PoolName, PortName, ServiceName, Subject};
 use crate::text_form::words;
 use crate::time::Timestamp;
+
+pub use self::command::quoted;
+pub use self::patch::ReservationPatch;
+pub use self::request::{Contradiction, ReserveRequest};
 
 words! {
     /// Where a reservation excludes others.
@@ -40,10 +43,52 @@ impl Default for Scope {
     }
 }
 
+words! {
+    /// The protocols that a request is for.
+    Protocols, "a protocol" {
+        /// TCP.
+        Tcp = "tcp",
+        /// UDP.
+        Udp = "udp",
+        /// The same numbers for TCP and UDP: two reservations each.
+        Both = "both",
+    }
+}
+
+#[expect(
+    clippy::derivable_impls,
+    reason = "the macro declares the enum, so there is nowhere to put #[default]"
+)]
+impl Default for Protocols {
+    fn default() -> Protocols {
+        Protocols::Tcp
+    }
+}
+
+impl From<Protocol> for Protocols {
+    fn from(protocol: Protocol) -> Protocols {
+        match protocol {
+            Protocol::Tcp => Protocols::Tcp,
+            Protocol::Udp => Protocols::Udp,
+        }
+    }
+}
+
+impl Protocols {
+    /// Each of them.
+    pub fn each(self) -> &'static [Protocol] {
+        match self {
+            Protocols::Tcp => &[Protocol::Tcp],
+            Protocols::Udp => &[Protocol::Udp],
+            Protocols::Both => Protocol::ALL,
+        }
+    }
+}
+
 /// A claim on a port, or on a contiguous range of ports, of one protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Reservation {
-    /// Its id.
+    /// Its id. In the answer to a dry run, all zeros for what would be made.
     pub id: ReservationId,
     /// The instance it is held for; none when it is held for all of them.
     pub instance: Option<InstanceLink>,
@@ -76,6 +121,12 @@ pub struct Reservation {
     /// When its lease ends unless it is renewed; none when it is held until it is released. It is live until its end is
     /// written down, which is never before this.
     pub expires_at: Option<Timestamp>,
+    /// How long the lease is, from the last time that it was made or renewed.
+    #[serde(default)]
+    pub ttl_seconds: Option<LeaseTime>,
+    /// Whether the server renews the lease by as long while somebody who fits listens there.
+    #[serde(default)]
+    pub renew_while_listening: bool,
     /// What the reservations made by one request have in common, where it made several.
     pub group: Option<GroupId>,
     /// The reservation that this was a part of, until another part of it was released.
@@ -87,7 +138,7 @@ pub struct Reservation {
     pub released_at: Option<Timestamp>,
     /// Who released it.
     pub released_by: Option<Subject>,
-    /// Grows with every change; the `ETag`.
+    /// Grows with every change; the `ETag`. 0 for what a dry run would make.
     pub version: u64,
 }
 
@@ -168,250 +219,51 @@ impl fmt::Display for PortCount {
     }
 }
 
-/// What a request asks for beyond one reservation. All of it is made, or none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Group {
-    /// One reservation for each of these names, none of them overlapping. Instead of `name`.
-    pub names: Vec<PortName>,
-    /// The same numbers on these instances too.
-    pub also_on: Vec<InstanceRef>,
-    /// The same numbers for TCP and UDP.
-    pub both_protocols: bool,
-    /// Held for every instance instead of for one; the scope is then the fleet.
-    pub everywhere: bool,
-}
-
-/// Asks for a port or a contiguous range of them: the next free one of a pool, or one by number.
+/// What a request for reservations was answered: one shape, whatever was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reserved {
+    /// What was made, or with `ensure` found: by name, then by instance, then by protocol. Never empty.
+    pub items: Vec<Reservation>,
+    /// Those of them that `ensure` found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<ReservationId>,
+    /// Whether nothing was made, because the request was a dry run: then this is what would have been.
+    pub dry_run: bool,
+}
+
+impl Reserved {
+    /// Those that were not there before.
+    pub fn made(&self) -> impl Iterator<Item = &Reservation> {
+        self.items.iter().filter(|item| !self.kept.contains(&item.id))
+    }
+
+    /// The only one, where it is one.
+    pub fn only(&self) -> Option<&Reservation> {
+        match self.items.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+}
+
+/// Asks for another end of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ReserveRequest {
-    /// The instance to reserve on: id or name.
-    pub instance: InstanceRef,
-    /// The protocol; TCP when left out.
-    #[serde(default)]
-    pub protocol: Protocol,
-    /// The port to reserve, or the lowest of the range. Left out: the next free one of the pool.
-    pub port: Option<Port>,
-    /// The pool to draw from; `default` when left out. Not together with `port`.
-    pub pool: Option<PoolName>,
-    /// What it is for.
-    pub service: Option<ServiceName>,
-    /// Which of the service's ports it is.
-    pub name: Option<PortName>,
-    /// A remark.
-    pub note: Option<Note>,
-    /// Ports the caller found taken on that machine just now. Not picked this time, and never stored.
-    #[serde(default)]
-    pub busy: PortSet,
-    /// With `port`: whoever listens there now is the rightful one.
-    #[serde(default)]
-    pub adopt: bool,
-    /// Where it excludes others; `instance` when left out.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub scope: Scope,
-    /// How many contiguous ports; 1 when left out.
-    #[serde(default, skip_serializing_if = "PortCount::is_one")]
-    pub count: PortCount,
-    /// Make it a lease that ends after so many seconds unless it is renewed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ttl_seconds: Option<LeaseTime>,
-    /// Get the same reservation again: the live one of this subject, instance, service, name and protocol, or after its
-    /// release the same number while that is free. Needs `service`.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub ensure: bool,
-    /// What goes beyond one reservation.
-    #[serde(skip)]
-    pub group: Group,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-/// A request that contradicts itself: the field, and why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{what}")]
-pub struct Contradiction {
-    /// The field that does not go with the others.
-    pub field: &'static str,
-    /// The sentence about it.
-    pub what: &'static str,
-}
-
-impl ReserveRequest {
-    /// The next free TCP port of the default pool on `instance`.
-    pub fn next_free(instance: impl Into<InstanceRef>) -> ReserveRequest {
-        ReserveRequest {
-            instance: instance.into(),
-            protocol: Protocol::Tcp,
-            port: None,
-            pool: None,
-            service: None,
-            name: None,
-            note: None,
-            busy: PortSet::default(),
-            adopt: false,
-            scope: Scope::Instance,
-            count: PortCount::ONE,
-            ttl_seconds: None,
-            ensure: false,
-            group: Group::default(),
-        }
-    }
-
-    /// The names of its reservations, one for each slot of contiguous ports; a single slot may have none.
-    pub fn names(&self) -> Vec<Option<&PortName>> {
-        match self.group.names.as_slice() {
-            [] => vec![self.name.as_ref()],
-            names => names.iter().map(Some).collect(),
-        }
-    }
-
-    /// How many ports of one protocol it takes on one instance.
-    pub fn total(&self) -> usize {
-        usize::from(self.count.get()) * self.group.names.len().max(1)
-    }
-
-    /// Refuses what contradicts itself, rather than following one half of it.
-    ///
-    /// # Errors
-    /// The first [`Contradiction`].
-    pub fn check(&self) -> Result<(), Contradiction> {
-        let rules = self.contradictions();
-        rules
-            .into_iter()
-            .find(|(broken, ..)| *broken)
-            .map_or(Ok(()), |(_, field, what)| Err(Contradiction { field, what }))
-    }
-
-    fn contradictions(&self) -> [(bool, &'static str, &'static str); 11] {
-        let Group { names, also_on, both_protocols, everywhere } = &self.group;
-        let distinct = names.iter().collect::<BTreeSet<_>>().len();
-        let by_number = self.port.is_some();
-        let is_fleet = self.scope == Scope::Fleet || *everywhere;
-        let is_one_port = self.total() == 1 && also_on.is_empty() && !both_protocols && !everywhere;
-        let total = u16::try_from(self.total()).unwrap_or(u16::MAX);
-        let ends = self.port.is_none_or(|port| PortRange::from_count(port, total).is_some());
-        let pool = "a port asked for by number is not drawn from a pool: leave out `port` or `pool`";
-        let adopt_what = "adopting needs the number of the port: give `port`";
-        let ensure = "`ensure` finds a reservation again by what it is for: give `service`";
-        let one_number =
-            "a number reserved fleet-wide is exclusive everywhere: reserve it for one instance or for all";
-        [
-            (by_number && self.pool.is_some(), "pool", pool),
-            (!by_number && self.adopt, "adopt", adopt_what),
-            (self.adopt && !is_one_port, "adopt", "adopting is for one port of one instance"),
-            (self.ensure && self.service.is_none(), "service", ensure),
-            (self.name.is_some() && !names.is_empty(), "name", "give `name` or `names`, not both"),
-            (distinct < names.len(), "names", "two of the names are the same"),
-            (is_fleet && !also_on.is_empty(), "scope", one_number),
-            (
-                also_on.len() > Self::MOST_INSTANCES,
-                "also_on",
-                "one request reserves on at most 1000 instances",
-            ),
-            (
-                self.total() > usize::from(PortCount::MAX.get()),
-                "count",
-                "one request takes at most 4096 ports",
-            ),
-            (
-                self.ports_in_all() > Self::MOST_PORTS,
-                "also_on",
-                "one request takes at most 65536 ports in all",
-            ),
-            (!ends, "count", "the range would end above 65535, the highest port"),
-        ]
-    }
-
-    /// On how many instances besides the first one request may reserve.
-    const MOST_INSTANCES: usize = 999;
-
-    /// How many ports one request may take, counted on every instance and for each protocol: it is one transaction, and
-    /// everybody else waits for it.
-    const MOST_PORTS: usize = 65_536;
-
-    fn ports_in_all(&self) -> usize {
-        let protocols = if self.group.both_protocols { 2 } else { 1 };
-        self.total().saturating_mul(self.group.also_on.len() + 1).saturating_mul(protocols)
-    }
+pub struct RenewRequest {
+    /// In how many seconds from now it ends; also when that is sooner than it would have.
+    pub ttl_seconds: LeaseTime,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn next() -> ReserveRequest {
-        ReserveRequest::next_free(InstanceId::generate(Timestamp::from_micros(0)))
-    }
-
-    fn names(names: &[&str]) -> Group {
-        Group { names: names.iter().filter_map(|name| name.parse().ok()).collect(), ..Group::default() }
-    }
-
-    fn count(count: i64) -> PortCount {
-        PortCount::try_from(count).unwrap()
-    }
-
-    #[test]
-    fn what_contradicts_itself_is_named() {
-        let port = Port::new(65_530);
-        let other = InstanceRef::Id(InstanceId::generate(Timestamp::from_micros(0)));
-        let also_on = |many| Group { also_on: vec![other.clone(); many], ..Group::default() };
-        let everywhere = Group { everywhere: true, ..Group::default() };
-        let both = Group { both_protocols: true, ..Group::default() };
-        let service = "billing".parse().ok();
-        let table = [
-            (next(), None),
-            (ReserveRequest { port, pool: "default".parse().ok(), ..next() }, Some("pool")),
-            (ReserveRequest { adopt: true, ..next() }, Some("adopt")),
-            (ReserveRequest { adopt: true, port, ..next() }, None),
-            (ReserveRequest { adopt: true, port, count: count(2), ..next() }, Some("adopt")),
-            (ReserveRequest { adopt: true, port, group: both, ..next() }, Some("adopt")),
-            (ReserveRequest { adopt: true, port, group: everywhere.clone(), ..next() }, Some("adopt")),
-            (ReserveRequest { ensure: true, ..next() }, Some("service")),
-            (ReserveRequest { ensure: true, service, ..next() }, None),
-            (ReserveRequest { name: "a".parse().ok(), group: names(&["b"]), ..next() }, Some("name")),
-            (ReserveRequest { group: names(&["a", "b", "a"]), ..next() }, Some("names")),
-            (ReserveRequest { group: names(&["a", "b"]), ..next() }, None),
-            (ReserveRequest { scope: Scope::Fleet, group: also_on(1), ..next() }, Some("scope")),
-            (ReserveRequest { group: Group { everywhere: true, ..also_on(1) }, ..next() }, Some("scope")),
-            (ReserveRequest { scope: Scope::Fleet, group: everywhere, ..next() }, None),
-            (ReserveRequest { group: also_on(999), ..next() }, None),
-            (ReserveRequest { group: also_on(1000), ..next() }, Some("also_on")),
-            (ReserveRequest { count: count(2048), group: names(&["a", "b"]), ..next() }, None),
-            (ReserveRequest { count: count(2049), group: names(&["a", "b"]), ..next() }, Some("count")),
-            (ReserveRequest { count: count(4096), group: also_on(15), ..next() }, None),
-            (ReserveRequest { count: count(4096), group: also_on(16), ..next() }, Some("also_on")),
-            (ReserveRequest { port, count: count(6), ..next() }, None),
-            (ReserveRequest { port, count: count(7), ..next() }, Some("count")),
-            (
-                ReserveRequest { port, count: count(3), group: names(&["a", "b", "c"]), ..next() },
-                Some("count"),
-            ),
-        ];
-        for (row, (request, field)) in table.into_iter().enumerate() {
-            assert_eq!(request.check().err().map(|found| found.field), field, "row {row}");
-        }
-    }
-
     #[test]
     fn counts_are_1_to_4096() {
         for bad in [i64::MIN, -1, 0, 4097, 65_537, i64::MAX] {
             assert!(PortCount::try_from(bad).unwrap_err().to_string().contains("1 to 4096"), "{bad}");
         }
+        let count = |count| PortCount::try_from(count).unwrap();
         assert_eq!((count(1), count(4096)), (PortCount::ONE, PortCount::MAX));
-    }
-
-    #[test]
-    fn what_is_left_out_is_not_written() {
-        let json = serde_json::to_value(next()).unwrap();
-        for field in ["scope", "count", "ttl_seconds", "ensure", "group"] {
-            assert!(json.get(field).is_none(), "{field}: an older server would refuse it");
-        }
-        assert_eq!(serde_json::from_value::<ReserveRequest>(json).unwrap().count, PortCount::ONE);
-        let all = r#"{"instance":"a","scope":"fleet","count":4096,"ttl_seconds":60,"ensure":true}"#;
-        let read: ReserveRequest = serde_json::from_str(all).unwrap();
-        assert_eq!((read.scope, read.count, read.ensure), (Scope::Fleet, PortCount::MAX, true));
     }
 }

@@ -181,6 +181,10 @@ name! {
     Expected, "nginx", "an expectation", 1024, "anything but control characters", |character| !is_deceptive(character), |_| Ok(())
 }
 name! {
+    /// The name of an ignore rule.
+    IgnoreName, "sshd", "the name of an ignore rule", 63, "letters, digits, `.`, `-` and `_`", is_host_character, |_| Ok(())
+}
+name! {
     /// What a client calls a request, so that it can send it again and have it take effect once.
     IdempotencyKey, "0190163d-8694-739b-aea5-966c26f8ad91", "an idempotency key", 200, "visible ASCII characters", |character| character.is_ascii_graphic(), |_| Ok(())
 }
@@ -191,6 +195,16 @@ impl InstanceName {
         let replaced: String =
             host_name.chars().take(253).map(|c| if is_host_character(c) { c } else { '-' }).collect();
         replaced.parse().unwrap_or_else(|_| InstanceName("unnamed".to_owned()))
+    }
+}
+
+impl ServiceName {
+    /// The nearest valid name to what was observed, such as a unit or a program: foreign characters become `-`. None
+    /// where nothing is left of it.
+    pub fn from_observed(text: &str) -> Option<ServiceName> {
+        let replaced: String =
+            text.chars().map(|c| if is_word_character(c) { c } else { '-' }).take(100).collect();
+        replaced.trim_matches('-').parse().ok()
     }
 }
 
@@ -286,6 +300,21 @@ mod tests {
         assert_eq!(InstanceName::from_host_name("my host!").as_str(), "my-host-");
         assert_eq!(InstanceName::from_host_name("").as_str(), "unnamed");
         assert_eq!(InstanceName::from_host_name(&"ä".repeat(999)).as_str().len(), 253);
+    }
+
+    #[test]
+    fn what_was_observed_becomes_a_service_name_where_anything_is_left_of_it() {
+        let table = [
+            ("nginx", Some("nginx")),
+            ("getty@tty1", Some("getty@tty1")),
+            ("my app (v2)", Some("my-app--v2")),
+            ("ä", None),
+            ("", None),
+        ];
+        for (seen, name) in table {
+            assert_eq!(ServiceName::from_observed(seen), name.map(|name| name.parse().unwrap()), "{seen}");
+        }
+        assert_eq!(ServiceName::from_observed(&"x".repeat(999)).unwrap().as_str().len(), 100);
     }
 
     #[test]

@@ -191,6 +191,14 @@ pub fn parse_span(text: &str) -> Option<Duration> {
     count.checked_mul(seconds).map(Duration::from_secs)
 }
 
+/// In the largest unit that is exact, as [`parse_span`] reads it: `7d`, `36h`, `90m`, `0s`.
+pub fn span_in_words(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
+    let unit = units.into_iter().find(|(length, _)| seconds > 0 && seconds.is_multiple_of(*length));
+    unit.map_or_else(|| format!("{seconds}s"), |(length, unit)| format!("{}{unit}", seconds / length))
+}
+
 impl FromStr for Timestamp {
     type Err = TimestampError;
 
@@ -225,6 +233,14 @@ text_form!(Timestamp, "2026-11-22T20:04:05.000000Z", DateTime);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_span_is_told_exactly() {
+        for (seconds, said) in [(604_800, "7d"), (129_600, "36h"), (5_400, "90m"), (601, "601s"), (0, "0s")] {
+            let span = Duration::from_secs(seconds);
+            assert_eq!((span_in_words(span).as_str(), parse_span(said)), (said, Some(span)));
+        }
+    }
 
     #[test]
     fn times_are_written_in_utc_with_microseconds() {

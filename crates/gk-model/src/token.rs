@@ -112,6 +112,8 @@ macro_rules! span {
     };
 }
 
+pub(crate) use span;
+
 span! {
     /// How long an instance may be silent before it is forgotten: ten minutes to ten years.
     ForgetAfter, ForgetAfterError, 600..=315_360_000,

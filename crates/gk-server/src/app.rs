@@ -15,7 +15,9 @@ use crate::hosts::Hosts;
 use crate::idempotency::InFlight;
 use crate::proxy::Cidr;
 use crate::rates::{RateLimit, Rates};
+use crate::serve::max_connections;
 use crate::tls::Tls;
+use crate::watch::{Feed, Places};
 
 /// Tells the time. A value, so that tests can set it; the binary passes `Timestamp::from_clock`.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -102,6 +104,8 @@ pub struct Shared {
     pub(crate) hosts: Hosts,
     pub(crate) rates: Rates,
     pub(crate) crowd: Crowd,
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) places: Arc<Places>,
 }
 
 impl App {
@@ -110,6 +114,7 @@ impl App {
             config;
         let (in_flight, started_at) = (InFlight::default(), clock());
         let (rates, crowd) = (Rates::new(rate_limit), Crowd::default());
+        let (feed, places) = (Feed::new(store.clone()), Places::of_connections(max_connections()));
         App(Arc::new(Shared {
             store,
             clock,
@@ -123,6 +128,8 @@ impl App {
             hosts,
             rates,
             crowd,
+            feed,
+            places,
         }))
     }
 

@@ -76,6 +76,11 @@ impl FromRequestParts<Guarded> for Caller {
     }
 }
 
+/// The secret that the request came with, as its hash; none at the Unix socket. For what goes on longer than a request, and
+/// has to ask again whether it is still good.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pass(pub(crate) Option<SecretHash>);
+
 /// The door of every guarded route: lets in whoever has the permission, before anything of the body is read.
 pub(crate) async fn guard(
     State((app, permission)): State<(App, Permission)>,
@@ -83,6 +88,7 @@ pub(crate) async fn guard(
     next: Next,
 ) -> Result<Response, ApiError> {
     let credential = credential(&app, &request)?;
+    let pass = credential.pass();
     let actor = authenticate(&app, credential).await?;
     if !actor.has(permission) {
         return Err(ApiError::NotPermitted { permission, authority: actor.authority });
@@ -93,6 +99,7 @@ pub(crate) async fn guard(
     tracing::Span::current().record("actor.subject", actor.subject.as_str());
     let _place = app.crowd.enter(&actor, permission)?;
     request.extensions_mut().insert(Caller(actor));
+    request.extensions_mut().insert(pass);
     request.extensions_mut().insert(key);
     Ok(next.run(request).await)
 }
@@ -101,6 +108,15 @@ pub(crate) async fn guard(
 enum Credential {
     Token(SecretHash),
     Local(Actor),
+}
+
+impl Credential {
+    fn pass(&self) -> Pass {
+        match self {
+            Credential::Token(hash) => Pass(Some(*hash)),
+            Credential::Local(_) => Pass(None),
+        }
+    }
 }
 
 fn credential(app: &App, request: &Request) -> Result<Credential, ApiError> {

@@ -83,6 +83,7 @@ pub(crate) fn permission_words(permission: Permission) -> &'static str {
         Permission::Reserve => "the role user or an instance's credential",
         Permission::Operate => "the role operator",
         Permission::Tokens => "the role operator, for other than join tokens the role admin",
+        Permission::Pools => "the role admin",
         Permission::Whoami => "a token or credential of any kind",
         Permission::Join => {
             "a join token, the role operator, or the credential of an instance that has joined"
@@ -98,6 +99,7 @@ pub(crate) fn permission_name(permission: Permission) -> &'static str {
         Permission::Reserve => "reserve",
         Permission::Operate => "operate",
         Permission::Tokens => "tokens",
+        Permission::Pools => "pools",
         Permission::Whoami => "whoami",
         Permission::Join => "join",
         Permission::Contact => "contact",

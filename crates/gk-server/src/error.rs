@@ -11,8 +11,9 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTI
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use gk_model::access::{Authority, Permission};
-use gk_model::id::TokenId;
+use gk_model::id::{ReservationId, TokenId};
 use gk_model::problem::{Code, Problem};
+use gk_model::reservation::ReserveRequest;
 use gk_store::{Refusal, StoreError};
 
 use crate::admission::whole_seconds;
@@ -65,6 +66,8 @@ pub(crate) enum ApiError {
     TooOften { wait: Duration },
     #[error("too many requests are being worked on; nothing was done")]
     Crowded,
+    #[error("this token has {most} streams open, and one may not have more")]
+    TooManyStreams { most: usize },
     #[error("{0}")]
     UnsupportedMediaType(&'static str),
     #[error("the request took too long; it is unknown whether it was done")]
@@ -73,6 +76,9 @@ pub(crate) enum ApiError {
     Panicked(#[source] Panic),
     #[error(transparent)]
     Refused(Box<Refusal>),
+    /// With a command in the words of the request instead of the usual hint.
+    #[error("{0}")]
+    Advised(Box<Refusal>, String),
     #[error("{}", outward(.0))]
     Failed(#[source] StoreError),
 }
@@ -85,6 +91,28 @@ pub(crate) struct Panic(String);
 impl ApiError {
     pub(crate) fn malformed(field: Option<String>, what: String) -> ApiError {
         ApiError::Malformed { field, what }
+    }
+
+    /// The same with a command that would work, where this request was refused and there is one.
+    pub(crate) fn advised(self, request: &ReserveRequest) -> ApiError {
+        match self {
+            ApiError::Refused(refusal) => match hint::instead(&refusal, request) {
+                Some(hint) => ApiError::Advised(refusal, hint),
+                None => ApiError::Refused(refusal),
+            },
+            other => other,
+        }
+    }
+
+    /// The same with what an operator may do, where this change of a reservation is not the caller's.
+    pub(crate) fn of_change(self, verb: &str, id: ReservationId) -> ApiError {
+        match self {
+            ApiError::Refused(refusal) if matches!(*refusal, Refusal::NotTheHolder(_)) => {
+                let hint = format!("an operator may, with --force: gkctl reservation {verb} {id}");
+                ApiError::Advised(refusal, hint)
+            }
+            other => other,
+        }
     }
 
     /// For the panic-catching layer.
@@ -114,10 +142,11 @@ impl ApiError {
             ApiError::TooSlow => Code::TooSlow,
             ApiError::UnknownHost(_) => Code::UnknownHost,
             ApiError::TooOften { .. } => Code::TooOften,
+            ApiError::TooManyStreams { .. } => Code::TooManyStreams,
             ApiError::UnsupportedMediaType(_) => Code::UnsupportedMediaType,
             ApiError::TimedOut | ApiError::Crowded => Code::Unavailable,
             ApiError::Panicked(_) => Code::Internal,
-            ApiError::Refused(refusal) => hint::code(refusal),
+            ApiError::Refused(refusal) | ApiError::Advised(refusal, _) => hint::code(refusal),
             ApiError::Failed(error) => failure_code(error),
         }
     }
@@ -140,6 +169,9 @@ impl ApiError {
             ApiError::TooOften { .. } => {
                 Some("wait as long as Retry-After says; the server's --rate-limit sets how often is too often".to_owned())
             }
+            ApiError::TooManyStreams { .. } => {
+                Some("close streams that nobody reads, or use another token for other programs".to_owned())
+            }
             // No role helps where only an instance's own credential does.
             ApiError::NotPermitted { permission, .. } if permission.least_role().is_none() => None,
             ApiError::NotPermitted { .. }
@@ -152,6 +184,7 @@ impl ApiError {
                 Some(format!("if the secret was lost, end it and make another: gkctl token revoke {token}"))
             }
             ApiError::Refused(refusal) => hint::hint(refusal),
+            ApiError::Advised(_, hint) => Some(hint.clone()),
             ApiError::Failed(StoreError::Away(_)) => Some(
                 "try again shortly: the server goes on by itself when its database is back, and its log tells what it \
                  waits for"
@@ -179,7 +212,7 @@ impl ApiError {
         match self {
             ApiError::Malformed { field, .. } => problem.field.clone_from(field),
             ApiError::Impossible { field, .. } => problem.field = Some((*field).to_owned()),
-            ApiError::Refused(refusal) => {
+            ApiError::Refused(refusal) | ApiError::Advised(refusal, _) => {
                 problem.field = hint::field(refusal).map(str::to_owned);
                 problem.holder = hint::holder(refusal);
                 problem.alternatives = hint::alternatives(refusal);
@@ -198,7 +231,7 @@ impl ApiError {
             ApiError::InFlight
             | ApiError::Crowded
             | ApiError::Failed(StoreError::QueueFull | StoreError::Away(_)) => again_in(1),
-            ApiError::TimedOut => again_in(5),
+            ApiError::TimedOut | ApiError::TooManyStreams { .. } => again_in(5),
             ApiError::Failed(StoreError::DiskFull) => again_in(30),
             ApiError::Failed(error) if failure_code(error) == Code::Unavailable => again_in(5),
             _ => None,
@@ -275,6 +308,7 @@ pub(crate) fn status(code: Code) -> StatusCode {
         | Code::NoSuchInstance
         | Code::NoSuchReservation
         | Code::NoSuchPool
+        | Code::NoSuchIgnore
         | Code::NoSuchToken => StatusCode::NOT_FOUND,
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::PortReserved
@@ -282,6 +316,8 @@ pub(crate) fn status(code: Code) -> StatusCode {
         | Code::SeveralOwners
         | Code::NothingToAdopt
         | Code::PoolExhausted
+        | Code::PoolNotForInstance
+        | Code::PoolOverlaps
         | Code::EnsureDiffers
         | Code::AlreadyReleased
         | Code::NameTaken
@@ -298,7 +334,8 @@ pub(crate) fn status(code: Code) -> StatusCode {
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::AddressTooLong => StatusCode::URI_TOO_LONG,
         Code::UnknownHost => StatusCode::MISDIRECTED_REQUEST,
-        Code::TooOften => StatusCode::TOO_MANY_REQUESTS,
+        Code::StaleCursor => StatusCode::GONE,
+        Code::TooOften | Code::TooManyStreams => StatusCode::TOO_MANY_REQUESTS,
         Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Code::Impossible | Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,

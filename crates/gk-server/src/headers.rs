@@ -18,8 +18,8 @@ const MOST_ADDRESS_BYTES: usize = 8 << 10;
 const MOST_HEADER_BYTES: usize = 32 << 10;
 
 /// What hyper reads of a head before it gives up: line and headers with room to spare, so that a head which is only
-/// somewhat too large is answered by a problem.
-pub(crate) const HEAD_BUFFER_BYTES: usize = 128 << 10;
+/// somewhat too large is answered by a problem. Somebody without a token may have so much of our memory for each connection.
+pub(crate) const HEAD_BUFFER_BYTES: usize = 56 << 10;
 
 /// The most headers that hyper takes; more are an empty 431.
 pub(crate) const MOST_HEADERS: usize = 100;

@@ -1,5 +1,7 @@
 //! Liveness and readiness, for supervisors and load balancers.
 
+use std::net::SocketAddr;
+
 use axum::extract::State;
 use gk_model::health::Health;
 use gk_model::query::{EventQuery, Limit};
@@ -10,20 +12,31 @@ use crate::error::ApiError;
 use crate::extract::Json;
 use crate::tls::Tls;
 
-fn health_of(app: &App) -> Health {
+/// What a server says of itself. At an address that its certificate is not for, nobody would believe it.
+pub fn health_of(
+    version: &str,
+    address: Option<SocketAddr>,
+    url: Option<String>,
+    tls: Option<&Tls>,
+) -> Health {
     Health {
         status: "ok".to_owned(),
-        version: app.version.to_owned(),
-        address: app.address,
-        url: app.url.clone(),
-        pins: app.tls.as_ref().map(Tls::pins).unwrap_or_default(),
+        version: version.to_owned(),
+        address: address.filter(|address| tls.is_none_or(|tls| tls.is_for(address.ip()))),
+        url,
+        pins: tls.map(Tls::pins).unwrap_or_default(),
+        certificate_ends_at: tls.and_then(Tls::ends_at),
     }
+}
+
+fn of(app: &App) -> Health {
+    health_of(app.version, app.address, app.url.clone(), app.tls.as_ref())
 }
 
 /// Whether the process answers at all. Touches nothing.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, body = Health)))]
 pub(crate) async fn health(State(app): State<App>) -> Json<Health> {
-    Json(health_of(&app))
+    Json(of(&app))
 }
 
 /// Whether requests can be served: reads from the store, and looks whether it takes changes.
@@ -34,5 +47,5 @@ pub(crate) async fn ready(State(app): State<App>) -> Result<Json<Health>, ApiErr
     if !app.store.takes_changes() {
         return Err(gk_store::Error::from(StoreError::Closed).into());
     }
-    Ok(Json(health_of(&app)))
+    Ok(Json(of(&app)))
 }

@@ -59,7 +59,7 @@ impl Key {
     }
 
     /// The request under this key. Of the request as it came: what its names stand for may change in between.
-    pub(crate) fn of(self, route: &'static str, request: &impl Serialize) -> Option<Keyed> {
+    pub(crate) fn of(self, route: &str, request: &impl Serialize) -> Option<Keyed> {
         let fingerprint = || Fingerprint::of("POST", route, request);
         self.0.map(|key| Keyed { key, fingerprint: fingerprint() })
     }

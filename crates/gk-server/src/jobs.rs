@@ -33,6 +33,9 @@ const PRUNE_TURNS: Duration = Duration::from_millis(25);
 /// How often leases are looked at. One ends at most this much later than it could.
 const EXPIRE_LEASES_EVERY: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether changed ignore rules are to be applied.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
 /// How often it is looked for who is offline: by this much later it is told.
 const MARK_OFFLINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -213,6 +216,14 @@ pub(crate) async fn expire_leases(store: Store, clock: Clock, stop: watch::Recei
     }
 }
 
+/// Applies changed ignore rules to what they have not reached yet. While there is nothing to do, this only reads.
+pub(crate) async fn sweep(store: Store, clock: Clock, stop: watch::Receiver<bool>) {
+    let mut job = Job::new(SWEEP_EVERY, "ignore rules are not applied", stop);
+    while job.is_due().await {
+        while job.report(store.sweep(clock()).await) == Some(true) && !*job.stop.borrow() {}
+    }
+}
+
 /// A clock that never steps: since when the server has been answering, and when it last looked at the leases with success.
 struct LeaseClock {
     started: Instant,
@@ -229,13 +240,13 @@ async fn expire_all(store: &Store, clock: &Clock, time: &mut LeaseClock) -> Resu
             elapsed: time.last.map(|last| here.duration_since(last)),
             since_start: here.duration_since(time.started),
         };
-        let ExpiryReport { expired, shifted_micros, more } = store.expire_leases(tick).await?;
+        let ExpiryReport { expired, renewed, shifted_micros, more } = store.expire_leases(tick).await?;
         time.last = Some(here);
         if let Some(shifted) = shifted_micros {
             tracing::warn!(clock.step_us = shifted, "the clock stepped: every lease was moved by as much");
         }
-        if expired > 0 {
-            tracing::debug!(leases.expired = expired, "leases ended");
+        if expired + renewed > 0 {
+            tracing::debug!(leases.expired = expired, leases.renewed = renewed, "leases ended");
         }
         if !more {
             return Ok(());

@@ -18,6 +18,7 @@ mod crowd;
 mod docs;
 mod document;
 mod drain;
+mod drift;
 mod error;
 mod events;
 mod extract;
@@ -32,6 +33,8 @@ mod jobs;
 mod metrics;
 mod pace;
 mod pages;
+mod places;
+mod pools;
 mod ports;
 mod proxy;
 mod rates;
@@ -42,6 +45,7 @@ mod routes;
 mod serve;
 mod tls;
 mod tokens;
+mod watch;
 
 /// What does not compile, and that it does not. No part of the API: nothing in it can be made outside of this crate.
 ///
@@ -102,6 +106,7 @@ mod tests;
 
 pub use app::{Clock, Config};
 pub use auth::Peer;
+pub use health::health_of;
 pub use hosts::{HostName, HostNameError, Hosts};
 pub use proxy::{Cidr, CidrError};
 pub use rates::{RateLimit, RateLimitError};

@@ -8,6 +8,7 @@ use std::fmt;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use gk_model::time::Timestamp;
 use gk_store::{Distribution, StoreMetrics};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -20,6 +21,8 @@ use prometheus_client::registry::Registry;
 
 use crate::app::App;
 use crate::extract::NoQuery;
+use crate::tls::Tls;
+use crate::watch::WatchMetrics;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -28,7 +31,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
     responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(crate) async fn metrics(State(app): State<App>, _: NoQuery) -> Response {
     let uptime_seconds = app.now().since(app.started_at).as_secs_f64();
-    let moment = Moment { version: app.version, uptime_seconds, store: app.store.metrics() };
+    let certificate_ends_at = app.tls.as_ref().and_then(Tls::ends_at);
+    let (store, watch) = (app.store.metrics(), app.feed.metrics());
+    let moment = Moment { version: app.version, uptime_seconds, certificate_ends_at, store, watch };
     let mut registry = Registry::with_prefix("gatekeeper");
     registry.register_collector(Box::new(moment));
     let mut text = String::new();
@@ -41,17 +46,41 @@ pub(crate) async fn metrics(State(app): State<App>, _: NoQuery) -> Response {
 struct Moment {
     version: &'static str,
     uptime_seconds: f64,
+    certificate_ends_at: Option<Timestamp>,
     store: StoreMetrics,
+    watch: WatchMetrics,
 }
+
+/// Writes one metric down: its name, what it says, and its value.
+type Show<'a> = &'a mut dyn FnMut(&str, &str, &dyn EncodeMetric) -> Result<(), fmt::Error>;
 
 impl Collector for Moment {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let StoreMetrics { writer, queue_length, batch_size, commit_seconds, statements } = &self.store;
         let mut show = |name: &str, help: &str, metric: &dyn EncodeMetric| {
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
+        self.of_process(&mut show)?;
+        self.of_store(&mut show)?;
+        self.of_watch(&mut show)
+    }
+}
+
+impl Moment {
+    fn of_process(&self, show: Show<'_>) -> Result<(), fmt::Error> {
         show("build", "The version of this server.", &Info::new(vec![("version", self.version)]))?;
         show("uptime_seconds", "How long the server runs.", &ConstGauge::new(self.uptime_seconds))?;
+        if let Some(end) = self.certificate_ends_at {
+            show(
+                "tls_certificate_end_timestamp_seconds",
+                "When the certificate ends that clients are shown, in Unix seconds.",
+                &ConstGauge::new(end.as_micros() / 1_000_000),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn of_store(&self, show: Show<'_>) -> Result<(), fmt::Error> {
+        let StoreMetrics { writer, queue_length, batch_size, commit_seconds, statements } = &self.store;
         show(
             "store_queue_length",
             "Changes that wait for the writer just now.",
@@ -83,6 +112,27 @@ impl Collector for Moment {
             "store_replays",
             "Batches rolled back and done again one change at a time, because one of them failed.",
             &ConstCounter::new(writer.replays),
+        )
+    }
+
+    fn of_watch(&self, show: Show<'_>) -> Result<(), fmt::Error> {
+        let WatchMetrics { watchers, sent, lag, stalled, overtaken } = self.watch;
+        show("watchers", "Streams of events that are open.", &ConstGauge::new(watchers as u64))?;
+        show("watch_lag_events", "How many events the slowest stream is behind.", &ConstGauge::new(lag))?;
+        show(
+            "watch_events_sent",
+            "Events sent to streams, each counted once for each stream.",
+            &ConstCounter::new(sent),
+        )?;
+        show(
+            "watch_stalled",
+            "Streams cut off because their client did not read.",
+            &ConstCounter::new(stalled),
+        )?;
+        show(
+            "watch_overtaken",
+            "Streams ended because what they would tell next had been taken away.",
+            &ConstCounter::new(overtaken),
         )
     }
 }

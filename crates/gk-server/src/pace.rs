@@ -23,7 +23,7 @@ const STANDSTILL: Duration = Duration::from_secs(10);
 const SLOWEST_BYTES_PER_SECOND: u32 = 1024;
 
 /// How long an answer may wait for [`PROGRESS_BYTES`] of it, or all, to be taken.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Less than this is no progress: whoever takes a byte now and then reads nothing.
 const PROGRESS_BYTES: usize = 16 << 10;

@@ -152,13 +152,16 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// The address by which it is counted: of IPv6 the network, because one machine has all of it.
     pub(crate) fn new(address: IpAddr, token: Option<SecretHash>) -> Client {
-        let address = match address.to_canonical() {
-            IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
-            v4 => v4,
-        };
-        Client { address, token }
+        Client { address: network(address), token }
+    }
+}
+
+/// The address by which somebody is counted: of IPv6 the network, because one machine has all of it.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
+        v4 => v4,
     }
 }
 

@@ -64,6 +64,10 @@ pub(crate) fn write_down(method: &Method, operation: &mut Operation, is_guarded:
     if takes(&ParameterIn::Header, Some("If-Match")) {
         statuses.insert(StatusCode::PRECONDITION_FAILED);
     }
+    // What goes along the event log may ask for what is not kept any more; nothing else is asked for by actor.
+    if takes(&ParameterIn::Query, Some("actor")) {
+        statuses.insert(StatusCode::GONE);
+    }
     for status in statuses {
         let response = Ref::from_response_name(name(status));
         operation.responses.responses.insert(status.as_str().to_owned(), response.into());

@@ -30,7 +30,9 @@ use crate::drain::hear_out;
 use crate::error::ApiError;
 use crate::pages::Document;
 use crate::request::observe;
-use crate::{contacts, events, health, history, instances, metrics, pages, ports, reservations, tokens};
+use crate::{
+    contacts, drift, events, health, history, instances, metrics, pages, pools, ports, reservations, tokens,
+};
 
 /// The most a person's or program's request may hold.
 const BODY_BYTES: usize = 1 << 20;
@@ -59,7 +61,7 @@ pub(crate) fn guarded_against_faults(router: Router) -> Router {
 }
 
 fn all(routes: Routes) -> Routes {
-    use Permission::{Contact, Join, Read, Reserve, Tokens, Whoami};
+    use Permission::{Contact, Join, Operate, Pools, Read, Reserve, Tokens, Whoami};
     routes
         .guarded(Read, routes!(instances::list_instances))
         .guarded(Join, routes!(instances::join))
@@ -73,9 +75,19 @@ fn all(routes: Routes) -> Routes {
         .guarded(Read, routes!(reservations::get_reserved_ports))
         .guarded(Reserve, routes!(reservations::reserve))
         .guarded(Read, routes!(reservations::get_reservation))
-        .guarded(Reserve, routes!(reservations::release))
+        .guarded(Reserve, routes!(reservations::update_reservation, reservations::release))
+        .guarded(Reserve, routes!(reservations::renew))
+        .guarded(Read, routes!(drift::list_drift))
+        .guarded(Read, routes!(drift::get_status))
+        .guarded(Read, routes!(drift::list_ignores))
+        .guarded(Read, routes!(drift::get_ignore))
+        .guarded(Operate, routes!(drift::set_ignore, drift::delete_ignore))
         .guarded(Read, routes!(history::list_history))
         .guarded(Read, routes!(events::list_events))
+        .guarded(Read, routes!(pools::list_pools))
+        .guarded(Read, routes!(pools::get_pool))
+        .guarded(Pools, routes!(pools::set_pool, pools::delete_pool))
+        .guarded(Read, routes!(events::watch_events))
         .guarded(Tokens, routes!(tokens::list_tokens, tokens::create_token))
         .guarded(Tokens, routes!(tokens::revoke_token))
         .guarded(Whoami, routes!(tokens::whoami))

@@ -2,8 +2,8 @@
 //!
 //! Promises:
 //! - A client that sends its request slowly, does not read its answer (`pace.rs`), or leaves an idle connection open,
-//!   is cut off; the number of connections
-//!   of each listener is bounded, so that a flood on the TCP port leaves the Unix socket usable.
+//!   is cut off; the number of connections of each listener is bounded, so that a flood on the TCP port leaves the Unix
+//!   socket usable; and none keeps out another by having many (`places.rs`).
 //! - After `shutdown`, requests in flight are answered for at most [`GRACE`]; then what the store accepted is finished,
 //!   heartbeats are written, and the store is closed.
 //!
@@ -37,9 +37,11 @@ use crate::error::chain;
 use crate::headers::{HEAD_BUFFER_BYTES, MOST_HEADERS};
 use crate::jobs;
 use crate::pace::Patient;
+use crate::places::{Owner, Places};
 use crate::proxy::{Cidr, forwarded_for};
 use crate::routes::router;
 use crate::tls::{self, Tls};
+use crate::watch::Stopping;
 
 /// How long requests in flight may take after `shutdown`.
 const GRACE: Duration = Duration::from_secs(10);
@@ -48,8 +50,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// between two heartbeats, so that an agent does not write into a connection that is just being closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// How many connections one listener keeps, if the process may open enough files; further ones wait in the kernel's
-/// queue.
+/// How many connections one listener keeps, if the process may open enough files; see [`Places`] for who has them.
 const MAX_CONNECTIONS: usize = 16_384;
 
 /// Where the server listens. Bound by the caller, so that a test, or a supervisor, can choose and know the address.
@@ -81,9 +82,19 @@ pub async fn run(
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    run_within(max_connections(), config, listeners, shutdown).await
+}
+
+/// The same with so many connections for each listener.
+pub(crate) async fn run_within(
+    most: usize,
+    config: Config,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let store = config.store.clone();
     let (stop, stopping) = watch::channel(false);
-    let mut tasks = start(config, listeners, &stopping);
+    let mut tasks = start(most, config, listeners, &stopping);
     // A task ends on its own only by a panic; then the rest is stopped too, and the supervisor starts us anew.
     let failed = tokio::select! {
         () = shutdown => None,
@@ -98,11 +109,12 @@ pub async fn run(
     outcome.and(close(store).await)
 }
 
-fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>) -> JoinSet<()> {
+fn start(most: usize, config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(jobs::flush_contacts(config.store.clone(), stopping.clone()));
     let (clock, retention) = (config.clock.clone(), config.retention);
     tasks.spawn(jobs::expire_leases(config.store.clone(), clock.clone(), stopping.clone()));
+    tasks.spawn(jobs::sweep(config.store.clone(), clock.clone(), stopping.clone()));
     tasks.spawn(jobs::prune(config.store.clone(), clock, retention, stopping.clone()));
     tasks.spawn(jobs::mark_offline(config.store.clone(), config.clock.clone(), stopping.clone()));
     tasks.spawn(jobs::forget_silent(config.store.clone(), config.clock.clone(), stopping.clone()));
@@ -111,7 +123,7 @@ fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>)
         tasks.spawn(tls::keep(tls, config.clock.clone(), stopping.clone()));
     }
     let (router, _) = router(config);
-    let server = Server { router, trusted, tls: tls.as_ref().map(Tls::config), stop: stopping.clone() };
+    let server = Server { most, router, trusted, tls: tls.as_ref().map(Tls::config), stop: stopping.clone() };
     let Listeners { tcp, unix } = listeners;
     if let Some(tcp) = tcp {
         // Answers are small and written at once: waiting to fill a packet would only delay them.
@@ -133,6 +145,7 @@ fn start(config: Config, listeners: Listeners, stopping: &watch::Receiver<bool>)
 /// What each connection needs.
 #[derive(Clone)]
 struct Server {
+    most: usize,
     router: Router,
     trusted: Arc<[Cidr]>,
     /// Of TCP connections; those over the Unix socket never leave the machine.
@@ -160,19 +173,21 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     server: Server,
 ) {
     let mut stop = server.stop.clone();
-    let most = max_connections(&std::fs::read_to_string("/proc/self/limits").unwrap_or_default());
-    let mut connections = JoinSet::new();
+    let (mut connections, mut places) = (JoinSet::new(), Places::new(server.most));
     loop {
-        let has_room = connections.len() < most;
         let (stream, address) = tokio::select! {
-            accepted = listener.accept(), if has_room => accepted,
-            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+            Some(ended) = connections.join_next_with_id() => {
+                places.leave(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                continue;
+            }
             () = stopped(&mut stop) => break,
         };
         match peer(&stream, address) {
-            Ok(peer) => {
-                connections.spawn(serve(server.clone(), stream, peer));
+            Ok(peer) if places.make_room(Owner::of(peer)) => {
+                places.take(Owner::of(peer), connections.spawn(serve(server.clone(), stream, peer)));
             }
+            Ok(_) => tracing::debug!("all places are taken: a connection was closed"),
             Err(error) => {
                 tracing::warn!(%error, "a connection without an owner was dropped");
             }
@@ -182,8 +197,13 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     drain(connections).await;
 }
 
+/// How many connections one listener takes at once.
+pub(crate) fn max_connections() -> usize {
+    share_of_files(&std::fs::read_to_string("/proc/self/limits").unwrap_or_default())
+}
+
 /// A third of the files that the process may open: two listeners, and the database between them.
-fn max_connections(limits: &str) -> usize {
+fn share_of_files(limits: &str) -> usize {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let soft =
         line.and_then(|line| line.split_whitespace().next()).and_then(|soft| soft.parse::<usize>().ok());
@@ -214,10 +234,11 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let trusted = self.trusted;
+        let (trusted, stop) = (self.trusted, self.stop.clone());
         let service = MapRequest::new(self.router, move |mut request: Request<Incoming>| {
             let peer = name_client(&trusted, peer, request.headers());
             request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(Stopping(stop.clone()));
             request.map(Body::new)
         });
         let connection = http1::Builder::new()
@@ -259,8 +280,8 @@ mod tests {
             |soft: &str| format!("Max processes 9 9 processes\nMax open files {soft} 524288 files\n");
         let table = [("1024", 341), ("1000000", MAX_CONNECTIONS), ("1", 1), ("unlimited", MAX_CONNECTIONS)];
         for (soft, expected) in table {
-            assert_eq!(max_connections(&limits(soft)), expected, "{soft}");
+            assert_eq!(share_of_files(&limits(soft)), expected, "{soft}");
         }
-        assert_eq!(max_connections(""), MAX_CONNECTIONS);
+        assert_eq!(share_of_files(""), MAX_CONNECTIONS);
     }
 }

@@ -8,6 +8,7 @@ use gk_model::reservation::Reservation;
 use gk_model::time::Timestamp;
 
 use crate::error::StoreError;
+use crate::pool_use::UseChange;
 use crate::space::Space;
 use crate::tx::Tx;
 use crate::value::values;
@@ -41,6 +42,7 @@ impl Tx<'_> {
             )?,
         }
         self.maps.claim(space, protocol, ports);
+        self.uses.push(UseChange::Claimed(space, protocol, ports));
         Ok(())
     }
 
@@ -89,6 +91,7 @@ impl Tx<'_> {
             )?,
         }
         self.maps.release(space, protocol, ports, until);
+        self.uses.push(UseChange::Freed(space, protocol, ports));
         Ok(())
     }
 }

@@ -5,11 +5,14 @@
 //! that is free: it may rest, if it rests from this very subject.
 
 use gk_model::history::EventKind;
+use gk_model::lease::LeaseTime;
 use gk_model::port::PortRange;
 use gk_model::reservation::Reservation;
 use gk_model::text::{PortName, ServiceName};
+use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
+use crate::pool_cache::Pools;
 use crate::reserve::{Cell, Slot, Wanted};
 use crate::space::Space;
 use crate::tx::Tx;
@@ -40,12 +43,12 @@ impl Tx<'_> {
 
     /// Gives slots that hold nothing the numbers that they had last, where those are free.
     pub(crate) fn place_again(&mut self, wanted: &Wanted<'_>, slots: &mut [Slot<'_>]) -> Result<(), Error> {
-        let service = service_of(wanted)?;
+        let (service, pools) = (service_of(wanted)?, self.pools()?);
         for index in 0..slots.len() {
             let (Some(cell), None) = (wanted.cells.first(), slots[index].ports) else { continue };
             let name = slots[index].name.map_or("", PortName::as_str);
             let last = self.find_last_for(wanted.holder, service, name, cell.place(), cell.protocol)?;
-            let Some(last) = last.filter(|last| is_wanted_again(wanted, last)) else { continue };
+            let Some(last) = last.filter(|last| is_wanted_again(wanted, last, &pools)) else { continue };
             let overlaps =
                 slots.iter().filter_map(|slot| slot.ports).any(|other| overlap(other, last.ports()));
             if !overlaps && self.is_free_again(wanted, last.ports())? {
@@ -96,14 +99,32 @@ impl Tx<'_> {
         Ok(self.query_one(sql, values)?.is_some())
     }
 
-    /// Gives back what is held already, and renews its lease if the request is for one. It is never shortened.
-    pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: Reservation) -> Result<Reservation, Error> {
-        match wanted.expires_at {
-            Some(deadline) if kept.expires_at < Some(deadline) => {
-                self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, deadline, wanted.now)
-            }
-            _ => Ok(kept),
+    /// Gives back what is held already: edited where the request says other things of it, and with its lease renewed if
+    /// the request is for one. That is never shortened.
+    pub(crate) fn keep(&mut self, wanted: &Wanted<'_>, kept: &Reservation) -> Result<Reservation, Error> {
+        let edited = wanted.request.edit_of(kept).apply(kept);
+        let kept = self.set_words(wanted.actor, kept, edited, wanted.now)?;
+        match wanted.later_end(&kept) {
+            Some(end) => self.set_deadline(EventKind::Renewed, wanted.actor.into(), kept, end, wanted.now),
+            None => Ok(kept),
         }
+    }
+}
+
+impl Wanted<'_> {
+    /// What [`Tx::keep`] would make of it, but for its version.
+    pub(crate) fn kept(&self, kept: &Reservation) -> Reservation {
+        let edited = self.request.edit_of(kept).apply(kept);
+        match self.later_end(kept) {
+            Some((ttl, end)) => Reservation { expires_at: Some(end), ttl_seconds: Some(ttl), ..edited },
+            None => edited,
+        }
+    }
+
+    /// The length and the end that a kept lease gets, where that end is later than the one it has.
+    fn later_end(&self, kept: &Reservation) -> Option<(LeaseTime, Timestamp)> {
+        let end = self.request.ttl_seconds.zip(self.expires_at);
+        end.filter(|(_, deadline)| kept.expires_at < Some(*deadline))
     }
 }
 
@@ -161,10 +182,14 @@ fn differing(wanted: &Wanted<'_>, index: usize, held: &Reservation) -> Option<&'
     }
 }
 
-/// Whether what was released last is what is asked for now.
-fn is_wanted_again(wanted: &Wanted<'_>, last: &Reservation) -> bool {
+/// Whether what was released last is what is asked for now. A number that its pool does not give any more is not.
+fn is_wanted_again(wanted: &Wanted<'_>, last: &Reservation, pools: &Pools) -> bool {
     let same_pool = wanted.request.pool.is_none() || wanted.request.pool == last.pool;
-    same_pool && last.scope == wanted.scope && last.ports().count() == wanted.count()
+    let still_given = |name| pools.find(name).is_some_and(|source| source.ports.covers(last.ports()));
+    same_pool
+        && last.pool.as_ref().is_none_or(still_given)
+        && last.scope == wanted.scope
+        && last.ports().count() == wanted.count()
 }
 
 fn overlap(one: PortRange, other: PortRange) -> bool {

@@ -5,10 +5,14 @@ use std::collections::BTreeSet;
 use gk_model::contact::Session;
 use gk_model::id::{InstanceRef, ReservationId, TokenId};
 use gk_model::instance::InstanceLink;
+use gk_model::labels::{Labels, Selector};
 use gk_model::listener::Listener;
+use gk_model::pool;
 use gk_model::port::{Port, PortRange, Protocol};
+use gk_model::port_set::PortSet;
 use gk_model::reservation::{Contradiction, PortCount, Reservation, Scope};
-use gk_model::text::{IdempotencyKey, InstanceName, PoolName};
+use gk_model::text::{IdempotencyKey, IgnoreName, InstanceName, PoolName};
+use gk_model::watch::{EventCursor, Log};
 
 use crate::explain::Unexplained;
 
@@ -39,6 +43,9 @@ pub enum Refusal {
     /// No joined instance of that name, or no instance of that id.
     #[error("there is no instance {0}")]
     NoSuchInstance(InstanceRef),
+    /// No joined instance has such labels.
+    #[error("no joined instance is labelled {0}")]
+    NobodyChosen(Selector),
     /// The instance has left.
     #[error("instance {} has left", .0.name)]
     InstanceLeft(InstanceLink),
@@ -48,6 +55,9 @@ pub enum Refusal {
     /// No pool of that name.
     #[error("there is no pool {0}")]
     NoSuchPool(PoolName),
+    /// No ignore rule of that name.
+    #[error("there is no ignore rule {0}")]
+    NoSuchIgnore(IgnoreName),
     /// The request contradicts itself.
     #[error(transparent)]
     Contradiction(Contradiction),
@@ -108,11 +118,13 @@ pub enum Refusal {
     },
     /// The pool has too few ports that are not reserved, listened on, in quarantine, or busy.
     #[error(
-        "pool {pool} has {} left {}{}", lacking(*count, *runs, protocols), on(instances), rest(*resting)
+        "pool {pool} of {} has {} left {}{}", ports(*size), lacking(*count, *runs, protocols), on(instances), rest(*resting)
     )]
     PoolExhausted {
         /// The pool.
         pool: PoolName,
+        /// How many ports it has.
+        size: u32,
         /// The protocols.
         protocols: Vec<Protocol>,
         /// The instances; none for all of them.
@@ -123,7 +135,42 @@ pub enum Refusal {
         runs: usize,
         /// How many of its ports only rest after a release, and could be had by number.
         resting: usize,
+        /// Pools that have room for it, at most three.
+        others: Vec<PoolName>,
     },
+    /// The pool is for other instances than the one that was to draw from it.
+    #[error("pool {pool} is for instances with {selector}, and {}", unlike(place.as_deref()))]
+    PoolNotForInstance {
+        /// The pool.
+        pool: PoolName,
+        /// The instances that it is for.
+        selector: Selector,
+        /// The first instance that is none of them, and its labels; none for what is held for all of them.
+        place: Option<Box<(InstanceLink, Labels)>>,
+        /// Pools that would do.
+        others: Vec<PoolName>,
+    },
+    /// Pools that share numbers must exclude each other's reservations.
+    #[error(
+        "{} of pool {name} are in pool {other} too, and its scope is {other_scope}, not {scope}: pools share numbers only \
+         where their scope is the same",
+        pool::list(ports)
+    )]
+    PoolOverlaps {
+        /// The pool that was to be set.
+        name: PoolName,
+        /// The scope that it was to have.
+        scope: Scope,
+        /// The pool that has the same numbers.
+        other: PoolName,
+        /// Its scope.
+        other_scope: Scope,
+        /// The numbers.
+        ports: PortSet,
+    },
+    /// What everybody draws from who names no pool.
+    #[error("the pool default cannot be deleted: whoever names no pool draws from it")]
+    DefaultPoolStays,
     /// The reservation was released before.
     #[error("the reservation of {} was released before", ports_of(.0))]
     AlreadyReleased(Box<Reservation>),
@@ -213,6 +260,31 @@ pub enum Refusal {
     /// The cursor was not made by this list.
     #[error("that cursor does not belong to this list")]
     BadCursor,
+    /// What follows the cursor is not all there.
+    #[error("{}", what_is_missing(cursor, log))]
+    StaleCursor {
+        /// The cursor.
+        cursor: EventCursor,
+        /// The events that there are.
+        log: Log,
+    },
+}
+
+fn what_is_missing(cursor: &EventCursor, log: &Log) -> String {
+    let EventCursor { log_id, seq } = cursor;
+    match log {
+        log if *log_id != log.log_id => format!(
+            "the cursor is of event log {log_id}, and this is {}: the database was restored, or is another one",
+            log.log_id
+        ),
+        log if *seq > log.newest_seq => {
+            format!(
+                "the cursor is behind event {seq}, and the log ends with {}: its end was lost",
+                log.newest_seq
+            )
+        }
+        log => format!("the cursor is behind event {seq}, and the oldest that is kept is {}", log.oldest_seq),
+    }
 }
 
 impl Refusal {
@@ -233,6 +305,10 @@ fn in_place(held: &Reservation) -> String {
         Scope::Instance => held.place(),
         Scope::Fleet => format!("({})", held.place()),
     }
+}
+
+fn ports(size: u32) -> String {
+    if size == 1 { "1 port".to_owned() } else { format!("{size} ports") }
 }
 
 fn lacking(count: PortCount, runs: usize, protocols: &[Protocol]) -> String {
@@ -259,6 +335,15 @@ fn rest(resting: usize) -> String {
         0 => String::new(),
         1 => "; one of its ports rests after its release, and can be had by number".to_owned(),
         count => format!("; {count} of its ports rest after their release, and can be had by number"),
+    }
+}
+
+/// `web-1 has no labels`.
+fn unlike(place: Option<&(InstanceLink, Labels)>) -> String {
+    match place {
+        Some((instance, labels)) if labels.is_empty() => format!("{} has no labels", instance.name),
+        Some((instance, labels)) => format!("{} has {labels}", instance.name),
+        None => "this is to be held for all of them".to_owned(),
     }
 }
 

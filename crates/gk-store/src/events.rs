@@ -1,30 +1,151 @@
 //! The event log, read.
 
-use gk_model::history::Event;
-use gk_model::id::InstanceId;
-use gk_model::port::PortRange;
-use gk_model::query::{EventQuery, Page};
+use std::collections::HashMap;
 
-use crate::error::{Error, Refusal, StoreError};
+use gk_model::history::{Event, EventKind};
+use gk_model::id::{InstanceId, InstanceRef};
+use gk_model::labels::Labels;
+use gk_model::port::PortRange;
+use gk_model::query::EventQuery;
+use gk_model::watch::{EventCursor, EventPage, Log};
+
+use crate::error::{Error, StoreError};
+use crate::log::check;
 use crate::page::{self, Filters};
 use crate::rows::Row;
 use crate::space::Names;
 use crate::tx::Reader;
 use crate::value::{Json, Value, values};
 
+/// How often a page goes on reading where few instances have the labels that it is about. After that it ends, with a
+/// cursor, however little it has: nobody waits for a walk through a whole long log.
+const MOST_ROUNDS: usize = 16;
+
+/// An event, and what is known besides of its instance.
+#[derive(Clone, Debug)]
+pub struct Logged {
+    /// The event.
+    pub event: Event,
+    /// What the instance was labelled with when this was read; none for what is about no instance.
+    pub labels: Option<Labels>,
+}
+
 impl Reader<'_> {
     /// Events in the order of their numbers. Without a port, those about no port are listed too.
     ///
     /// # Errors
-    /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::BadCursor`].
-    pub fn list_events(&mut self, query: &EventQuery) -> Result<Page<Event>, Error> {
+    /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::BadCursor`], [`crate::Refusal::StaleCursor`].
+    pub fn list_events(&mut self, query: &EventQuery) -> Result<EventPage, Error> {
+        let log = self.log()?;
+        let begin = query.cursor.as_deref().map(page::part::<EventCursor>).transpose()?;
+        let mut after = begin.map(|cursor| check(log, cursor)).transpose()?;
         let instance = self.resolve(query.instance.as_ref())?;
-        let (sql, values) = select(query, instance)?;
-        let rows = self.query(&sql, &values)?;
-        let names = self.list_names(&rows, INSTANCE)?;
-        let read = |row| read_event(row, &names);
-        page::page(rows, query.limit(), read, |last| page::cursor(&[&last.seq]))
+        let limit = query.limit() as usize;
+        let (mut items, mut more) = (Vec::new(), true);
+        for _ in 0..MOST_ROUNDS {
+            let read = self.read_events(query, after, instance)?;
+            let chosen = self.list_labelled(query, &read)?;
+            more = read.len() > limit;
+            let some = read.len().min(limit);
+            for event in read.into_iter().take(some) {
+                if items.len() == limit {
+                    more = true;
+                    break;
+                }
+                after = Some(event.seq);
+                if chosen.as_ref().is_none_or(|chosen| is_about(&event, chosen)) {
+                    items.push(event);
+                }
+            }
+            if !more || items.len() == limit {
+                break;
+            }
+        }
+        let next = after.filter(|_| more).map(|seq| log.cursor(seq).to_string());
+        Ok(EventPage { items, next, log })
     }
+
+    /// Where a watch begins: the log, the place (behind its newest event unless told), and the instance it is about.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::StaleCursor`].
+    pub fn begin_watch(
+        &mut self,
+        after: Option<EventCursor>,
+        instance: Option<&InstanceRef>,
+    ) -> Result<(Log, EventCursor, Option<InstanceId>), Error> {
+        let log = self.log()?;
+        let seq = after.map_or(Ok(log.newest_seq), |after| check(log, after))?;
+        Ok((log, log.cursor(seq), self.resolve(instance)?))
+    }
+
+    /// What follows a place in the log, whatever it is about, at most so many events; and the log.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::StaleCursor`].
+    pub fn list_logged(&mut self, after: EventCursor, most: u32) -> Result<(Log, Vec<Logged>), Error> {
+        let log = self.log()?;
+        let after = check(log, after)?;
+        let filters = Filters::new("e.seq > $1", values![after]);
+        let (sql, values) = filters.finish(SELECT, "e.seq", most.saturating_sub(1));
+        let events = self.select_events(&sql, &values)?;
+        let labels = self.list_labels(&events)?;
+        let logged = events.into_iter().map(|event| {
+            let labels = event.instance.as_ref().and_then(|instance| labels.get(&instance.id)).cloned();
+            Logged { event, labels }
+        });
+        Ok((log, logged.collect()))
+    }
+
+    /// One event more than a page has, by all filters but labels.
+    fn read_events(
+        &mut self,
+        query: &EventQuery,
+        after: Option<u64>,
+        instance: Option<InstanceId>,
+    ) -> Result<Vec<Event>, StoreError> {
+        let Some(kinds) = &query.kind else {
+            let (sql, values) = select(query, after, None, instance);
+            return self.select_events(&sql, &values);
+        };
+        // Each kind by itself, in its own index: of several at once a database would have to sort all there are.
+        let mut events = Vec::new();
+        for kind in kinds.iter() {
+            let (sql, values) = select(query, after, Some(kind), instance);
+            events.extend(self.select_events(&sql, &values)?);
+        }
+        events.sort_unstable_by_key(|event| event.seq);
+        events.truncate(query.limit() as usize + 1);
+        Ok(events)
+    }
+
+    fn select_events(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Event>, StoreError> {
+        let rows = self.query(sql, values)?;
+        let names = self.list_names(&rows, INSTANCE)?;
+        rows.into_iter().map(|row| read_event(row, &names)).collect()
+    }
+
+    fn list_labels(&mut self, events: &[Event]) -> Result<HashMap<InstanceId, Labels>, StoreError> {
+        let ids = events.iter().filter_map(|event| event.instance.as_ref()).map(|instance| instance.id);
+        let found = self.look_up::<Json<Labels>>(ids.collect(), "labels")?;
+        Ok(found.into_iter().map(|(id, Json(labels))| (id, labels)).collect())
+    }
+
+    /// Which of the instances that these events are about have the labels asked for; none where all do.
+    fn list_labelled(
+        &mut self,
+        query: &EventQuery,
+        events: &[Event],
+    ) -> Result<Option<Vec<InstanceId>>, StoreError> {
+        let Some(selector) = &query.label else { return Ok(None) };
+        let labels = self.list_labels(events)?;
+        let chosen = labels.into_iter().filter(|(_, labels)| selector.matches(labels)).map(|(id, _)| id);
+        Ok(Some(chosen.collect()))
+    }
+}
+
+fn is_about(event: &Event, chosen: &[InstanceId]) -> bool {
+    event.instance.as_ref().is_some_and(|instance| chosen.contains(&instance.id))
 }
 
 const SELECT: &str = "select e.seq, e.at, e.recorded_at, e.kind, e.instance, e.protocol, e.first_port, \
@@ -34,13 +155,18 @@ const SELECT: &str = "select e.seq, e.at, e.recorded_at, e.kind, e.instance, e.p
 const INSTANCE: usize = 4;
 
 /// The statement for one page. An index gives the order whatever the filters are, so no page sorts.
-fn select(query: &EventQuery, instance: Option<InstanceId>) -> Result<(String, Vec<Value>), Refusal> {
+fn select(
+    query: &EventQuery,
+    after: Option<u64>,
+    kind: Option<EventKind>,
+    instance: Option<InstanceId>,
+) -> (String, Vec<Value>) {
     // What happened lately is at the end of a long log: the first page begins there, not at the beginning. Later pages
     // have their cursor; of two lower bounds the database would use the first and read on to the second. Additions of 0
     // keep it from an index: from looking for the lowest number in the order of numbers, and from reading a page in the
     // order of times, which it would have to sort.
-    let beginning = match (&query.cursor, query.since) {
-        (Some(cursor), _) => Filters::new("e.seq > $1", values![page::part::<i64>(cursor)?]),
+    let beginning = match (after, query.since) {
+        (Some(after), _) => Filters::new("e.seq > $1", values![after]),
         (None, Some(since)) => {
             Filters::new("e.seq >= (select min(o.seq + 0) from event o where o.at >= $1)", values![since])
         }
@@ -50,11 +176,12 @@ fn select(query: &EventQuery, instance: Option<InstanceId>) -> Result<(String, V
         .and("e.instance = $?", instance)
         .and("e.first_port <= $?", query.port.map(PortRange::last))
         .and("e.last_port >= $?", query.port.map(PortRange::first))
-        .and("e.kind = $?", query.kind)
+        .and("e.protocol = $?", query.protocol)
+        .and("e.kind = $?", kind)
         .and("e.actor = $?", query.actor.as_ref())
         .and("e.at + 0 >= $?", query.since)
         .and("e.at + 0 < $?", query.until);
-    Ok(filters.finish(SELECT, "e.seq", query.limit()))
+    filters.finish(SELECT, "e.seq", query.limit())
 }
 
 fn read_event(mut row: Row, names: &Names) -> Result<Event, StoreError> {
@@ -78,7 +205,7 @@ fn read_event(mut row: Row, names: &Names) -> Result<Event, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use gk_model::history::EventKind;
+    use gk_model::port::Protocol;
     use gk_model::time::Timestamp;
 
     use super::*;
@@ -88,19 +215,19 @@ mod tests {
     fn no_page_of_the_log_sorts_or_reads_from_the_beginning() {
         let now = Timestamp::from_micros(0);
         let id = InstanceId::generate(now);
-        for filters in 0..64 {
+        for filters in 0..128 {
             let on = |bit: u32| (filters >> bit & 1 == 1).then_some(());
             let query = EventQuery {
                 port: on(1).map(|()| "8000-8010".parse().unwrap()),
-                kind: on(2).map(|()| EventKind::Joined),
                 actor: on(3).map(|()| "ada".parse().unwrap()),
                 since: on(4).map(|()| now),
                 until: on(5).map(|()| now),
-                cursor: Some("7".to_owned()),
+                protocol: on(6).map(|()| Protocol::Tcp),
                 ..Default::default()
             };
-            for query in [query.clone(), EventQuery { cursor: None, ..query }] {
-                let (sql, values) = select(&query, on(0).map(|()| id)).unwrap();
+            for after in [Some(7), None] {
+                let kind = on(2).map(|()| EventKind::Joined);
+                let (sql, values) = select(&query, after, kind, on(0).map(|()| id));
                 let plan = plan(&sql, &values);
                 assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{query:?}: {plan}");
             }
@@ -110,16 +237,16 @@ mod tests {
     #[test]
     fn each_filter_that_few_events_pass_has_an_index() {
         let now = Timestamp::from_micros(0);
-        let by = |query: &EventQuery, instance| {
-            let (sql, values) = select(query, instance).unwrap();
+        let by = |query: &EventQuery, kind, instance| {
+            let (sql, values) = select(query, None, kind, instance);
             plan(&sql, &values)
         };
         let none = EventQuery::default;
         let table = [
-            ("event_instance", by(&none(), Some(InstanceId::generate(now)))),
-            ("event_kind", by(&EventQuery { kind: Some(EventKind::Joined), ..none() }, None)),
-            ("event_actor", by(&EventQuery { actor: "ada".parse().ok(), ..none() }, None)),
-            ("event_at", by(&EventQuery { since: Some(now), ..none() }, None)),
+            ("event_instance", by(&none(), None, Some(InstanceId::generate(now)))),
+            ("event_kind", by(&none(), Some(EventKind::Joined), None)),
+            ("event_actor", by(&EventQuery { actor: "ada".parse().ok(), ..none() }, None, None)),
+            ("event_at", by(&EventQuery { since: Some(now), ..none() }, None, None)),
         ];
         for (index, plan) in table {
             assert!(plan.contains(index), "{index}: {plan}");

@@ -10,6 +10,7 @@ use gk_model::reservation::Scope;
 use gk_model::time::Timestamp;
 
 use crate::Shared;
+use crate::counts::Counts;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::port_map::PortMaps;
@@ -32,28 +33,31 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn next(self) -> Next {
-        Next(self)
+        Next { seen: self, counts: Counts::default() }
     }
 }
 
-/// The numbers that a batch gives out.
+/// The numbers that a batch gives out, and what it changes about how many there are.
 #[derive(Clone, Copy)]
-pub(crate) struct Next(Seen);
+pub(crate) struct Next {
+    seen: Seen,
+    pub(crate) counts: Counts,
+}
 
 impl Next {
     pub(crate) fn take_seq(&mut self) -> u64 {
-        self.0.seq += 1;
-        self.0.seq
+        self.seen.seq += 1;
+        self.seen.seq
     }
 
     pub(crate) fn take_change(&mut self) -> u64 {
-        self.0.changes += 1;
-        self.0.changes
+        self.seen.changes += 1;
+        self.seen.changes
     }
 
     /// The newest numbers given out.
     pub(crate) fn last(self) -> Seen {
-        self.0
+        self.seen
     }
 }
 
@@ -116,7 +120,19 @@ fn follow_events(connection: &mut Connection, seq: u64, maps: &mut PortMaps) -> 
             (EventKind::Released | EventKind::Expired, Some(space), Some(Ports { protocol, range })) => {
                 maps.release(space, protocol, range, until.unwrap_or(Timestamp::from_micros(0)));
             }
-            (EventKind::Renewed | EventKind::Split, ..) => {}
+            (
+                EventKind::Renewed
+                | EventKind::Edited
+                | EventKind::Split
+                | EventKind::Expiring
+                | EventKind::ConflictBegan
+                | EventKind::ConflictEnded
+                | EventKind::Offline
+                | EventKind::Online,
+                ..,
+            ) => {}
+            (EventKind::IgnoreSet | EventKind::IgnoreDeleted, ..) => maps.ignores = None,
+            (EventKind::PoolSet | EventKind::PoolDeleted, ..) => maps.pools = None,
             _ => {
                 if let Some(Space::Instance(instance)) = place {
                     maps.forget(instance);

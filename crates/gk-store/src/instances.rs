@@ -3,7 +3,7 @@
 use gk_model::facts::Facts;
 use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::instance::{Instance, InstanceLink, Presence};
-use gk_model::labels::Labels;
+use gk_model::labels::{Labels, Selector};
 use gk_model::query::{InstanceQuery, Page};
 use gk_model::text::InstanceName;
 use gk_model::time::Timestamp;
@@ -71,7 +71,8 @@ impl Reader<'_> {
         };
         let mut found: Vec<Instance> = Vec::new();
         let (mut key, mut id) = (after_key, after_id);
-        // Presence is computed, so it cannot be asked for in SQL: read on until the page is full.
+        // Presence is computed, and labels are one text, so neither can be asked for in SQL: read on until the page is
+        // full.
         loop {
             let filters = Filters::new(members, values![key.as_str(), id.as_str()])
                 .and("name_key = $?", query.name.as_ref().map(|name| name.to_lowercase()))
@@ -83,7 +84,8 @@ impl Reader<'_> {
             for row in rows {
                 let instance = self.read_instance(row, now)?;
                 (key, id) = (name_key(&instance.name), instance.id.to_string());
-                if query.presence.is_none_or(|presence| presence == instance.presence) {
+                let is_chosen = query.label.as_ref().is_none_or(|label| label.matches(&instance.labels));
+                if is_chosen && query.presence.is_none_or(|presence| presence == instance.presence) {
                     found.push(instance);
                 }
             }
@@ -92,6 +94,18 @@ impl Reader<'_> {
                 return page::page(found, query.limit(), Ok, cursor_of);
             }
         }
+    }
+
+    /// The first joined instances with such labels, by name.
+    pub(crate) fn list_chosen(
+        &mut self,
+        selector: &Selector,
+        most: u16,
+    ) -> Result<Vec<InstanceLink>, StoreError> {
+        let filters = Filters::new("left_at is null", &[]).and_chosen("labels", Some(selector));
+        let (sql, values) = filters.finish("select id, name from instance", "name_key, id", most.into());
+        let rows = self.query(&sql, &values)?;
+        rows.into_iter().map(|mut row| Ok(InstanceLink { id: row.take()?, name: row.take()? })).collect()
     }
 
     fn read_instance(&self, mut row: Row, now: Timestamp) -> Result<Instance, StoreError> {

@@ -27,6 +27,8 @@ const BATCH: u32 = 500;
 pub struct ExpiryReport {
     /// How many leases ended.
     pub expired: u32,
+    /// How many were renewed, because somebody listens there.
+    pub renewed: u32,
     /// By how many microseconds every deadline was moved, because the wall clock stepped.
     pub shifted_micros: Option<i64>,
     /// More may be due: tick again at once.
@@ -117,7 +119,7 @@ impl Tx<'_> {
             return Err(Refusal::NoLease(Box::new(held)).into());
         }
         let deadline = ttl.deadline(self.lease_begins(now)?);
-        self.set_deadline(EventKind::Renewed, actor.into(), held, deadline, now)
+        self.set_deadline(EventKind::Renewed, actor.into(), held, (ttl, deadline), now)
     }
 
     /// Writes a new end of a lease down, and answers the reservation with it.
@@ -126,7 +128,7 @@ impl Tx<'_> {
         kind: EventKind,
         by: By<'_>,
         held: Reservation,
-        deadline: Timestamp,
+        (ttl, deadline): (LeaseTime, Timestamp),
         now: Timestamp,
     ) -> Result<Reservation, Error> {
         let (ports, protocol) = (held.ports(), held.protocol);
@@ -142,10 +144,12 @@ impl Tx<'_> {
             message: format!("{ports}/{protocol} {kind} by {}, until {deadline}", by.subject),
         })?;
         self.later(
-            "update reservation set expires_at = $2, version = version + 1 where id = $1",
-            values![held.id, deadline],
+            "update reservation set expires_at = $2, ttl_seconds = $3, warn_at = $4, awaited_since = null, \
+             version = version + 1 where id = $1",
+            values![held.id, deadline, ttl, ttl.warns_at(deadline)],
         )?;
-        Ok(Reservation { expires_at: Some(deadline), version: held.version + 1, ..held })
+        let (expires_at, ttl_seconds) = (Some(deadline), Some(ttl));
+        Ok(Reservation { expires_at, ttl_seconds, version: held.version + 1, ..held })
     }
 
     /// One tick: ends at most `most` leases that are due, or moves every deadline when the wall clock stepped.
@@ -159,7 +163,8 @@ impl Tx<'_> {
             ClockVerdict::Wait => ExpiryReport::default(),
             ClockVerdict::Stepped(micros) => {
                 self.later(
-                    "update reservation set expires_at = expires_at + $1, version = version + 1 \
+                    "update reservation set expires_at = expires_at + $1, warn_at = warn_at + $1, \
+                     awaited_since = awaited_since + $1, version = version + 1 \
                      where released_at is null and expires_at is not null",
                     values![micros],
                 )?;
@@ -169,14 +174,5 @@ impl Tx<'_> {
         };
         self.later("update lease_clock set last_at = $1 where id = 0", values![tick.now])?;
         Ok(report)
-    }
-
-    fn end_due(&mut self, now: Timestamp, most: u32) -> Result<ExpiryReport, Error> {
-        let due = self.list_due(now, most)?;
-        let expired = u32::try_from(due.len()).unwrap_or(u32::MAX);
-        for held in due {
-            self.end_reservation(EventKind::Expired, (&server()).into(), &held, now)?;
-        }
-        Ok(ExpiryReport { expired, shifted_micros: None, more: expired == most })
     }
 }

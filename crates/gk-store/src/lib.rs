@@ -14,10 +14,13 @@ mod beats;
 mod claims;
 mod contacts;
 mod copy;
+mod counts;
 mod database_url;
 mod directory;
 mod door;
+mod drift;
 mod driver;
+mod edit;
 mod ensure;
 mod error;
 mod events;
@@ -27,6 +30,7 @@ mod follow;
 mod gaps;
 mod history;
 mod idempotency;
+mod ignores;
 mod instances;
 mod leases;
 mod limits;
@@ -38,12 +42,16 @@ mod metrics;
 mod migrate;
 mod page;
 mod pick;
+mod pool_cache;
+mod pool_use;
+mod pools;
 mod port_map;
 mod ports;
 mod presence;
 mod private;
 mod prune;
 mod release;
+mod renewals;
 mod reservations;
 mod reserve;
 mod restore;
@@ -51,6 +59,7 @@ mod rows;
 #[cfg(test)]
 mod samples;
 mod schema;
+mod settle;
 mod silent;
 mod space;
 mod tokens;
@@ -67,7 +76,7 @@ use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::id::InstanceId;
 use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 pub use crate::backup::{BackupError, backup};
 use crate::beats::{BeatChange, Beats};
@@ -78,12 +87,12 @@ pub use crate::directory::OpenError;
 use crate::door::Door;
 use crate::driver::{Access, Connection, Location};
 pub use crate::error::{Error, Refusal, StoreError};
+pub use crate::events::Logged;
 pub use crate::explain::Unexplained;
 #[doc(hidden)]
 pub use crate::filler::{Filling, fill_history, filled_from};
 pub use crate::idempotency::{Keyed, Once};
 pub use crate::leases::ExpiryReport;
-pub use crate::log::Log;
 use crate::metrics::Statements;
 pub use crate::metrics::{Distribution, StatementCounters, StoreMetrics};
 pub use crate::private::Exposed;
@@ -157,6 +166,8 @@ pub(crate) struct Shared {
     /// Whether leases go by the database's clock.
     pub(crate) database_clock: bool,
     pub(crate) statements: Statements,
+    /// The newest event that this process knows to be committed.
+    pub(crate) newest: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -167,11 +178,17 @@ impl Shared {
             door: Door::default(),
             database_clock: config.database_clock && config.database.is_some(),
             statements: Statements::default(),
+            newest: watch::Sender::new(0),
         }
     }
 }
 
 impl Shared {
+    /// An event of this number is committed, and so is each before it.
+    pub(crate) fn note_newest(&self, seq: u64) {
+        self.newest.send_if_modified(|newest| std::mem::replace(newest, seq.max(*newest)) < seq);
+    }
+
     /// What a batch changed about instances, once it is committed and before anybody is answered.
     pub(crate) fn take_over(&self, change: BeatChange) {
         match change {
@@ -191,8 +208,18 @@ impl Store {
     /// ours, damaged or from a newer version. A refused database is left untouched.
     pub async fn open(config: StoreConfig, now: Timestamp) -> Result<Store, OpenError> {
         // Connecting blocks.
+        let place = config.place();
         let opened = tokio::task::spawn_blocking(move || Store::open_here(&config, now)).await;
-        opened.unwrap_or_else(|fault| Err(OpenError::Fault(fault.to_string())))
+        let store = opened.unwrap_or_else(|fault| Err(OpenError::Fault(fault.to_string())))?;
+        // What an older version did not keep, before anybody is shown it.
+        loop {
+            match store.sweep(now).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(store),
+                Err(Error::Failed(source)) => return Err(OpenError::Database { place, source }),
+                Err(error) => return Err(OpenError::Fault(error.to_string())),
+            }
+        }
     }
 
     pub(crate) fn open_here(config: &StoreConfig, now: Timestamp) -> Result<Store, OpenError> {
@@ -351,6 +378,26 @@ impl Store {
         self.write(flush).await?;
         self.0.shared.beats.mark_written(&written.0);
         self.0.shared.door.mark_written(&written.1);
+        Ok(())
+    }
+
+    /// Wakes whoever waits for events: it changes, after the commit, with each batch of this process that has any. Its
+    /// value is a number that has been committed, not always the newest: other servers are heard of late, and by
+    /// [`Store::look_for_events`] at once.
+    pub fn newest_seq(&self) -> watch::Receiver<u64> {
+        self.0.shared.newest.subscribe()
+    }
+
+    /// Asks whether another server has written events meanwhile, where there may be others; cheap.
+    ///
+    /// # Errors
+    /// Only when the database fails.
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method itself is not general enough")]
+    pub async fn look_for_events(&self) -> Result<(), Error> {
+        if self.0.location.is_shared() {
+            let seq = self.read(|reader| reader.newest_seq()).await?;
+            self.0.shared.note_newest(seq);
+        }
         Ok(())
     }
 

@@ -2,18 +2,17 @@
 //!
 //! Looked at under the writer's lock, because labels change. Most actors have no limits, and cost nothing here.
 
+use std::sync::Arc;
+
 use gk_model::access::Actor;
 use gk_model::id::InstanceId;
-use gk_model::labels::Labels;
-use gk_model::pool::Pool;
 use gk_model::port::PortRange;
 use gk_model::port_set::PortSet;
 use gk_model::reservation::ReserveRequest;
 
 use crate::error::{Error, Refusal};
-use crate::reserve::find_pool;
+use crate::pool_cache::{Pools, Source};
 use crate::tx::Tx;
-use crate::value::{Json, values};
 
 impl Tx<'_> {
     /// Refuses an actor that does not reach this instance, or, without one, all of them.
@@ -26,39 +25,44 @@ impl Tx<'_> {
         let Some(instance) = instance else {
             return beyond(format!("it is for instances with {selector}, and nothing fleet-wide"));
         };
-        let row = self.query_one("select labels from instance where id = $1", values![instance])?;
-        let labels = row.map(|mut row| row.take::<Json<Labels>>()).transpose()?;
-        match labels {
-            Some(Json(labels)) if limits.allow_instance(&labels) => Ok(()),
-            Some(Json(labels)) if labels.is_empty() => {
+        match self.find_labels(instance)? {
+            Some(labels) if limits.allow_instance(&labels) => Ok(()),
+            Some(labels) if labels.is_empty() => {
                 beyond(format!("it is for instances with {selector}, and this one has no labels"))
             }
-            Some(Json(labels)) => {
-                beyond(format!("it is for instances with {selector}, and this one has {labels}"))
-            }
+            Some(labels) => beyond(format!("it is for instances with {selector}, and this one has {labels}")),
             None => Err(Refusal::NoSuchInstance(instance.into()).into()),
         }
     }
 }
 
 /// The pool that an actor draws from: the one it asks for, or the first it may use.
-pub(crate) fn choose_pool(actor: &Actor, request: &ReserveRequest) -> Result<Pool, Refusal> {
-    let Some(limits) = actor.limits.as_deref() else { return find_pool(request.pool.as_ref()) };
-    let pool = find_pool(request.pool.as_ref().or_else(|| limits.pools.first()))?;
-    if !limits.allow_pool(&pool.name) {
-        return Err(Refusal::BeyondLimits(format!("pool {} is not one of its pools", pool.name)));
+pub(crate) fn choose_pool(
+    actor: &Actor,
+    request: &ReserveRequest,
+    pools: &Pools,
+) -> Result<Arc<Source>, Refusal> {
+    let own = actor.limits.as_deref().and_then(|limits| limits.pools.first());
+    let source = pools.get(request.pool.as_ref().or(own))?;
+    if !may_draw(actor, &source) {
+        return Err(Refusal::BeyondLimits(format!("pool {} is not one of its pools", source.pool.name)));
     }
-    Ok(pool)
+    Ok(source)
+}
+
+/// Whether the limits of an actor let it draw from a pool.
+pub(crate) fn may_draw(actor: &Actor, source: &Source) -> bool {
+    actor.limits.as_deref().is_none_or(|limits| limits.allow_pool(&source.pool.name))
 }
 
 /// Refuses numbers outside the pools that an actor may use.
-pub(crate) fn check_numbers(actor: &Actor, numbers: PortRange) -> Result<(), Refusal> {
+pub(crate) fn check_numbers(actor: &Actor, numbers: PortRange, pools: &Pools) -> Result<(), Refusal> {
     let Some(limits) = actor.limits.as_deref().filter(|limits| !limits.pools.is_empty()) else {
         return Ok(());
     };
     let mut allowed = PortSet::default();
-    for pool in limits.pools.iter().filter_map(|name| find_pool(Some(name)).ok()) {
-        allowed.insert_all(&pool.ports());
+    for source in limits.pools.iter().filter_map(|name| pools.find(name)) {
+        allowed.insert_all(&source.ports);
     }
     match numbers.ports().find(|port| !allowed.contains(*port)) {
         Some(port) => Err(Refusal::BeyondLimits(format!("{port} is in none of its pools"))),

@@ -1,6 +1,7 @@
 //! Listeners: applying what an agent saw to what is stored, as events and intervals.
 //!
 //! This is the only code that opens and closes listeners, and it knows nothing of reservations (rule 1 of the domain).
+//! What became of the ports it says to `settle`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use gk_model::time::Timestamp;
 use crate::error::{Error, StoreError};
 use crate::history::NewInterval;
 use crate::rows::Row;
+use crate::settle::Touched;
 use crate::tx::{NewEvent, Reader, Tx};
 use crate::value::{Json, Value, values};
 
@@ -208,10 +210,13 @@ impl Tx<'_> {
         closed: &[Closed],
     ) -> Result<Digest, Error> {
         let mut stored = self.list_stored_of(observation.instance, seen, closed)?;
+        let mut touched = Touched::default();
         for closed in closed {
             if let Some(stored) = stored.remove(&closed.key) {
                 digest.remove(&stored.listener);
-                self.close(observation, &stored, observation.correct(closed.at))?;
+                let at = observation.correct(closed.at);
+                touched.close(&stored.listener, at);
+                self.close(observation, &stored, at)?;
             }
         }
         for listener in by_key(seen).into_values() {
@@ -220,8 +225,11 @@ impl Tx<'_> {
                 digest.remove(&stored.listener);
             }
             digest.add(listener);
-            self.see(observation, stored, listener)?;
+            if self.see(observation, stored, listener)? {
+                touched.add(listener);
+            }
         }
+        self.settle(observation.instance, &touched, observation.received_at)?;
         Ok(digest)
     }
 
@@ -236,6 +244,7 @@ impl Tx<'_> {
         closed: &[Closed],
     ) -> Result<Digest, Error> {
         let mut stored = self.list_stored(observation.instance)?;
+        let mut touched = Touched::default();
         let closed_at: BTreeMap<&ListenerKey, Timestamp> =
             closed.iter().map(|closed| (&closed.key, closed.at)).collect();
         let seen = by_key(seen);
@@ -248,14 +257,28 @@ impl Tx<'_> {
             let at = closed_at.get(&key).copied().or(covered.seen_at);
             let at = at.map_or(observation.received_at, |at| observation.correct(at));
             if let Some(stored) = stored.remove(&key) {
+                touched.close(&stored.listener, at);
                 self.close(observation, &stored, at)?;
             }
         }
         for (key, listener) in &seen {
-            self.see(observation, stored.get(key), listener)?;
+            if self.see(observation, stored.get(key), listener)? {
+                touched.add(listener);
+            }
             digest.add(listener);
         }
+        self.settle(observation.instance, &touched, observation.received_at)?;
         Ok(digest)
+    }
+
+    /// Takes every listener of an instance that leaves away; their intervals are ended already.
+    pub(crate) fn end_listeners(&mut self, instance: InstanceId, now: Timestamp) -> Result<(), StoreError> {
+        let listeners = self.list_listeners(instance, None, None)?;
+        self.later("delete from listener where instance = $1", values![instance])?;
+        self.counts().listeners -= i64::try_from(listeners.len()).unwrap_or(i64::MAX);
+        let mut touched = Touched::default();
+        listeners.iter().for_each(|listener| touched.add(listener));
+        self.settle(instance, &touched, now)
     }
 
     /// What is told by its number: one event for each listener, and none of the intervals in between.
@@ -284,20 +307,21 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Whether anything about it is new.
     fn see(
         &mut self,
         observation: &Observation,
         stored: Option<&Stored>,
         seen: &Listener,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let received_at = observation.received_at;
         let first_seen_at = observation.correct(seen.first_seen_at);
         match stored {
-            Some(stored) if stored.listener.same_but_times(seen) => Ok(()),
+            Some(stored) if stored.listener.same_but_times(seen) => return Ok(false),
             Some(stored) if stored.listener.has_same_holder(seen) => {
                 let Stored { listener: Listener { first_seen_at, .. }, began_seq } = *stored;
                 let now = Listener { first_seen_at, last_seen_at: received_at, ..seen.clone() };
-                Ok(self.learn(observation.instance, &now, began_seq)?)
+                self.learn(observation.instance, &now, began_seq)?;
             }
             Some(stored) => {
                 let changed_at = observation.correct(seen.last_seen_at).max(stored.listener.first_seen_at);
@@ -310,14 +334,16 @@ impl Tx<'_> {
                     now.describe()
                 );
                 self.end_interval(stored.began_seq, changed_at)?;
-                self.begin_listened(observation, EventKind::OwnerChanged, &now, changed_at, message)
+                self.begin_listened(observation, EventKind::OwnerChanged, &now, changed_at, message)?;
             }
             None => {
                 let now = Listener { first_seen_at, last_seen_at: received_at, ..seen.clone() };
                 let message = format!("{} opened by {}", place(&now.key), now.describe());
-                self.begin_listened(observation, EventKind::Opened, &now, first_seen_at, message)
+                self.begin_listened(observation, EventKind::Opened, &now, first_seen_at, message)?;
+                self.counts().listeners += 1;
             }
         }
+        Ok(true)
     }
 
     /// What became known of a listener that nobody took over, as the name of its container: it was so all the time, so
@@ -377,6 +403,7 @@ impl Tx<'_> {
             &format!("delete from listener where {KEY_COLUMNS}"),
             &key_values(observation.instance, key),
         )?;
+        self.counts().listeners -= 1;
         self.maps.forget(observation.instance);
         Ok(())
     }

@@ -5,23 +5,13 @@
 
 use gk_model::id::LogId;
 use gk_model::time::Timestamp;
+use gk_model::watch::{EventCursor, Log};
 
 use crate::Store;
 use crate::driver::{Access, Connection};
-use crate::error::{Error, StoreError};
+use crate::error::{Error, Refusal, StoreError};
 use crate::tx::Reader;
 use crate::value::values;
-
-/// Which events there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The log they belong to.
-    pub log_id: LogId,
-    /// Number of the oldest event kept. When there is none yet: of the one that will be the first.
-    pub oldest_seq: u64,
-    /// Number of the newest event; 0 when there is none yet.
-    pub newest_seq: u64,
-}
 
 impl Reader<'_> {
     /// The event log: its id, and the numbers it has.
@@ -36,6 +26,17 @@ impl Reader<'_> {
         let (log_id, newest_seq, oldest) = (row.take()?, row.take()?, row.take::<Option<u64>>()?);
         Ok(Log { log_id, oldest_seq: oldest.unwrap_or(newest_seq + 1), newest_seq })
     }
+
+    /// Number of the newest event, and nothing else.
+    pub(crate) fn newest_seq(&mut self) -> Result<u64, Error> {
+        let row = self.query_one("select seq from event_seq where id = 0", &[])?;
+        Ok(row.ok_or_else(|| StoreError::Corrupt("no event counter".to_owned()))?.take()?)
+    }
+}
+
+/// The number at a place from which every later event is there.
+pub(crate) fn check(log: Log, cursor: EventCursor) -> Result<u64, Refusal> {
+    if log.reaches(cursor) { Ok(cursor.seq) } else { Err(Refusal::StaleCursor { cursor, log }) }
 }
 
 impl Store {

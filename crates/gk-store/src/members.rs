@@ -9,12 +9,14 @@ use std::collections::HashMap;
 use gk_model::access::{Actor, Authority};
 use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::instance::InstanceLink;
+use gk_model::labels::Labels;
 use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
 
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, StoreError};
 use crate::instances::{link, name_key};
 use crate::tx::Tx;
+use crate::value::{Json, values};
 
 /// How many instances are remembered; a few hundred bytes each.
 const MOST: usize = 1 << 16;
@@ -26,6 +28,7 @@ pub(crate) struct Members {
     /// May name an instance that was forgotten or renamed meanwhile; the link tells.
     names: HashMap<String, InstanceId>,
     credentials: HashMap<InstanceId, SecretHash>,
+    labels: HashMap<InstanceId, Labels>,
 }
 
 impl Members {
@@ -36,7 +39,7 @@ impl Members {
 
     /// Drops everything, if it has become too much.
     pub(crate) fn keep(&mut self) {
-        if self.names.len().max(self.credentials.len()) > MOST {
+        if self.names.len().max(self.credentials.len()).max(self.labels.len()) > MOST {
             self.clear();
         }
     }
@@ -45,6 +48,7 @@ impl Members {
     pub(crate) fn forget(&mut self, instance: InstanceId) {
         self.links.remove(&instance);
         self.credentials.remove(&instance);
+        self.labels.remove(&instance);
     }
 
     fn find(&self, instance: &InstanceRef) -> Option<&InstanceLink> {
@@ -79,6 +83,18 @@ impl Tx<'_> {
         let found = link(&self.get_joined(instance, now)?);
         self.maps.members.remember(&found);
         Ok(found)
+    }
+
+    /// What an instance is labelled with; none if there is no such instance.
+    pub(crate) fn find_labels(&mut self, instance: InstanceId) -> Result<Option<Labels>, StoreError> {
+        if let Some(known) = self.maps.members.labels.get(&instance) {
+            return Ok(Some(known.clone()));
+        }
+        let row = self.query_one("select labels from instance where id = $1", values![instance])?;
+        let Some(mut row) = row else { return Ok(None) };
+        let Json(labels): Json<Labels> = row.take()?;
+        self.maps.members.labels.insert(instance, labels.clone());
+        Ok(Some(labels))
     }
 
     /// An actor that came with an instance's credential may have lost it since the door let it in.

@@ -15,6 +15,7 @@ use gk_model::token::JoinTerms;
 use crate::beats::BeatChange;
 use crate::error::{Error, Refusal, StoreError};
 use crate::instances::{link, name_key};
+use crate::pool_use::UseChange;
 use crate::tx::{By, NewEvent, Reader, Tx};
 use crate::value::{Json, values};
 
@@ -175,6 +176,7 @@ impl Tx<'_> {
                 terms.forget_after_seconds,
             ],
         )?;
+        self.counts().instances += 1;
         token.map_or(Ok(()), |token| self.use_join_token(token, now))?;
         self.record_instance(EventKind::Joined, id, actor.into(), format!("{name} joined"), now)?;
         self.get_instance(&id.into(), now)
@@ -276,6 +278,7 @@ impl Tx<'_> {
             values![before.id, name, name_key(name)],
         )?;
         self.maps.members.forget(before.id);
+        self.rename_drift(before.id, name)?;
         let message = format!("{} renamed to {name}", before.name);
         self.record_instance(EventKind::Renamed, before.id, actor.into(), message, now)?;
         self.get_instance(&before.id.into(), now)
@@ -304,6 +307,8 @@ impl Tx<'_> {
             "update instance set labels = $2, version = version + 1 where id = $1",
             values![before.id, Json(labels)],
         )?;
+        self.maps.members.forget(before.id);
+        self.settle_labels(before.id, now)?;
         let message = match labels.is_empty() {
             true => format!("{} has no labels any more", before.name),
             false => format!("{} labelled {labels}", before.name),
@@ -373,26 +378,29 @@ impl Tx<'_> {
             let count = live.len() as u64;
             return Err(Refusal::ReservationsLive { instance: link(&leaving), count }.into());
         }
-        for reservation in &live {
-            self.end_reservation(EventKind::Released, actor.into(), reservation, now)?;
-        }
         let last_seen_at = leaving.last_contact_at.unwrap_or(now);
         self.end_intervals(
             "seq in (select began_seq from listener where instance = $2)",
             leaving.id,
             last_seen_at,
         )?;
-        self.later("delete from listener where instance = $1", values![leaving.id])?;
         if leaving.presence == Presence::Offline {
             self.record_gap(leaving.id, leaving.observed_at.unwrap_or(last_seen_at), now)?;
+        }
+        self.end_listeners(leaving.id, now)?;
+        // As they are without anybody who listens.
+        for reservation in &self.list_live_of(leaving.id)? {
+            self.end_reservation(EventKind::Released, actor.into(), reservation, now)?;
         }
         self.later(
             "update instance set left_at = $2, credential = null, previous_credential = null, last_contact_at = $3, \
              offline_since = null, version = version + 1 where id = $1",
             values![leaving.id, now, leaving.last_contact_at],
         )?;
+        self.counts().instances -= 1;
         self.maps.forget(leaving.id);
         self.beats.push(BeatChange::Ended(leaving.id));
+        self.uses.push(UseChange::Left(leaving.id));
         self.note_change(leaving.id)?;
         self.record_instance(
             EventKind::Left,

@@ -20,7 +20,9 @@ pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0007_tokens.sql"),
     include_str!("../migrations/0008_rotation.sql"),
     include_str!("../migrations/0009_expectations.sql"),
-    include_str!("../migrations/0010_watched.sql"),
+    include_str!("../migrations/0010_pools.sql"),
+    include_str!("../migrations/0011_drift.sql"),
+    include_str!("../migrations/0012_watched.sql"),
 ];
 
 /// Where a database remembers the steps it has taken.

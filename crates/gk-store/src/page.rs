@@ -1,5 +1,6 @@
 //! Keyset paging: a cursor holds the sort key of the last item, so the last page costs what the first one does.
 
+use gk_model::labels::{Clause, Selector};
 use gk_model::query::Page;
 
 use crate::error::{Error, Refusal, StoreError};
@@ -91,6 +92,25 @@ impl Filters {
                 let numbers = numbers.collect::<Vec<_>>().join(", ");
                 self.text.push_str(&format!(" and {column} in ({numbers})"));
             }
+        }
+        self
+    }
+
+    /// Only where the JSON of labels in this column is chosen. By `replace`, because what looks for a text in another one
+    /// has other names, and another opinion of capitals, in each database.
+    #[must_use]
+    pub(crate) fn and_chosen(mut self, column: &str, selector: Option<&Selector>) -> Filters {
+        for clause in selector.into_iter().flat_map(Selector::clauses) {
+            let (texts, is) = match clause {
+                Clause::AnyOf(texts) => (texts, "<>"),
+                Clause::Without(text) => (vec![text], "="),
+            };
+            let contains = texts.into_iter().map(|text| {
+                self.values.push(text.into());
+                format!("replace({column}, ${}, '') {is} {column}", self.values.len())
+            });
+            let any = contains.collect::<Vec<_>>().join(" or ");
+            self.text.push_str(&format!(" and ({any})"));
         }
         self
     }

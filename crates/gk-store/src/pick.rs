@@ -1,18 +1,27 @@
-//! Which numbers: the lowest run of free ports that fits everywhere it is wanted, and whether one asked for is free.
+//! Which numbers: a run of free ports that fits everywhere it is wanted, and whether one asked for is free.
 //!
 //! What is free is computed as one set of bits from the maps of every space concerned, and searched word by word, so the
-//! cost does not grow with how much is taken.
+//! cost does not grow with how much is taken. A pool gives the lowest run, or any, each as likely as the others.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use gk_model::id::ReservationId;
 use gk_model::instance::InstanceLink;
-use gk_model::listener::{Listener, Netns};
+use gk_model::labels::Labels;
+use gk_model::listener::{Listener, Netns, owner_groups};
+use gk_model::pool::Pick;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::reservation::Scope;
+use gk_model::text::PoolName;
+use gk_model::time::Timestamp;
+use uuid::Uuid;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::explain::Unexplained;
+use crate::limits::may_draw;
+use crate::pool_cache::Source;
 use crate::port_map::Resting;
 use crate::reserve::{Cell, Slot, Wanted};
 use crate::tx::{Reader, Tx};
@@ -21,39 +30,61 @@ use crate::value::{Json, values};
 /// How many free numbers a refusal offers.
 const ALTERNATIVES: usize = 3;
 
+/// How many pools with room a refusal offers.
+const OTHERS: usize = 3;
+
+/// Among how many they are looked for: the writer looks, and everybody waits.
+const LOOKED_AT: usize = 20;
+
 /// How many numbers at least are looked up at once among the listeners of all instances.
 const WINDOW: u16 = 512;
 
-/// A search for free runs, lowest first.
+/// A search for free runs.
 struct Search {
     free: PortSet,
-    /// Up to here, listeners of all instances have been taken out.
-    seen_up_to: Option<Port>,
+    /// Of these, listeners of all instances have been taken out.
+    seen: PortSet,
+    pick: Pick,
 }
 
 impl Tx<'_> {
     /// Picks the numbers of every slot that has none yet. The lowest run for each is the best for all of them, because
-    /// all are equally long.
+    /// all are equally long; so where runs picked at random leave no room for the next, the lowest are taken.
     pub(crate) fn pick_slots(&mut self, wanted: &Wanted<'_>, slots: &mut [Slot<'_>]) -> Result<(), Error> {
-        if slots.iter().all(|slot| slot.ports.is_some()) {
-            return Ok(());
+        let pick = wanted.source.pool.pick;
+        let mut runs = self.pick_runs(wanted, slots, pick)?;
+        if runs.is_none() && pick != Pick::Lowest {
+            runs = self.pick_runs(wanted, slots, Pick::Lowest)?;
         }
-        let mut search = self.search(wanted)?;
-        slots.iter().filter_map(|slot| slot.ports).for_each(|ports| search.free.remove_range(ports));
-        for slot in slots.iter_mut().filter(|slot| slot.ports.is_none()) {
-            let Some(run) = self.next_run(wanted, &mut search, wanted.count())? else {
-                return Err(self.exhausted(wanted)?.into());
-            };
-            search.free.remove_range(run);
+        let Some(runs) = runs else { return Err(self.exhausted(wanted)?.into()) };
+        for (slot, run) in slots.iter_mut().filter(|slot| slot.ports.is_none()).zip(runs) {
             slot.ports = Some(run);
-            slot.pool = Some(wanted.pool.name.clone());
+            slot.pool = Some(wanted.source.pool.name.clone());
         }
         Ok(())
     }
 
+    /// A run for every slot that has none yet; none when there is not room for all of them.
+    fn pick_runs(
+        &mut self,
+        wanted: &Wanted<'_>,
+        slots: &[Slot<'_>],
+        pick: Pick,
+    ) -> Result<Option<Vec<PortRange>>, StoreError> {
+        let mut search = self.search(wanted, pick)?;
+        slots.iter().filter_map(|slot| slot.ports).for_each(|ports| search.free.remove_range(ports));
+        let mut runs = Vec::new();
+        for _ in slots.iter().filter(|slot| slot.ports.is_none()) {
+            let Some(run) = self.next_run(wanted, &mut search, wanted.count())? else { return Ok(None) };
+            search.free.remove_range(run);
+            runs.push(run);
+        }
+        Ok(Some(runs))
+    }
+
     /// Starting points that would do for the whole request.
     fn list_alternatives(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Port>, StoreError> {
-        let mut search = self.search(wanted)?;
+        let mut search = self.search(wanted, Pick::Lowest)?;
         let mut found = Vec::new();
         while found.len() < ALTERNATIVES {
             let Some(run) = self.next_run(wanted, &mut search, wanted.total())? else { break };
@@ -63,17 +94,26 @@ impl Tx<'_> {
         Ok(found)
     }
 
-    fn search(&mut self, wanted: &Wanted<'_>) -> Result<Search, StoreError> {
-        Ok(Search { free: self.list_free(wanted, Resting::Taken)?, seen_up_to: None })
+    fn search(&mut self, wanted: &Wanted<'_>, pick: Pick) -> Result<Search, StoreError> {
+        let free = self.list_free(wanted, &wanted.source, Resting::Taken)?;
+        Ok(Search { free, seen: PortSet::default(), pick })
     }
 
-    /// The ports of the pool that are free in every cell, but for listeners where it is held for all instances.
-    fn list_free(&mut self, wanted: &Wanted<'_>, resting: Resting) -> Result<PortSet, StoreError> {
-        let mut free = wanted.pool.ports();
+    /// The ports of a pool that are free in every cell, but for listeners where it is held for all instances.
+    fn list_free(
+        &mut self,
+        wanted: &Wanted<'_>,
+        source: &Source,
+        resting: Resting,
+    ) -> Result<PortSet, StoreError> {
+        let mut free = source.ports.clone();
         free.remove_all(&wanted.request.busy);
         for Cell { instance, protocol } in &wanted.cells {
             if let Some(instance) = instance {
                 self.remove_taken_on(&mut free, instance.id, *protocol, resting, wanted.now)?;
+                if !source.pool.ephemeral {
+                    self.remove_ephemeral(&mut free, instance.id, *protocol, wanted.now)?;
+                }
             }
             if wanted.scope == Scope::Fleet {
                 self.remove_claimed_anywhere(&mut free, *protocol, resting, wanted.now)?;
@@ -89,10 +129,10 @@ impl Tx<'_> {
         count: u16,
     ) -> Result<Option<PortRange>, StoreError> {
         loop {
-            let Some(run) = search.free.first_run(count, &[]) else { return Ok(None) };
+            let Some(run) = choose(&search.free, count, search.pick, wanted.now) else { return Ok(None) };
             let everywhere = wanted.cells.iter().filter(|cell| cell.instance.is_none());
             let protocols: Vec<Protocol> = everywhere.map(|cell| cell.protocol).collect();
-            if protocols.is_empty() || search.seen_up_to.is_some_and(|seen| run.last() <= seen) {
+            if protocols.is_empty() || search.seen.covers(run) {
                 return Ok(Some(run));
             }
             let window = PortRange::from_count(run.first(), WINDOW)
@@ -104,13 +144,18 @@ impl Tx<'_> {
                     search.free.remove(port);
                 }
             }
-            search.seen_up_to = Some(last);
+            search.seen.insert_range(window);
+            // Not drawn anew: what was looked at once would then be more likely than the rest.
+            if search.free.covers(run) {
+                return Ok(Some(run));
+            }
         }
     }
 
     fn exhausted(&mut self, wanted: &Wanted<'_>) -> Result<Refusal, StoreError> {
-        let (free, rested) =
-            (self.list_free(wanted, Resting::Taken)?, self.list_free(wanted, Resting::Free)?);
+        let source = &wanted.source;
+        let free = self.list_free(wanted, source, Resting::Taken)?;
+        let rested = self.list_free(wanted, source, Resting::Free)?;
         let mut instances: Vec<InstanceLink> = Vec::new();
         for instance in wanted.cells.iter().filter_map(|cell| cell.instance.as_ref()) {
             if !instances.contains(instance) {
@@ -119,13 +164,77 @@ impl Tx<'_> {
         }
         let protocols: BTreeSet<Protocol> = wanted.cells.iter().map(|cell| cell.protocol).collect();
         Ok(Refusal::PoolExhausted {
-            pool: wanted.pool.name.clone(),
+            pool: source.pool.name.clone(),
+            size: source.ports.len(),
             protocols: protocols.into_iter().collect(),
             instances,
             count: wanted.request.count,
             runs: wanted.request.names().len(),
             resting: rested.without(&[&free]).count(),
+            others: self.list_roomy(wanted)?,
         })
+    }
+
+    /// Other pools that would do, and have room for all of the request.
+    fn list_roomy(&mut self, wanted: &Wanted<'_>) -> Result<Vec<PoolName>, StoreError> {
+        let mut found = Vec::new();
+        for source in self.list_suitable(wanted)?.into_iter().take(LOOKED_AT) {
+            let free = self.list_free(wanted, &source, Resting::Taken)?;
+            if free.first_run(wanted.total(), &[]).is_some() {
+                found.push(source.pool.name.clone());
+            }
+            if found.len() == OTHERS {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Other pools of the same scope that this actor may draw from, for all the instances of the request.
+    fn list_suitable(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Arc<Source>>, StoreError> {
+        let (pools, mut found) = (self.pools()?, Vec::new());
+        for source in pools.iter() {
+            let differs = source.pool.name != wanted.source.pool.name;
+            let same_scope = source.pool.scope == wanted.source.pool.scope;
+            if differs
+                && same_scope
+                && may_draw(wanted.actor, source)
+                && self.find_unlike(source, wanted)?.is_none()
+            {
+                found.push(Arc::clone(source));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Refuses to draw from a pool that is for other instances.
+    pub(crate) fn check_source(&mut self, wanted: &Wanted<'_>) -> Result<(), Error> {
+        let pool = &wanted.source.pool;
+        let (Some(selector), Some(place)) = (&pool.instances, self.find_unlike(&wanted.source, wanted)?)
+        else {
+            return Ok(());
+        };
+        let others = self.list_suitable(wanted)?.iter().map(|source| source.pool.name.clone()).collect();
+        let (pool, selector) = (pool.name.clone(), selector.clone());
+        let place = place.map(Box::new);
+        Err(Refusal::PoolNotForInstance { pool, selector, place, others }.into())
+    }
+
+    /// The first instance of a request that a pool is not for, if there is one.
+    fn find_unlike(
+        &mut self,
+        source: &Source,
+        wanted: &Wanted<'_>,
+    ) -> Result<Option<Option<(InstanceLink, Labels)>>, StoreError> {
+        let Some(selector) = &source.pool.instances else { return Ok(None) };
+        for cell in &wanted.cells {
+            let Some(instance) = &cell.instance else { return Ok(Some(None)) };
+            let labels = self.find_labels(instance.id)?.unwrap_or_default();
+            if !selector.matches(&labels) {
+                return Ok(Some(Some((instance.clone(), labels))));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a range may be taken by number in these cells: not reserved, and not listened on by anybody but the
@@ -173,12 +282,14 @@ impl Tx<'_> {
                 Err(Refusal::NothingToAdopt { port, protocol, instance }.into())
             }
             (None, _) => Ok(()),
-            (Some((_, listeners)), _) if wanted.request.adopt => match owner_groups(&listeners) {
-                owners if owners.len() > 1 => {
-                    Err(Refusal::SeveralOwners { port: range.first(), protocol, owners }.into())
+            (Some((_, listeners)), _) if wanted.request.adopt => {
+                match Vec::from_iter(owner_groups(&listeners)) {
+                    owners if owners.len() > 1 => {
+                        Err(Refusal::SeveralOwners { port: range.first(), protocol, owners }.into())
+                    }
+                    _ => Ok(()),
                 }
-                _ => Ok(()),
-            },
+            }
             (Some((instance, listeners)), _) => {
                 let port = listeners.first().map_or(range.first(), |listener| listener.key.port);
                 let alternatives = self.list_alternatives(wanted)?;
@@ -242,19 +353,26 @@ impl Reader<'_> {
     }
 }
 
-/// The distinct owners of some listeners, in words: by unit, else by container, else by executable and account, else by
-/// the account that opened the socket, which is all that an unprivileged agent sees.
-fn owner_groups(listeners: &[Listener]) -> Vec<String> {
-    let groups = listeners.iter().flat_map(|listener| match (&listener.unit, &listener.container) {
-        (Some(unit), _) => vec![unit.to_string()],
-        (None, Some(container)) => vec![format!("{} container {}", container.engine, container.id)],
-        (None, None) if listener.owners.is_empty() => vec![listener.describe()],
-        (None, None) => {
-            let owners = listener.owners.iter();
-            owners
-                .map(|owner| format!("{} of {}", owner.exe.as_ref().unwrap_or(&owner.name), owner.account))
-                .collect()
+/// The lowest run, or any: each of those that begin somewhere in `free` is as likely as the others.
+fn choose(free: &PortSet, count: u16, pick: Pick, now: Timestamp) -> Option<PortRange> {
+    match pick {
+        Pick::Lowest => free.first_run(count, &[]),
+        Pick::Random => {
+            let starts = free.starts(count);
+            let first = starts.nth(below(starts.len(), luck(now)))?;
+            PortRange::from_count(first, count)
         }
-    });
-    groups.collect::<BTreeSet<String>>().into_iter().collect()
+    }
+}
+
+/// A number below `end`, by a random one; each as likely as the others but for what 2^62 is no multiple of.
+fn below(end: u32, luck: u64) -> u32 {
+    let scaled = (u128::from(luck) * u128::from(end)) >> 64;
+    u32::try_from(scaled).unwrap_or_default()
+}
+
+/// Random bits: those at the end of an id that nobody gets, after the two that are the same in every id.
+fn luck(now: Timestamp) -> u64 {
+    let (_, bits) = Uuid::from(ReservationId::generate(now)).as_u64_pair();
+    bits << 2
 }

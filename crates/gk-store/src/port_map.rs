@@ -10,10 +10,12 @@
 //! safety net.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use gk_model::contact::Occupied;
 use gk_model::facts::Facts;
 use gk_model::id::InstanceId;
+use gk_model::ignore::Ignore;
 use gk_model::listener::Netns;
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
@@ -21,6 +23,7 @@ use gk_model::time::Timestamp;
 
 use crate::error::StoreError;
 use crate::members::Members;
+use crate::pool_cache::Pools;
 use crate::rows::Row;
 use crate::space::Space;
 use crate::tx::{Reader, Tx};
@@ -36,6 +39,10 @@ pub(crate) struct PortMaps {
     anywhere: HashMap<Protocol, AnywhereMap>,
     /// The instances themselves, remembered for as long.
     pub(crate) members: Members,
+    /// Every ignore rule; none when nobody has asked for them yet.
+    pub(crate) ignores: Option<Arc<Vec<Ignore>>>,
+    /// The pools, remembered for as long too.
+    pub(crate) pools: Option<Arc<Pools>>,
 }
 
 impl PortMaps {
@@ -56,6 +63,8 @@ impl PortMaps {
         self.spaces.clear();
         self.anywhere.clear();
         self.members.clear();
+        self.ignores = None;
+        self.pools = None;
     }
 
     /// Drops what is known of an instance, because its listeners or facts changed. What is claimed there still counts
@@ -187,13 +196,25 @@ impl Tx<'_> {
         self.load_map(instance, protocol, now)?;
         for space in [Space::Instance(instance), Space::Fleet] {
             let Some(map) = self.maps.of(space, protocol) else { continue };
-            [&map.claimed, &map.observed, &map.ephemeral]
-                .into_iter()
-                .for_each(|taken| free.remove_all(taken));
+            [&map.claimed, &map.observed].into_iter().for_each(|taken| free.remove_all(taken));
             if resting == Resting::Taken {
                 free.remove_all(map.quarantine.at(now));
             }
         }
+        Ok(())
+    }
+
+    /// Takes out of `free` what an instance gives to outgoing connections.
+    pub(crate) fn remove_ephemeral(
+        &mut self,
+        free: &mut PortSet,
+        instance: InstanceId,
+        protocol: Protocol,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.load_map(instance, protocol, now)?;
+        let map = self.maps.of(Space::Instance(instance), protocol);
+        map.into_iter().for_each(|map| free.remove_all(&map.ephemeral));
         Ok(())
     }
 

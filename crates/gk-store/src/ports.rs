@@ -1,22 +1,24 @@
 //! Port states: the join of intent and fact, computed when asked.
 
-use std::collections::BTreeMap;
-
-use gk_model::id::InstanceRef;
+use gk_model::drift::DriftKind;
+use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::instance::Instance;
 use gk_model::listener::{Listener, Netns};
 use gk_model::port::{Port, Protocol};
-use gk_model::port_state::{PortState, State};
-use gk_model::query::{InstanceQuery, Page, PortQuery};
+use gk_model::port_state::{Joined, PortState, State, join};
+use gk_model::query::{InstanceQuery, Limit, Page, PortQuery};
 use gk_model::reservation::Reservation;
 use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 
+use crate::drift::{Listed, Place, Wanted};
 use crate::error::Error;
 use crate::instances::{link, name_key};
 use crate::listeners::Window;
 use crate::page;
+use crate::rows::Row;
 use crate::tx::Reader;
+use crate::value::values;
 
 impl Reader<'_> {
     /// Port states of one instance, or of every joined one, by instance name, protocol and port.
@@ -30,12 +32,12 @@ impl Reader<'_> {
         now: Timestamp,
     ) -> Result<Page<PortState>, Error> {
         let after = query.cursor.as_deref().map(read_cursor).transpose()?;
+        if let Some(kind) = query.state.and_then(DriftKind::of) {
+            return self.list_drifting_ports(instance, query, kind, after, now);
+        }
         let mut found = Vec::new();
         let fleet_wide = self.list_live_fleet_wide()?;
-        let mut instances = match instance {
-            Some(instance) => Page { items: vec![self.get_instance(instance, now)?], next: None },
-            None => self.list_instances(&beginning_with(after.as_ref()), now)?,
-        };
+        let mut instances = self.first_instances(instance, query, after.as_ref(), &fleet_wide, now)?;
         loop {
             for instance in &instances.items {
                 let name = name_key(&instance.name);
@@ -46,11 +48,121 @@ impl Reader<'_> {
                     return page::page(found, query.limit(), Ok, cursor_of);
                 }
             }
-            match instances.next {
+            match instances.next.take() {
                 None => return page::page(found, query.limit(), Ok, cursor_of),
-                cursor => {
-                    instances = self.list_instances(&InstanceQuery { cursor, ..Default::default() }, now)?;
-                }
+                Some(cursor) => instances = self.next_instances(query, cursor, &fleet_wide, now)?,
+            }
+        }
+    }
+
+    /// Instances to look at: the one that was asked for; or from the one that the page before ended in.
+    fn first_instances(
+        &mut self,
+        instance: Option<&InstanceRef>,
+        query: &PortQuery,
+        after: Option<&After>,
+        fleet_wide: &[Reservation],
+        now: Timestamp,
+    ) -> Result<Page<Instance>, Error> {
+        if let Some(instance) = instance {
+            let found = self.get_instance(instance, now)?;
+            let is_chosen = query.label.as_ref().is_none_or(|label| label.matches(&found.labels));
+            return Ok(Page { items: is_chosen.then_some(found).into_iter().collect(), next: None });
+        }
+        // No id sorts below the nil id.
+        let cursor = after.map_or(String::new(), |after| page::cursor(&[&after.name, &uuid::Uuid::nil()]));
+        self.next_instances(query, cursor, fleet_wide, now)
+    }
+
+    /// The next instances on which anything may be that the filters let through. Where a service or a holder is asked for
+    /// these are few, and found by what is reserved; what is held for all instances may be on any, as may a fleet-wide number that is
+    /// asked for.
+    fn next_instances(
+        &mut self,
+        query: &PortQuery,
+        cursor: String,
+        fleet_wide: &[Reservation],
+        now: Timestamp,
+    ) -> Result<Page<Instance>, Error> {
+        let is_wanted = |held: &Reservation| {
+            (query.service.is_none() || held.service == query.service)
+                && query.holder.as_ref().is_none_or(|holder| held.holder == *holder)
+        };
+        let is_selective = query.service.is_some() || query.holder.is_some();
+        let may_be_anywhere = |held: &Reservation| held.instance.is_none() || query.port.is_some();
+        if is_selective && !fleet_wide.iter().any(|held| may_be_anywhere(held) && is_wanted(held)) {
+            return self.list_holding(query, &cursor, now);
+        }
+        let cursor = Some(cursor).filter(|cursor| !cursor.is_empty());
+        self.list_instances(&InstanceQuery { cursor, label: query.label.clone(), ..Default::default() }, now)
+    }
+
+    /// Joined instances with reservations for a service or of a holder, or whose listeners are on such numbers of
+    /// others; by name.
+    fn list_holding(
+        &mut self,
+        query: &PortQuery,
+        cursor: &str,
+        now: Timestamp,
+    ) -> Result<Page<Instance>, Error> {
+        let after = if cursor.is_empty() { ["", ""] } else { page::parts(cursor)? };
+        // Only what is asked for is said, so that its index is used.
+        let service = if query.service.is_some() { "r.service = $3" } else { "cast($3 as text) is null" };
+        let holder = if query.holder.is_some() { "r.holder = $4" } else { "cast($4 as text) is null" };
+        let held = format!("r.released_at is null and {service} and {holder}");
+        let sql = format!(
+            "select n.name_key, n.id from (select r.instance as id from reservation r where {held} \
+             union select d.instance from drift d join reservation r on r.id = d.reservation \
+             where d.kind = 'conflict' and {held}) as c join instance n on n.id = c.id \
+             where n.left_at is null and (n.name_key, n.id) > ($1, $2) order by n.name_key, n.id limit $5"
+        );
+        let limit = Limit::default().get();
+        let values = values![after[0], after[1], query.service.as_ref(), query.holder.as_ref(), limit + 1];
+        let rows = self.query(&sql, values)?;
+        let read = |mut row: Row| Ok((row.take::<String>()?, row.take::<InstanceId>()?));
+        let Page { items, next } = page::page(rows, limit, read, |(name, id)| page::cursor(&[name, id]))?;
+        let mut found = Vec::new();
+        for (_, id) in items {
+            let instance = self.get_instance(&id.into(), now)?;
+            if query.label.as_ref().is_none_or(|label| label.matches(&instance.labels)) {
+                found.push(instance);
+            }
+        }
+        Ok(Page { items: found, next })
+    }
+
+    /// Ports in conflict, or unreserved ones: those are kept, so nothing else is looked at.
+    fn list_drifting_ports(
+        &mut self,
+        instance: Option<&InstanceRef>,
+        query: &PortQuery,
+        kind: DriftKind,
+        after: Option<After>,
+        now: Timestamp,
+    ) -> Result<Page<PortState>, Error> {
+        let wanted = Wanted {
+            kinds: vec![kind],
+            ignored: true,
+            instance: self.resolve(instance)?,
+            label: query.label.as_ref(),
+            port: query.port,
+            protocol: query.protocol,
+            service: query.service.as_ref(),
+            holder: query.holder.as_ref(),
+        };
+        let mut after = after.map_or_else(Place::first, After::into_place);
+        let (limit, mut found) = (query.limit() as usize, Vec::new());
+        loop {
+            let most = limit + 1 - found.len();
+            let rows = self.list_drifting(&wanted, after.clone(), most)?;
+            let is_complete = rows.len() < most;
+            after = rows.last().map_or(after, Listed::place);
+            let ports = rows.iter().map(|row| (row.instance, (row.protocol, row.port)));
+            let mut states = self.list_states_of(ports, now)?;
+            let shown = rows.iter().filter_map(|row| states.remove(&(row.instance, row.protocol, row.port)));
+            found.extend(shown.filter(|state| lets_through(query, state)));
+            if is_complete || found.len() > limit {
+                return page::page(found, query.limit(), Ok, cursor_of);
             }
         }
     }
@@ -89,49 +201,42 @@ impl Reader<'_> {
         [held, fleet_wide]: [&[Reservation]; 2],
         query: &PortQuery,
     ) -> Result<Vec<PortState>, Error> {
-        let mut ports: BTreeMap<(Protocol, Port), (Option<Reservation>, Vec<Listener>)> = BTreeMap::new();
         let wanted = |protocol: Protocol, port: Port| {
             query.port.is_none_or(|range| range.contains(port)) && window.contains((protocol, port))
         };
-        if let Some(range) = query.port.filter(|range| range.count() <= PortQuery::WIDEST_WITH_FREE) {
-            let every =
-                Protocol::ALL.iter().flat_map(|protocol| range.ports().map(move |port| (*protocol, port)));
-            ports.extend(every.filter(|key| window.contains(*key)).map(|key| (key, Default::default())));
-        }
-        for mut listener in self.list_listeners_in(instance.id, query.port, query.protocol, window)? {
-            // Stored is when it last changed; seen it was whenever the home namespace was confirmed.
-            if let Some(observed_at) = instance.observed_at.filter(|_| listener.key.netns == Netns::Home) {
-                listener.last_seen_at = listener.last_seen_at.max(observed_at);
-            }
-            let key = (listener.key.protocol, listener.key.port);
-            ports.entry(key).or_default().1.push(listener);
-        }
-        for reservation in held {
-            for port in reservation.ports().ports().filter(|port| wanted(reservation.protocol, *port)) {
-                ports.entry((reservation.protocol, port)).or_default().0 = Some(reservation.clone());
-            }
-        }
-        for reservation in fleet_wide.iter().filter(|it| !it.is_held_for(instance.id)) {
-            // What is held for another instance is told where it matters here: on ports that are asked for or in use.
-            let is_for_all = reservation.instance.is_none();
-            for port in reservation.ports().ports().filter(|port| wanted(reservation.protocol, *port)) {
-                let key = (reservation.protocol, port);
-                if is_for_all || ports.contains_key(&key) {
-                    ports.entry(key).or_default().0 = Some(reservation.clone());
-                }
-            }
-        }
-        let states = ports.into_iter().map(|((protocol, port), (reservation, listeners))| PortState {
-            instance: link(instance),
-            protocol,
-            port,
-            state: State::on(instance.id, reservation.as_ref(), &listeners),
-            reservation,
-            listeners,
-            observed_at: instance.observed_at,
-            presence: instance.presence,
+        let range = query.port.filter(|range| range.count() <= PortQuery::WIDEST_WITH_FREE);
+        let asked = range.into_iter().flat_map(|range| {
+            Protocol::ALL.iter().flat_map(move |protocol| range.ports().map(|port| (*protocol, port)))
         });
-        Ok(states.collect())
+        let asked = asked.filter(|key| window.contains(*key));
+        let listeners = self.list_listeners_in(instance.id, query.port, query.protocol, window)?;
+        let held: Vec<&Reservation> = held.iter().chain(fleet_wide).collect();
+        let joined = join(instance.id, held, listeners, asked, wanted);
+        Ok(joined
+            .into_iter()
+            .map(|((protocol, port), joined)| show(instance, protocol, port, joined))
+            .collect())
+    }
+}
+
+/// What is known of a port, with what is known of its instance.
+pub(crate) fn show(instance: &Instance, protocol: Protocol, port: Port, joined: Joined) -> PortState {
+    let Joined { reservation, mut listeners, state, fit } = joined;
+    // Stored is when it last changed; seen it was whenever the home namespace was confirmed.
+    for listener in listeners.iter_mut().filter(|listener| listener.key.netns == Netns::Home) {
+        listener.last_seen_at =
+            listener.last_seen_at.max(instance.observed_at.unwrap_or(listener.last_seen_at));
+    }
+    PortState {
+        instance: link(instance),
+        protocol,
+        port,
+        state,
+        fit,
+        reservation,
+        listeners,
+        observed_at: instance.observed_at,
+        presence: instance.presence,
     }
 }
 
@@ -142,6 +247,13 @@ struct After {
     port: (Protocol, Port),
 }
 
+impl After {
+    fn into_place(self) -> Place {
+        let (protocol, port) = self.port;
+        Place { name_key: self.name, protocol, port: port.get() }
+    }
+}
+
 fn cursor_of(last: &PortState) -> String {
     page::cursor(&[&name_key(&last.instance.name), &last.protocol, &last.port])
 }
@@ -149,12 +261,6 @@ fn cursor_of(last: &PortState) -> String {
 fn read_cursor(cursor: &str) -> Result<After, Error> {
     let [name, protocol, port] = page::parts(cursor)?;
     Ok(After { name: name.to_owned(), port: (page::part(protocol)?, page::part(port)?) })
-}
-
-/// Asks for the instances from the one that the page before ended in: no id sorts below the nil id.
-fn beginning_with(after: Option<&After>) -> InstanceQuery {
-    let cursor = after.map(|after| page::cursor(&[&after.name, &uuid::Uuid::nil()]));
-    InstanceQuery { cursor, ..Default::default() }
 }
 
 fn lets_through(query: &PortQuery, state: &PortState) -> bool {
@@ -195,6 +301,7 @@ fn lets_through(query: &PortQuery, state: &PortState) -> bool {
         && query.unit.as_deref().is_none_or(unit)
         && query.container.as_deref().is_none_or(container)
         && query.q.as_deref().is_none_or(anywhere)
+        && query.netns.is_none_or(|netns| any(&|listener| listener.key.netns == netns))
 }
 
 fn contains(text: &str, part: &str) -> bool {

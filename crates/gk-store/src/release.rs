@@ -6,7 +6,6 @@
 use gk_model::access::Actor;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::ReservationId;
-use gk_model::pool::Pool;
 use gk_model::port::PortRange;
 use gk_model::reservation::Reservation;
 use gk_model::time::Timestamp;
@@ -14,7 +13,6 @@ use gk_model::time::Timestamp;
 use crate::error::{Error, Refusal, StoreError};
 use crate::history::NewInterval;
 use crate::membership::check_version;
-use crate::reserve::find_pool;
 use crate::space::Space;
 use crate::tx::{By, NewEvent, Tx};
 use crate::value::values;
@@ -77,6 +75,7 @@ impl Tx<'_> {
         held: &Reservation,
         now: Timestamp,
     ) -> Result<Reservation, Error> {
+        let rest = self.pools()?.quarantine(held.pool.as_ref(), held.ports());
         self.record_end(kind, by, held, held.ports(), now)?;
         // Nothing ends before it began, even if the clock stepped back in between.
         let released_at = now.max(held.created_at);
@@ -85,7 +84,9 @@ impl Tx<'_> {
             "update reservation set released_at = $2, released_by = $3, version = version + 1 where id = $1",
             values![held.id, released_at, by.subject],
         )?;
-        self.unclaim(held, held.ports(), now.plus(quarantine_of(held)))?;
+        self.unclaim(held, held.ports(), now.plus(rest))?;
+        self.counts().add_reservation(held, -1);
+        self.settle_reservation(held, held.ports(), now)?;
         Ok(Reservation {
             released_at: Some(released_at),
             released_by: Some(by.subject.clone()),
@@ -103,9 +104,10 @@ impl Tx<'_> {
         others: &[PortRange],
         now: Timestamp,
     ) -> Result<Reservation, Error> {
+        let rest = self.pools()?.quarantine(held.pool.as_ref(), part);
         self.record_end(EventKind::Released, actor.into(), held, part, now)?;
         self.end_held(held.id, now)?;
-        self.unclaim(held, part, now.plus(quarantine_of(held)))?;
+        self.unclaim(held, part, now.plus(rest))?;
         let kept = Reservation {
             first_port: lowest.first(),
             last_port: lowest.last(),
@@ -131,7 +133,9 @@ impl Tx<'_> {
             self.insert_reservation(&other, seq)?;
             self.pass_on_claims(&other)?;
         }
-        Ok(kept)
+        self.settle_reservation(held, held.ports(), now)?;
+        // Who listened on the whole may not listen on this part.
+        if kept.idle_since.is_some() { Ok(kept) } else { self.get_reservation(kept.id) }
     }
 
     /// Tells that a remaining part goes on, and begins its interval. Answers the number of the event.
@@ -196,13 +200,7 @@ impl Tx<'_> {
     }
 
     /// Ends the interval that a reservation has open.
-    fn end_held(&mut self, id: ReservationId, ended_at: Timestamp) -> Result<(), StoreError> {
+    pub(crate) fn end_held(&mut self, id: ReservationId, ended_at: Timestamp) -> Result<(), StoreError> {
         self.end_intervals("seq = (select began_seq from reservation where id = $2)", id, ended_at)
     }
-}
-
-/// How long the numbers of a reservation rest: as its pool says. Numbers outside any pool rest as long as those of the
-/// built-in one.
-fn quarantine_of(held: &Reservation) -> std::time::Duration {
-    find_pool(held.pool.as_ref()).unwrap_or_else(|_| Pool::built_in()).quarantine
 }

@@ -4,9 +4,9 @@ use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::protection::ReservedPorts;
-use gk_model::query::{Page, ReservationQuery};
-use gk_model::reservation::Reservation;
-use gk_model::text::{ServiceName, Subject};
+use gk_model::query::{DriftQuery, Page, ReservationQuery};
+use gk_model::reservation::{PortCount, Reservation};
+use gk_model::text::{PoolName, ServiceName, Subject};
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
@@ -18,7 +18,8 @@ use crate::value::{Json, Value, values};
 
 const SELECT: &str = "select r.id, r.instance, n.name, r.scope, r.protocol, r.first_port, r.last_port, r.name, \
                       r.service, r.holder, r.note, r.pool, r.created_at, r.released_at, r.released_by, r.version, \
-                      r.expires_at, r.group_id, r.split_from, r.labels, r.expect, r.idle_since \
+                      r.expires_at, r.group_id, r.split_from, r.labels, r.expect, r.idle_since, r.ttl_seconds, \
+                      r.renew_while_listening \
                       from reservation r left join instance n on n.id = r.instance";
 
 fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
@@ -44,7 +45,23 @@ fn read_reservation(mut row: Row) -> Result<Reservation, StoreError> {
         labels: row.take::<Option<Json<_>>>()?.map(|Json(labels)| labels).unwrap_or_default(),
         expect: row.take::<Option<Json<_>>>()?.map(|Json(expect)| expect),
         idle_since: row.take()?,
+        ttl_seconds: row.take()?,
+        renew_while_listening: row.take()?,
     })
+}
+
+/// Those that touch some ports, are for a service, or are somebody's.
+fn narrow(
+    filters: Filters,
+    port: Option<PortRange>,
+    service: Option<&ServiceName>,
+    holder: Option<&Subject>,
+) -> Filters {
+    filters
+        .and("r.first_port <= $?", port.map(PortRange::last))
+        .and("r.last_port >= $?", port.map(PortRange::first))
+        .and("r.service = $?", service)
+        .and("r.holder = $?", holder)
 }
 
 impl Reader<'_> {
@@ -61,7 +78,11 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// [`Refusal::NoSuchInstance`], [`Refusal::BadCursor`].
-    pub fn list_reservations(&mut self, query: &ReservationQuery) -> Result<Page<Reservation>, Error> {
+    pub fn list_reservations(
+        &mut self,
+        query: &ReservationQuery,
+        now: Timestamp,
+    ) -> Result<Page<Reservation>, Error> {
         let instance = self.resolve(query.instance.as_ref())?;
         let after = match &query.cursor {
             Some(cursor) => {
@@ -70,14 +91,18 @@ impl Reader<'_> {
             }
             None => (String::new(), String::new(), 0),
         };
+        let idle_since = query.idle_for_seconds.map(|idle| now.minus(idle.duration()));
         let live = "r.released_at is null and (r.instance, r.protocol, r.first_port) > ($1, $2, $3)";
         let filters = Filters::new(live, values![after.0, after.1, after.2])
             .and("r.instance = $?", instance)
-            .and("r.first_port <= $?", query.port.map(PortRange::last))
-            .and("r.last_port >= $?", query.port.map(PortRange::first))
             .and("r.protocol = $?", query.protocol)
-            .and("r.service = $?", query.service.as_ref())
-            .and("r.holder = $?", query.holder.as_ref());
+            .and("r.name = $?", query.name.as_ref())
+            .and("r.pool = $?", query.pool.as_ref())
+            .and("r.group_id = $?", query.group)
+            .and("r.idle_since <= $?", idle_since)
+            .and("r.expires_at < $?", query.expires_before)
+            .and_chosen("n.labels", query.label.as_ref());
+        let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
         let (sql, values) = filters.finish(SELECT, "r.instance, r.protocol, r.first_port", query.limit());
         let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_reservation, |last| {
@@ -110,6 +135,24 @@ impl Reader<'_> {
     pub(crate) fn list_live_of(&mut self, instance: InstanceId) -> Result<Vec<Reservation>, StoreError> {
         let rest = "r.instance = $1 and r.released_at is null order by r.protocol, r.first_port";
         self.list_where(rest, values![instance])
+    }
+
+    /// Every live reservation that counts for some of these ports of an instance: its own, and fleet-wide ones.
+    pub(crate) fn list_live_on(
+        &mut self,
+        instance: InstanceId,
+        protocol: Protocol,
+        range: PortRange,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        // None is longer than that, so no more of them are looked at.
+        let lowest = i64::from(range.first().get()) - i64::from(PortCount::MAX.get());
+        let within = "released_at is null and protocol = $2 and first_port > $3 and first_port <= $4 \
+                      and last_port >= $5";
+        let rest = format!(
+            "r.id in (select id from reservation where instance = $1 and {within} \
+             union select id from reservation where scope = 'fleet' and {within}) order by r.first_port, r.id"
+        );
+        self.list_where(&rest, values![instance, protocol, lowest, range.last(), range.first()])
     }
 
     /// Every live reservation that is fleet-wide, for whomever it is held.
@@ -146,11 +189,63 @@ impl Reader<'_> {
         Ok(found.into_iter().next())
     }
 
+    /// Live reservations that have been idle since a time, the longest first, after one of them: at most so many.
+    pub(crate) fn list_idle_reservations(
+        &mut self,
+        query: &DriftQuery,
+        instance: Option<InstanceId>,
+        (until, after): (Timestamp, &(Timestamp, String)),
+        most: usize,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        let live = "r.released_at is null and r.idle_since is not null and r.idle_since <= $1 \
+                    and (r.idle_since, r.id) > ($2, $3)";
+        let filters = Filters::new(live, values![until, after.0, after.1.as_str()])
+            .and("r.instance = $?", instance)
+            .and("r.protocol = $?", query.protocol);
+        let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
+        let most = u32::try_from(most).unwrap_or(u32::MAX).saturating_sub(1);
+        let (sql, values) = filters.finish(SELECT, "r.idle_since, r.id", most);
+        self.query(&sql, &values)?.into_iter().map(read_reservation).collect()
+    }
+
     /// Live leases whose time is over, the one that should have ended first first.
     pub(crate) fn list_due(&mut self, now: Timestamp, most: u32) -> Result<Vec<Reservation>, StoreError> {
         let rest = "r.released_at is null and r.expires_at is not null and r.expires_at <= $1 \
                     order by r.expires_at, r.id limit $2";
         self.list_where(rest, values![now, most])
+    }
+
+    /// Live leases whose end is to be announced, the nearest first.
+    pub(crate) fn list_unannounced(
+        &mut self,
+        now: Timestamp,
+        most: u32,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        let rest = "r.released_at is null and r.warn_at is not null and r.warn_at <= $1 \
+                    order by r.warn_at, r.id limit $2";
+        self.list_where(rest, values![now, most])
+    }
+
+    /// Live leases that waited for an instance that was heard of since.
+    pub(crate) fn list_awaited(&mut self, most: u32) -> Result<Vec<Reservation>, StoreError> {
+        let rest = "r.released_at is null and r.awaited_since is not null and n.last_contact_at > r.awaited_since \
+                    order by r.awaited_since, r.id limit $1";
+        self.list_where(rest, values![most])
+    }
+
+    /// How many live reservations that were drawn from a pool have ports that it does not give, and the first of them.
+    pub(crate) fn list_outside(
+        &mut self,
+        pool: &PoolName,
+        most: usize,
+    ) -> Result<(u64, Vec<Reservation>), StoreError> {
+        let outside = "r.pool = $1 and r.released_at is null and coalesce((select p.last_port from pool_range p \
+                       where p.pool = $1 and p.first_port <= r.first_port order by p.first_port desc limit 1), 0) \
+                       < r.last_port";
+        let counted = format!("select count(*) from reservation r where {outside}");
+        let count = self.query_one(&counted, values![pool])?.map_or(Ok(0), |mut row| row.take())?;
+        let rest = format!("{outside} order by r.first_port, r.protocol, r.id limit {most}");
+        Ok((count, if count > 0 { self.list_where(&rest, values![pool])? } else { Vec::new() }))
     }
 
     /// Who claims a port that is claimed where a reservation in `space` would claim it.

@@ -7,20 +7,21 @@
 //! *cell* is an instance and a protocol, or all instances and a protocol; every slot is reserved in every cell, with the
 //! same numbers. Which numbers is found in `pick`, and what `ensure` finds again in `ensure`.
 
+use std::sync::Arc;
+
 use gk_model::access::{Actor, Authority};
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::{GroupId, ReservationId};
 use gk_model::instance::InstanceLink;
-use gk_model::labels::Labels;
-use gk_model::pool::Pool;
 use gk_model::port::{Port, PortRange, Protocol};
-use gk_model::reservation::{Reservation, ReserveRequest, Scope};
+use gk_model::reservation::{Protocols, Reservation, ReserveRequest, Reserved, Scope};
 use gk_model::text::{PoolName, PortName, Subject};
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::history::NewInterval;
 use crate::limits::{check_numbers, choose_pool};
+use crate::pool_cache::Source;
 use crate::space::Space;
 use crate::tx::{NewEvent, Tx};
 use crate::value::{Json, values};
@@ -30,7 +31,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) request: &'a ReserveRequest,
     pub(crate) actor: &'a Actor,
     pub(crate) holder: &'a Subject,
-    pub(crate) pool: Pool,
+    /// The pool that it draws from.
+    pub(crate) source: Arc<Source>,
     /// That of the request, or the wider one of its pool.
     pub(crate) scope: Scope,
     pub(crate) cells: Vec<Cell>,
@@ -100,19 +102,20 @@ impl Tx<'_> {
         request: &ReserveRequest,
         now: Timestamp,
     ) -> Result<Reservation, Error> {
-        let group = &request.group;
-        if group.names.len() > 1 || !group.also_on.is_empty() || group.both_protocols {
+        if request.names.len() > 1 || request.on.is_some() || request.protocol == Protocols::Both {
             return Err(Refusal::contradiction("names", "this asks for several reservations at once").into());
         }
-        let made = self.reserve_group(actor, request, now)?.into_iter().next();
-        Ok(made.expect("a request without a group has one slot in one cell"))
+        let made = self.reserve_group(actor, request, now)?.items.into_iter().next();
+        Ok(made.expect("such a request has one slot in one cell"))
     }
 
-    /// Reserves all that a request asks for, or nothing: by name, then by instance, then by protocol.
+    /// Reserves all that a request asks for, or nothing: by name, then by instance, then by protocol. A dry run does all
+    /// of it but the writing, and answers what would have been made.
     ///
     /// # Errors
-    /// [`Refusal::Contradiction`], [`Refusal::NoSuchInstance`], [`Refusal::InstanceLeft`], [`Refusal::BeyondOwnInstance`],
-    /// [`Refusal::NoSuchPool`], [`Refusal::PoolExhausted`]; by number also [`Refusal::PortReserved`],
+    /// [`Refusal::Contradiction`], [`Refusal::NoSuchInstance`], [`Refusal::InstanceLeft`], [`Refusal::NobodyChosen`],
+    /// [`Refusal::BeyondOwnInstance`], [`Refusal::BeyondLimits`], [`Refusal::NoSuchPool`],
+    /// [`Refusal::PoolNotForInstance`], [`Refusal::PoolExhausted`]; by number also [`Refusal::PortReserved`],
     /// [`Refusal::PortInUse`], [`Refusal::NothingToAdopt`] and [`Refusal::SeveralOwners`]; with `ensure` also
     /// [`Refusal::EnsureDiffers`].
     pub fn reserve_group(
@@ -120,14 +123,17 @@ impl Tx<'_> {
         actor: &Actor,
         request: &ReserveRequest,
         now: Timestamp,
-    ) -> Result<Vec<Reservation>, Error> {
+    ) -> Result<Reserved, Error> {
         self.check_credential(actor)?;
         request.check().map_err(Refusal::Contradiction)?;
         let wanted = self.find_wanted(actor, request, now)?;
         let mut slots = self.find_slots(&wanted)?;
         self.place_slots(&wanted, &mut slots)?;
         // Nothing was written up to here, and nothing refuses from here on.
-        self.create_slots(&wanted, slots)
+        let kept = slots.iter().flat_map(|slot| slot.kept.iter().flatten()).map(|kept| kept.id).collect();
+        let dry_run = request.dry_run;
+        let items = if dry_run { plan_slots(&wanted, slots) } else { self.create_slots(&wanted, slots)? };
+        Ok(Reserved { items, kept, dry_run })
     }
 
     fn find_wanted<'a>(
@@ -136,18 +142,19 @@ impl Tx<'_> {
         request: &'a ReserveRequest,
         now: Timestamp,
     ) -> Result<Wanted<'a>, Error> {
-        let pool = choose_pool(actor, request)?;
-        let pool_scope = if request.port.is_none() { pool.scope } else { Scope::Instance };
-        let is_fleet =
-            request.group.everywhere || request.scope == Scope::Fleet || pool_scope == Scope::Fleet;
+        let source = choose_pool(actor, request, &*self.pools()?)?;
+        let pool_scope = if request.port.is_none() { source.pool.scope } else { Scope::Instance };
+        let is_fleet = request.scope == Scope::Fleet || pool_scope == Scope::Fleet;
         let scope = if is_fleet { Scope::Fleet } else { Scope::Instance };
         let places = self.find_places(request, now)?;
+        if is_fleet && request.on.is_some() {
+            let what =
+                "numbers of that pool are exclusive everywhere: reserve one for one instance or for all";
+            return Err(Refusal::contradiction("pool", what).into());
+        }
         check_authority(actor, scope, &places)?;
         self.check_limits(actor, request, scope, &places)?;
-        let protocols = match request.group.both_protocols {
-            true => Protocol::ALL.to_vec(),
-            false => vec![request.protocol],
-        };
+        let protocols = request.protocol.each();
         let cell = |instance: &Option<InstanceLink>, protocol: &Protocol| Cell {
             instance: instance.clone(),
             protocol: *protocol,
@@ -159,7 +166,7 @@ impl Tx<'_> {
             Some(ttl) => Some(ttl.deadline(self.lease_begins(now)?)),
             None => None,
         };
-        Ok(Wanted { request, actor, holder: &actor.subject, pool, scope, cells, now, expires_at })
+        Ok(Wanted { request, actor, holder: &actor.subject, source, scope, cells, now, expires_at })
     }
 
     fn check_limits(
@@ -174,30 +181,39 @@ impl Tx<'_> {
         }
         let numbers =
             request.port.and_then(|first| PortRange::from_count(first, u16::try_from(request.total()).ok()?));
-        numbers.map_or(Ok(()), |numbers| check_numbers(actor, numbers))?;
+        let pools = self.pools()?;
+        numbers.map_or(Ok(()), |numbers| check_numbers(actor, numbers, &pools))?;
         if scope == Scope::Fleet {
             self.check_reach(actor, None)?;
         }
         places.iter().try_for_each(|place| self.check_reach(actor, place.as_ref().map(|place| place.id)))
     }
 
-    /// The instances that a request names, each once; none stands for all.
+    /// The instances that a request is for; none stands for all. Those that it chooses by their labels, it chooses under
+    /// the writer's lock: whoever joins or is labelled meanwhile is one of them, or comes after it.
     fn find_places(
         &mut self,
         request: &ReserveRequest,
         now: Timestamp,
     ) -> Result<Vec<Option<InstanceLink>>, Error> {
-        if request.group.everywhere {
-            return Ok(vec![None]);
+        if let Some(instance) = &request.instance {
+            return Ok(vec![Some(self.get_member(instance, now)?)]);
         }
-        let mut places: Vec<Option<InstanceLink>> = Vec::new();
-        for instance in std::iter::once(&request.instance).chain(&request.group.also_on) {
-            let found = Some(self.get_member(instance, now)?);
-            if !places.contains(&found) {
-                places.push(found);
-            }
+        let Some(selector) = &request.on else { return Ok(vec![None]) };
+        let chosen = self.list_chosen(selector, ReserveRequest::MOST_INSTANCES)?;
+        if chosen.is_empty() {
+            return Err(Refusal::NobodyChosen(selector.clone()).into());
         }
-        Ok(places)
+        if chosen.len() > usize::from(ReserveRequest::MOST_INSTANCES) {
+            let what =
+                "that chooses more than the 1000 instances on which one request may reserve: narrow it";
+            return Err(Refusal::contradiction("on", what).into());
+        }
+        if request.total_on(chosen.len()) > ReserveRequest::MOST_PORTS {
+            let what = "on all the instances that this chooses, these are more than the 65536 ports that one request takes";
+            return Err(Refusal::contradiction("on", what).into());
+        }
+        Ok(chosen.into_iter().map(Some).collect())
     }
 
     /// The slots of a request; with `ensure`, with what is held already.
@@ -221,6 +237,10 @@ impl Tx<'_> {
             self.check_range(wanted, ports, &missing)?;
             slot.ports = Some(ports);
         }
+        if slots.iter().all(|slot| slot.ports.is_some()) {
+            return Ok(());
+        }
+        self.check_source(wanted)?;
         if wanted.request.ensure {
             self.place_again(wanted, slots)?;
         }
@@ -229,20 +249,19 @@ impl Tx<'_> {
 
     fn create_slots(&mut self, wanted: &Wanted<'_>, slots: Vec<Slot<'_>>) -> Result<Vec<Reservation>, Error> {
         let is_group = slots.len() * wanted.cells.len() > 1;
-        let known = slots.iter().flat_map(|slot| slot.kept.iter().flatten()).find_map(|kept| kept.group);
-        let group = is_group.then(|| known.unwrap_or_else(|| GroupId::generate(wanted.now)));
+        let group = is_group.then(|| group_of(&slots).unwrap_or_else(|| GroupId::generate(wanted.now)));
         let kind = if wanted.request.adopt { EventKind::Adopted } else { EventKind::Reserved };
         if wanted.expires_at.is_some() {
             self.begin_leases(wanted.now)?;
         }
         let mut made = Vec::new();
         for slot in slots {
-            let ports = slot.ports.expect("every slot was placed, or the request refused");
-            for (cell, kept) in wanted.cells.iter().zip(slot.kept) {
+            for (cell, kept) in wanted.cells.iter().zip(&slot.kept) {
                 made.push(match kept {
                     Some(kept) => self.keep(wanted, kept)?,
                     None => {
-                        let new = reservation(wanted, cell, slot.name, ports, slot.pool.clone(), group);
+                        let id = ReservationId::generate(wanted.now);
+                        let new = Reservation { id, group, version: 1, ..unmade(wanted, cell, &slot) };
                         self.create_reservation(kind, wanted.actor, &new)?;
                         new
                     }
@@ -281,15 +300,19 @@ impl Tx<'_> {
             reservation: Some(made),
             listener: None,
         })?;
-        Ok(())
+        // By number nobody but who is adopted listens there, and picked is only where nobody does.
+        Ok(self.settle_reservation(made, made.ports(), made.created_at)?)
     }
 
     /// Writes the row of a new reservation, whose interval began with the event of this number.
     pub(crate) fn insert_reservation(&mut self, made: &Reservation, seq: u64) -> Result<(), StoreError> {
+        self.counts().add_reservation(made, 1);
         self.later(
             "insert into reservation (id, instance, scope, protocol, first_port, last_port, name, service, holder, \
-             note, pool, created_at, version, began_seq, expires_at, group_id, split_from, labels, expect, idle_since) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+             note, pool, created_at, version, began_seq, expires_at, group_id, split_from, labels, expect, idle_since, \
+             ttl_seconds, renew_while_listening, warn_at) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
+             $21, $22, $23)",
             values![
                 made.id,
                 Space::held_for(made.instance.as_ref()),
@@ -311,6 +334,9 @@ impl Tx<'_> {
                 Some(&made.labels).filter(|labels| !labels.is_empty()).map(Json),
                 made.expect.as_ref().map(Json),
                 made.idle_since,
+                made.ttl_seconds,
+                made.renew_while_listening,
+                made.ttl_seconds.zip(made.expires_at).map(|(ttl, end)| ttl.warns_at(end)),
             ],
         )
     }
@@ -326,45 +352,52 @@ fn check_authority(actor: &Actor, scope: Scope, places: &[Option<InstanceLink>])
     }
 }
 
-fn reservation(
-    wanted: &Wanted<'_>,
-    cell: &Cell,
-    name: Option<&PortName>,
-    ports: PortRange,
-    pool: Option<PoolName>,
-    group: Option<GroupId>,
-) -> Reservation {
+/// What would be made, and what would be kept as it would be then.
+fn plan_slots(wanted: &Wanted<'_>, slots: Vec<Slot<'_>>) -> Vec<Reservation> {
+    let known = group_of(&slots);
+    let of_slot = |slot: Slot<'_>| {
+        let cells = wanted.cells.iter().zip(&slot.kept);
+        let planned = cells.map(|(cell, kept)| match kept {
+            Some(kept) => wanted.kept(kept),
+            None => Reservation { group: known, ..unmade(wanted, cell, &slot) },
+        });
+        planned.collect::<Vec<_>>()
+    };
+    slots.into_iter().flat_map(of_slot).collect()
+}
+
+/// The group that what is kept belongs to.
+fn group_of(slots: &[Slot<'_>]) -> Option<GroupId> {
+    slots.iter().flat_map(|slot| slot.kept.iter().flatten()).find_map(|kept| kept.group)
+}
+
+/// A slot in a cell, as the reservation that it becomes; one without id, group and version.
+fn unmade(wanted: &Wanted<'_>, cell: &Cell, slot: &Slot<'_>) -> Reservation {
+    let ports = slot.ports.expect("every slot was placed, or the request refused");
     Reservation {
-        id: ReservationId::generate(wanted.now),
+        id: ReservationId::UNMADE,
         instance: cell.instance.clone(),
         scope: wanted.scope,
         protocol: cell.protocol,
         first_port: ports.first(),
         last_port: ports.last(),
-        name: name.cloned(),
+        name: slot.name.cloned(),
         service: wanted.request.service.clone(),
         holder: wanted.holder.clone(),
         note: wanted.request.note.clone(),
-        labels: Labels::default(),
-        expect: None,
-        pool,
+        labels: wanted.request.labels.clone(),
+        expect: wanted.request.expect.clone().filter(|expect| !expect.is_none()),
+        pool: slot.pool.clone(),
         created_at: wanted.now,
         expires_at: wanted.expires_at,
-        group,
+        ttl_seconds: wanted.request.ttl_seconds,
+        renew_while_listening: wanted.request.renew_while_listening,
+        group: None,
         split_from: None,
-        idle_since: Some(wanted.now),
+        idle_since: (!wanted.request.adopt).then_some(wanted.now),
         released_at: None,
         released_by: None,
-        version: 1,
-    }
-}
-
-/// Pools of one's own come with the reservations issue; until then there is the built-in one.
-pub(crate) fn find_pool(name: Option<&PoolName>) -> Result<Pool, Refusal> {
-    let built_in = Pool::built_in();
-    match name {
-        Some(name) if *name != built_in.name => Err(Refusal::NoSuchPool(name.clone())),
-        _ => Ok(built_in),
+        version: 0,
     }
 }
 

@@ -14,7 +14,7 @@ use gk_model::text::InstanceName;
 use crate::error::StoreError;
 use crate::rows::{Row, Rows};
 use crate::tx::Reader;
-use crate::value::Value;
+use crate::value::{Column, Value};
 
 /// An instance, or the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,8 +81,8 @@ fn link(
     Ok(Some(InstanceLink { id, name }))
 }
 
-/// How many names one statement asks for: binding a value takes longer the more there are.
-const MOST_NAMES: usize = 256;
+/// How many instances one statement asks for: binding a value takes longer the more there are.
+const MOST_IDS: usize = 256;
 
 /// The names of the instances that a long page is about: asked for once each, where a join would look one up for every
 /// row.
@@ -105,22 +105,31 @@ impl Reader<'_> {
                 _ => {}
             }
         }
+        self.look_up(ids, "name").map(Names)
+    }
+
+    /// One column of each of these instances.
+    pub(crate) fn look_up<T: Column>(
+        &mut self,
+        mut ids: Vec<InstanceId>,
+        column: &str,
+    ) -> Result<HashMap<InstanceId, T>, StoreError> {
         ids.sort_unstable();
         ids.dedup();
-        let mut names = HashMap::with_capacity(ids.len());
-        for some in ids.chunks(MOST_NAMES) {
+        let mut found = HashMap::with_capacity(ids.len());
+        for some in ids.chunks(MOST_IDS) {
             // Powers of two, so that there are only so many texts; that the last id is in one twice changes nothing.
             let count = some.len().next_power_of_two();
-            let mut sql = String::from("select id, name from instance where id in ($1");
+            let mut sql = format!("select id, {column} from instance where id in ($1");
             (2..=count).for_each(|number| sql.push_str(&format!(", ${number}")));
             sql.push(')');
             let last = some.last().into_iter().cycle();
             let values: Vec<Value> = some.iter().chain(last).take(count).map(|id| (*id).into()).collect();
             for mut row in self.query(&sql, &values)? {
-                names.insert(row.take()?, row.take()?);
+                found.insert(row.take()?, row.take()?);
             }
         }
-        Ok(Names(names))
+        Ok(found)
     }
 }
 
@@ -139,7 +148,7 @@ mod tests {
         let now = Timestamp::from_micros(0);
         let store = Store::open_here(&StoreConfig::embedded(directory.path()), now).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let ids: Vec<InstanceId> = (0..MOST_NAMES + 44).map(|_| InstanceId::generate(now)).collect();
+        let ids: Vec<InstanceId> = (0..MOST_IDS + 44).map(|_| InstanceId::generate(now)).collect();
         let name = |id: InstanceId| -> InstanceName { format!("node-{id}").parse().unwrap() };
         let asked = ids.clone();
         let stored = runtime.block_on(store.write(move |tx| {

@@ -14,7 +14,7 @@ use crate::beats::BeatChange;
 use crate::error::{Error, Refusal, StoreError};
 use crate::page::{self, Filters};
 use crate::rows::Row;
-use crate::tx::{NewEvent, Reader, Tx};
+use crate::tx::{Reader, Tx};
 use crate::value::{Json, values};
 
 const SELECT: &str = "select id, kind, subject, role, limits, reusable, labels, forget_after, note, created_at, \
@@ -166,7 +166,7 @@ impl Tx<'_> {
         let token = new_token(actor, request, now);
         self.insert_token(hash, &token)?;
         let message = format!("{} made by {}", token.describe(), actor.subject);
-        self.record_token(EventKind::TokenCreated, actor, message, now)?;
+        self.record_change(EventKind::TokenCreated, actor, message, now)?;
         Ok(token)
     }
 
@@ -223,29 +223,8 @@ impl Tx<'_> {
         self.later("update token set revoked_at = $2 where id = $1", values![id, now])?;
         self.beats.push(BeatChange::Revoked(id));
         let message = format!("{} revoked by {}", token.describe(), actor.subject);
-        self.record_token(EventKind::TokenRevoked, actor, message, now)?;
+        self.record_change(EventKind::TokenRevoked, actor, message, now)?;
         Ok(Token { revoked_at: Some(now), ..token })
-    }
-
-    fn record_token(
-        &mut self,
-        kind: EventKind,
-        actor: &Actor,
-        message: String,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let event = NewEvent {
-            at: now,
-            recorded_at: now,
-            kind,
-            instance: None,
-            ports: None,
-            by: actor.into(),
-            reservation: None,
-            listener: None,
-            message,
-        };
-        self.record(event).map(drop)
     }
 
     /// Writes down when tokens were last used.

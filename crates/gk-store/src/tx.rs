@@ -13,9 +13,11 @@ use gk_model::time::Timestamp;
 
 use crate::Shared;
 use crate::beats::BeatChange;
+use crate::counts::Counts;
 use crate::driver::Connection;
 use crate::error::StoreError;
 use crate::follow::{CHANGES_KEPT, Next};
+use crate::pool_use::UseChange;
 use crate::port_map::PortMaps;
 use crate::rows::{Row, Rows};
 use crate::space::Space;
@@ -77,6 +79,7 @@ pub struct Tx<'a> {
     reader: Reader<'a>,
     pub(crate) maps: &'a mut PortMaps,
     pub(crate) beats: &'a mut Vec<BeatChange>,
+    pub(crate) uses: &'a mut Vec<UseChange>,
     next: &'a mut Next,
     wrote: bool,
     /// Whether a savepoint is around this closure, so that its failures must show before it ends.
@@ -116,16 +119,34 @@ pub(crate) struct NewEvent<'a> {
     pub(crate) message: String,
 }
 
+impl<'a> NewEvent<'a> {
+    /// Something that happens now, and is about no instance, port, reservation or listener.
+    pub(crate) fn of(kind: EventKind, by: By<'a>, message: String, now: Timestamp) -> NewEvent<'a> {
+        NewEvent {
+            at: now,
+            recorded_at: now,
+            kind,
+            instance: None,
+            ports: None,
+            by,
+            reservation: None,
+            listener: None,
+            message,
+        }
+    }
+}
+
 impl<'a> Tx<'a> {
     pub(crate) fn new(
         connection: &'a mut Connection,
         shared: &'a Shared,
         maps: &'a mut PortMaps,
         beats: &'a mut Vec<BeatChange>,
+        uses: &'a mut Vec<UseChange>,
         next: &'a mut Next,
     ) -> Tx<'a> {
         let reader = Reader { asked: Some(&shared.statements.asked), ..Reader::new(connection, shared) };
-        Tx { reader, maps, beats, next, wrote: false, alone: false }
+        Tx { reader, maps, beats, uses, next, wrote: false, alone: false }
     }
 
     /// Says something whose result nobody waits for.
@@ -162,6 +183,22 @@ impl<'a> Tx<'a> {
             ],
         )?;
         Ok(seq)
+    }
+
+    /// How many there are more, or fewer.
+    pub(crate) fn counts(&mut self) -> &mut Counts {
+        &mut self.next.counts
+    }
+
+    /// Writes down what somebody changed that is of no instance.
+    pub(crate) fn record_change(
+        &mut self,
+        kind: EventKind,
+        actor: &Actor,
+        message: String,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.record(NewEvent::of(kind, actor.into(), message, now)).map(drop)
     }
 
     /// Tells the other servers that what they may have cached about an instance has changed, though history has nothing

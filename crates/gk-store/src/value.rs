@@ -4,13 +4,17 @@ use std::borrow::Cow;
 
 use gk_model::access::Role;
 use gk_model::contact::Session;
+use gk_model::drift::DriftKind;
 use gk_model::history::{EventKind, IntervalKind};
 use gk_model::id::{FLEET, GroupId, InstanceId, LogId, ReservationId, TokenId};
+use gk_model::labels::Selector;
+use gk_model::lease::LeaseTime;
 use gk_model::listener::{Digest, Netns};
+use gk_model::pool::{Pick, Quarantine};
 use gk_model::port::{Port, Protocol};
 use gk_model::reservation::Scope;
 use gk_model::secret::SecretHash;
-use gk_model::text::{InstanceName, Note, PoolName, PortName, ServiceName, Subject};
+use gk_model::text::{IgnoreName, InstanceName, Note, PoolName, PortName, ServiceName, Subject};
 use gk_model::time::Timestamp;
 use gk_model::token::{ForgetAfter, TokenKind};
 
@@ -122,15 +126,36 @@ impl Column for u64 {
     }
 }
 
-impl From<ForgetAfter> for Value {
-    fn from(time: ForgetAfter) -> Value {
-        Value::from(time.duration().as_secs())
+/// Spans of whole seconds within bounds.
+macro_rules! spans {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            impl From<$type> for Value {
+                fn from(time: $type) -> Value {
+                    Value::from(time.duration().as_secs())
+                }
+            }
+
+            impl Column for $type {
+                fn from_cell(cell: Cell<'_>) -> Result<$type, StoreError> {
+                    i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<$type>(cell))
+                }
+            }
+        )+
+    };
+}
+
+spans!(ForgetAfter, Quarantine);
+
+impl From<LeaseTime> for Value {
+    fn from(time: LeaseTime) -> Value {
+        Value::Integer(time.into())
     }
 }
 
-impl Column for ForgetAfter {
-    fn from_cell(cell: Cell<'_>) -> Result<ForgetAfter, StoreError> {
-        i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<ForgetAfter>(cell))
+impl Column for LeaseTime {
+    fn from_cell(cell: Cell<'_>) -> Result<LeaseTime, StoreError> {
+        i64::from_cell(cell)?.try_into().map_err(|_| unexpected::<LeaseTime>(cell))
     }
 }
 
@@ -232,10 +257,14 @@ macro_rules! names {
     ($($type:ty),+ $(,)?) => { by_text!($(|name: &$type| Value::from(name.as_str())),+); };
 }
 
-words!(EventKind, IntervalKind, Protocol, Role, Scope, TokenKind);
+words!(DriftKind, EventKind, IntervalKind, Pick, Protocol, Role, Scope, TokenKind);
 ids!(GroupId, InstanceId, LogId, ReservationId, TokenId);
-names!(InstanceName, Note, PoolName, PortName, ServiceName, Subject);
-by_text!(|digest: Digest| digest.to_string().into(), |hash: SecretHash| hash.to_string().into());
+names!(IgnoreName, InstanceName, Note, PoolName, PortName, ServiceName, Subject);
+by_text!(
+    |digest: Digest| digest.to_string().into(),
+    |hash: SecretHash| hash.to_string().into(),
+    |selector: &Selector| selector.to_string().into(),
+);
 
 /// Types that are parsed from the text of a column, where it lies.
 macro_rules! parsed {
@@ -252,14 +281,17 @@ macro_rules! parsed {
 
 parsed!(
     Digest,
+    DriftKind,
     EventKind,
     GroupId,
+    IgnoreName,
     InstanceId,
     InstanceName,
     IntervalKind,
     LogId,
     Netns,
     Note,
+    Pick,
     PoolName,
     PortName,
     Protocol,
@@ -267,6 +299,7 @@ parsed!(
     Role,
     Scope,
     SecretHash,
+    Selector,
     ServiceName,
     Space,
     Subject,

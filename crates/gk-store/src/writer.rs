@@ -20,10 +20,12 @@ use tokio::sync::oneshot;
 
 use crate::Shared;
 use crate::beats::BeatChange;
+use crate::counts::Counts;
 use crate::driver::{Access, Connection, Location};
 use crate::error::{Error, StoreError};
 use crate::follow::{Seen, follow};
 use crate::metrics::Metrics;
+use crate::pool_use::UseChange;
 use crate::port_map::PortMaps;
 use crate::tx::Tx;
 use crate::value::values;
@@ -73,6 +75,7 @@ impl Writer {
             shared,
             maps: PortMaps::default(),
             beats: Vec::new(),
+            uses: Vec::new(),
             seen: None,
             away_since: None,
             max_batch,
@@ -211,6 +214,8 @@ struct Worker {
     maps: PortMaps,
     /// What the batch under way changes about heartbeats.
     beats: Vec<BeatChange>,
+    /// What it changes about how full pools are.
+    uses: Vec<UseChange>,
     /// How far the maps have followed; `None` when nothing is known to be true.
     seen: Option<Seen>,
     /// Since when the database has been away.
@@ -305,6 +310,7 @@ impl Worker {
     fn undo(&mut self) {
         self.maps.clear();
         self.beats.clear();
+        self.uses.clear();
         self.shared.door.doubt();
         self.seen = None;
         if self.connection.as_mut().is_some_and(|connection| connection.rollback().is_err()) {
@@ -338,8 +344,9 @@ impl Worker {
             if savepoints {
                 connection.savepoint()?;
             }
-            let before = (next, self.beats.len());
-            let mut tx = Tx::new(connection, &self.shared, &mut self.maps, &mut self.beats, &mut next);
+            let before = (next, self.beats.len(), self.uses.len());
+            let (maps, uses) = (&mut self.maps, &mut self.uses);
+            let mut tx = Tx::new(connection, &self.shared, maps, &mut self.beats, uses, &mut next);
             tx.alone = savepoints;
             if job.run(&mut tx) == Ran::Undo {
                 if !savepoints {
@@ -347,26 +354,33 @@ impl Worker {
                 }
                 next = before.0;
                 self.beats.truncate(before.1);
+                self.uses.truncate(before.2);
                 self.maps.clear();
                 connection.undo_to_savepoint()?;
             } else if savepoints {
                 connection.release_savepoint()?;
             }
         }
+        let (maps, uses) = (&mut self.maps, &mut self.uses);
+        Tx::new(connection, &self.shared, maps, &mut self.beats, uses, &mut next).count_uses()?;
         let seen = next.last();
-        if seen != found {
-            connection.later(
-                "update event_seq set seq = $1, changes = $2 where id = 0",
-                values![seen.seq, seen.changes],
-            )?;
+        if seen != found || next.counts != Counts::default() {
+            let values = [&values![seen.seq, seen.changes][..], &next.counts.values()].concat();
+            connection.later(ADVANCE, &values)?;
         }
         let begun = Instant::now();
         connection.commit()?;
         self.metrics.commit_seconds.observe_seconds(begun.elapsed());
         self.seen = Some(seen);
+        self.shared.note_newest(seen.seq);
         Ok(count)
     }
 }
+
+/// The end of a batch: the newest numbers, and how many more there are of everything.
+const ADVANCE: &str = "update event_seq set seq = $1, changes = $2, instances = instances + $3, \
+                       reservations = reservations + $4, leases = leases + $5, listeners = listeners + $6, \
+                       conflicts = conflicts + $7, unreserved = unreserved + $8, ignored = ignored + $9 where id = 0";
 
 /// Takes the row of the counters, which makes this writer the only one of the whole cluster until the commit.
 fn take_turn(connection: &mut Connection) -> Result<Seen, StoreError> {

@@ -1,29 +1,43 @@
 //! What can be typed. The texts here are the manual that people read first, so each verb says in one sentence what it
 //! does and shows one command that works.
 
+mod adopt;
+mod drift;
 mod instance;
+mod pool;
+mod reservation;
+mod reserve;
 mod token;
+mod watch;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use gk_client::ServerAddress;
-use gk_model::history::{EventKind, IntervalKind};
+use gk_model::history::IntervalKind;
 use gk_model::id::InstanceRef;
 use gk_model::labels::Selector;
 use gk_model::pin::Pin;
-use gk_model::port::{Port, PortError, PortRange, Protocol};
+use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_state::State;
-use gk_model::text::{Note, PoolName, PortName, ServiceName, Subject};
+use gk_model::text::{ServiceName, Subject};
 use gk_model::time::{Timestamp, TimestampError};
+use gk_model::watch::EventKinds;
 
-use crate::output::age;
-
+pub(crate) use self::adopt::Adopt;
+pub(crate) use self::drift::{DefaultIgnores, DeleteIgnores, DriftFilters, IgnoreVerb, OneIgnore, SetIgnore};
 pub(crate) use self::instance::{
     InstanceFilters, InstanceVerb, Join, LabelWord, Leave, OneInstance, Relabel, Rename,
 };
+pub(crate) use self::pool::{OnePool, OrNone, PoolVerb, SetPool};
+pub(crate) use self::reservation::{
+    Edit, OneReservation, OrNothing, Renew, ReservationFilters, ReservationVerb, Which,
+};
+pub(crate) use self::reserve::{Check, RELEASE_EXAMPLES, RESERVE_EXAMPLES, Release, Reserve};
 pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
+pub(crate) use self::watch::WatchPorts;
+use crate::output::age;
 
 const LOGIN_EXAMPLE: &str = "\
 Example: gkctl login --server http://127.0.0.1:5000
@@ -38,7 +52,7 @@ The first five commands:
   gkctl port release 8000    give a port back
   gkctl status               is everything running?
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 conflict or exhausted, 4 not found, 5 not allowed,
+Exit codes: 0 ok, 1 error, 2 usage, 3 conflict, exhausted or drift, 4 not found, 5 not allowed,
 6 server unreachable.";
 
 /// What the options of a time take; the example comes first, as everywhere.
@@ -120,7 +134,7 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Tell whether server, agent and this machine are in order.
+    /// Tell on one screen how server, fleet and this machine are.
     #[command(after_help = "Example: gkctl status")]
     Status,
     /// Find out what is wrong between here, agent and server, and how to mend it.
@@ -141,25 +155,48 @@ pub(crate) enum Verb {
     /// Ports: who may use them, and who does.
     #[command(subcommand)]
     Port(PortVerb),
+    /// Sets of ports that reservations are drawn from.
+    #[command(subcommand)]
+    Pool(PoolVerb),
+    /// Reservations: what is held, and until when.
+    #[command(subcommand)]
+    Reservation(ReservationVerb),
+    /// List what differs from the plan: who listens where nobody should, or nobody where somebody should.
+    #[command(after_help = drift::DRIFT_EXAMPLE)]
+    Drift(DriftFilters),
+    /// Rules for what differs from the plan and need not be told.
+    #[command(subcommand)]
+    Ignore(IgnoreVerb),
     /// Secrets that let people, programs and machines in.
     #[command(subcommand)]
     Token(TokenVerb),
     /// List what happened in the fleet, oldest first.
-    #[command(after_help = with_times!("Example: gkctl events --since 2h --kind reserved"))]
+    #[command(after_help = with_times!(
+        "Example: gkctl events --since 2h --kind reserved\n\nAs it happens: gkctl events --follow --kind opened,closed"
+    ))]
     Events(EventFilters),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PortVerb {
-    /// Reserve a port and print its number.
-    #[command(after_help = "Example: PORT=$(gkctl port reserve --service billing-api)")]
-    Reserve(Reserve),
-    /// Give a reserved port back.
-    #[command(after_help = "Example: gkctl port release 8080")]
+    /// Reserve ports and print their numbers.
+    #[command(after_help = RESERVE_EXAMPLES)]
+    Reserve(Box<Reserve>),
+    /// Give reserved ports back.
+    #[command(after_help = RELEASE_EXAMPLES)]
     Release(Release),
+    /// Tell whether you may use a port, and if not why.
+    #[command(after_help = "Example: gkctl port check 8080 && ./server --port 8080\n\n\
+                            It ends with 0 when you may, and with 3 when you may not.")]
+    Check(Check),
+    /// Reserve a port for whoever listens there now, or every port of a machine.
+    #[command(after_help = adopt::ADOPT_EXAMPLES)]
+    Adopt(Adopt),
     /// List ports that are reserved or in use.
-    #[command(after_help = "Example: gkctl port list --state unreserved\n\n\
-                            SINCE tells since when the port is listened on, or else reserved.")]
+    #[command(after_help = "Example: gkctl port list --state unreserved\n\
+                            Where is web? gkctl port list --service web\n\n\
+                            SINCE tells since when the port is listened on, or else reserved. Asked by --service or \
+                            --label, it answers for the whole fleet, unless --instance names one.")]
     List(PortFilters),
     /// Show who may use a port, and who does.
     #[command(after_help = "Example: gkctl port show 8080")]
@@ -174,48 +211,10 @@ pub(crate) enum PortVerb {
          their own, in -o json also those of less than 90 s."
     ))]
     History(HistoryFilters),
-}
-
-#[derive(Debug, Default, ClapArgs)]
-pub(crate) struct Reserve {
-    /// This very port; left out, the next free one of the pool.
-    #[arg(long, allow_negative_numbers = true, value_parser = reserved_port)]
-    pub(crate) port: Option<Port>,
-    /// tcp or udp.
-    #[arg(long, default_value = "tcp")]
-    pub(crate) protocol: Protocol,
-    /// What it is for.
-    #[arg(long)]
-    pub(crate) service: Option<ServiceName>,
-    /// Which of the service's ports it is.
-    #[arg(long)]
-    pub(crate) name: Option<PortName>,
-    /// The pool to draw from.
-    #[arg(long, conflicts_with = "port")]
-    pub(crate) pool: Option<PoolName>,
-    /// A remark.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) note: Option<Note>,
-    /// Whoever listens on the port now is the rightful one.
-    #[arg(long, requires = "port")]
-    pub(crate) adopt: bool,
-}
-
-#[derive(Debug, Default, ClapArgs)]
-#[command(group = ArgGroup::new("which").required(true).args(["number", "port"]))]
-pub(crate) struct Release {
-    /// The port.
-    #[arg(value_name = "PORT", allow_negative_numbers = true, value_parser = released_port)]
-    pub(crate) number: Option<Port>,
-    /// The port, as an option.
-    #[arg(long, allow_negative_numbers = true, value_parser = released_port)]
-    pub(crate) port: Option<Port>,
-    /// tcp or udp; only needed when both are reserved.
-    #[arg(long)]
-    pub(crate) protocol: Option<Protocol>,
-    /// Release it although somebody else reserved it.
-    #[arg(long)]
-    pub(crate) force: bool,
+    /// Show ports as they change.
+    #[command(after_help = "Example: gkctl port watch 8000-8099\n\n\
+                            In a pipe, or with -o json, it prints what happens as JSON lines.")]
+    Watch(WatchPorts),
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -232,9 +231,12 @@ pub(crate) struct PortFilters {
     /// Only this state: free, reserved, in_use, conflict or unreserved.
     #[arg(long)]
     pub(crate) state: Option<State>,
-    /// Only ports reserved for this service.
+    /// Only ports reserved for this service; of the whole fleet unless --instance names one.
     #[arg(long)]
     pub(crate) service: Option<ServiceName>,
+    /// Only on instances with these labels, as in 'env=prod,team in (web,api)'.
+    #[arg(long, alias = "on", value_name = "SELECTOR")]
+    pub(crate) label: Option<Selector>,
     /// Only ports reserved by this subject.
     #[arg(long, value_name = "SUBJECT")]
     pub(crate) holder: Option<Subject>,
@@ -318,6 +320,9 @@ pub(crate) struct HistoryFilters {
     /// At most so many.
     #[arg(long, value_name = "COUNT")]
     pub(crate) limit: Option<NonZeroU32>,
+    /// Go on with what begins and ends from now, oldest first.
+    #[arg(short, long, conflicts_with_all = ["until", "at", "limit", "summary"])]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -328,9 +333,15 @@ pub(crate) struct EventFilters {
     /// Only what touches this port or range.
     #[arg(long, value_name = "RANGE", allow_negative_numbers = true)]
     pub(crate) port: Option<PortRange>,
-    /// Only this kind, such as joined, reserved, released, opened or closed.
+    /// Only tcp or udp.
     #[arg(long)]
-    pub(crate) kind: Option<EventKind>,
+    pub(crate) protocol: Option<Protocol>,
+    /// Only on instances with these labels, as in env=prod.
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) label: Option<Selector>,
+    /// Only this kind, or these, as in opened,closed.
+    #[arg(long)]
+    pub(crate) kind: Option<EventKinds>,
     /// Show from where each was asked for: address and token.
     #[arg(long)]
     pub(crate) origin: bool,
@@ -338,8 +349,11 @@ pub(crate) struct EventFilters {
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
     /// At most so many.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", conflicts_with = "follow")]
     pub(crate) limit: Option<NonZeroU32>,
+    /// Go on with what happens from now; with --since, after what has happened since then.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
 }
 
 /// What a switch may be in the environment; empty is as good as unset, as for every other variable.
@@ -348,22 +362,6 @@ fn switch(text: &str) -> Result<bool, &'static str> {
         "1" | "true" | "yes" | "on" => Ok(true),
         "" | "0" | "false" | "no" | "off" => Ok(false),
         _ => Err("write 1 or 0"),
-    }
-}
-
-fn released_port(text: &str) -> Result<Port, String> {
-    one_port(text, "released")
-}
-
-fn reserved_port(text: &str) -> Result<Port, String> {
-    one_port(text, "reserved")
-}
-
-/// Ranges are understood, so that the refusal is about what was meant.
-fn one_port(text: &str, done: &str) -> Result<Port, String> {
-    match text.parse::<PortRange>() {
-        Ok(range) if range.count() > 1 => Err(format!("ranges are {done} one port at a time for now")),
-        _ => text.parse().map_err(|error: PortError| error.to_string()),
     }
 }
 
@@ -400,44 +398,81 @@ mod tests {
         check(&Args::command());
     }
 
+    const UNDERSTOOD: &[&str] = &[
+        "gkctl instance join",
+        "gkctl instance join --name web-1 --replace web-0",
+        "gkctl instance list",
+        "gkctl instance show",
+        "gkctl instance leave web-1 --release",
+        "gkctl instance rename web-2",
+        "gkctl instance rename web-1 web-2",
+        "gkctl port reserve",
+        "gkctl port reserve --port 8080 --protocol udp --service s --name http --note n --adopt",
+        "gkctl port release --port 8080",
+        "gkctl port release 8080 --protocol tcp --force",
+        "gkctl port reserve --count 10 --name http --name grpc --on env=prod --protocol both --ttl 2h",
+        "gkctl port reserve --ttl 2h --renew-while-listening",
+        "gkctl port reserve --port 8000-8009 --service s --ensure --expect process=nginx --label team=web",
+        "gkctl port reserve --fleet -A --dry-run",
+        "gkctl port release 8000:8004",
+        "gkctl port release --service billing --yes",
+        "gkctl port release --id 0190163d-8694-739b-aea5-966c26f8ad91",
+        "gkctl port release --idle 30d -A -y --force",
+        "gkctl port check 8080 --protocol udp --instance web-1",
+        "gkctl reservation list -A --idle 30d --on env=prod --expires-within 2h",
+        "gkctl reservation show 8080",
+        "gkctl reservation renew 0190163d-8694-739b-aea5-966c26f8ad91 --ttl 2h",
+        "gkctl reservation edit 8080 --service web --label team=web --label old- --force",
+        "gkctl port list -A -o json",
+        "gkctl port show 8080 --instance web-1",
+        "gkctl port history --port 8000:8009 --since 2h --limit 5",
+        "gkctl port history 8080 --at -2h --process nginx --unit nginx.service --container web --account www-data",
+        "gkctl port history -A 8000-8009 --service s --holder ada --label env=prod,team --until 2026-11-21",
+        "gkctl port history 8080 --summary",
+        "gkctl events --actor local:root --kind reserved",
+        "gkctl events --origin",
+        "gkctl events --follow --since 2h --kind opened,closed --label env=prod --protocol udp",
+        "gkctl port watch",
+        "gkctl port watch 8000-8099 --instance web-1 -o json",
+        "gkctl port watch -A --label env=prod",
+        "gkctl port history --follow --port 8080",
+        "gkctl doctor -o json",
+        "gkctl login --server http://web-1:5000 --token-file -",
+        "gkctl logout",
+        "gkctl whoami",
+        "gkctl instance join --label env=prod --label team=web",
+        "gkctl instance label web-1 env=prod team=web old-",
+        "gkctl instance label env=prod",
+        "gkctl instance label web-1",
+        "gkctl instance label",
+        "gkctl pool set web --ports 8000-8999,9100 --exclude 8080 --scope fleet --pick random --quarantine 15m",
+        "gkctl pool set web --for env=prod --ephemeral --note n",
+        "gkctl pool list -o name",
+        "gkctl pool show web",
+        "gkctl pool delete web",
+        "gkctl token create --subject ci --role user --limit-instances env=dev --limit-pool a --limit-pool b",
+        "gkctl token create --subject ci --role viewer --ttl 90d --note builds",
+        "gkctl token create --join --reusable --label env=dev --forget-after 7d --ttl 1h",
+        "gkctl token list --ended --kind join --subject ci",
+        "gkctl token revoke 0190163d-8694 0190163d-8694-739b-aea5-966c26f8ad91",
+        "gkctl --server unix:/run/gk.sock status",
+        "gkctl instance list --label env=prod",
+        "gkctl port list --service web --on env=prod",
+        "gkctl port adopt 8080 --service web --protocol udp --note x --no-expect --instance web-1",
+        "gkctl port adopt --all --yes --protocol tcp",
+        "gkctl port adopt --all --dry-run --no-expect",
+        "gkctl drift",
+        "gkctl drift --instance web-1 --label env=prod --port 1-1023 --kind idle --idle 30d --ignored -o name",
+        "gkctl ignore list",
+        "gkctl ignore show sshd",
+        "gkctl ignore set ci --account ci --ports 22,8000-8010 --protocol tcp --instances env=dev --loopback",
+        "gkctl ignore delete a b",
+        "gkctl ignore defaults --set",
+    ];
+
     #[test]
     fn the_commands_of_the_contract_are_understood() {
-        for line in [
-            "gkctl instance join",
-            "gkctl instance join --name web-1 --replace web-0",
-            "gkctl instance list",
-            "gkctl instance show",
-            "gkctl instance leave web-1 --release",
-            "gkctl instance rename web-2",
-            "gkctl instance rename web-1 web-2",
-            "gkctl port reserve",
-            "gkctl port reserve --port 8080 --protocol udp --service s --name http --note n --adopt",
-            "gkctl port release --port 8080",
-            "gkctl port release 8080 --protocol tcp --force",
-            "gkctl port list -A -o json",
-            "gkctl port show 8080 --instance web-1",
-            "gkctl port history --port 8000:8009 --since 2h --limit 5",
-            "gkctl port history 8080 --at -2h --process nginx --unit nginx.service --container web --account www-data",
-            "gkctl port history -A 8000-8009 --service s --holder ada --label env=prod,team --until 2026-11-21",
-            "gkctl port history 8080 --summary",
-            "gkctl events --actor local:root --kind reserved",
-            "gkctl events --origin",
-            "gkctl doctor -o json",
-            "gkctl login --server http://web-1:5000 --token-file -",
-            "gkctl logout",
-            "gkctl whoami",
-            "gkctl instance join --label env=prod --label team=web",
-            "gkctl instance label web-1 env=prod team=web old-",
-            "gkctl instance label env=prod",
-            "gkctl instance label web-1",
-            "gkctl instance label",
-            "gkctl token create --subject ci --role user --limit-instances env=dev --limit-pool a --limit-pool b",
-            "gkctl token create --subject ci --role viewer --ttl 90d --note builds",
-            "gkctl token create --join --reusable --label env=dev --forget-after 7d --ttl 1h",
-            "gkctl token list --ended --kind join --subject ci",
-            "gkctl token revoke 0190163d-8694 0190163d-8694-739b-aea5-966c26f8ad91",
-            "gkctl --server unix:/run/gk.sock status",
-        ] {
+        for line in UNDERSTOOD {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
     }
@@ -461,17 +496,6 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_not_taken_for_a_typing_error() {
-        for line in ["gkctl port release 8000-8001", "gkctl port release --port 8000:8001"] {
-            let error = parse(line).unwrap_err().to_string();
-            assert!(error.contains("ranges are released one port at a time for now"), "{error}");
-        }
-        let error = parse("gkctl port reserve --port 8000-8001").unwrap_err().to_string();
-        assert!(error.contains("ranges are reserved one port at a time for now"), "{error}");
-        assert_eq!(parse("gkctl port release 8000-8001").unwrap_err().exit_code(), 2);
-    }
-
-    #[test]
     fn help_says_what_a_time_is_wherever_one_is_taken() {
         fn check(command: &mut clap::Command) {
             let help = command.render_long_help().to_string();
@@ -492,39 +516,80 @@ mod tests {
         assert!(switch("nope").is_err());
     }
 
+    const CONTRADICTIONS: &[&str] = &[
+        "gkctl",
+        "gkctl port release",
+        "gkctl port release 80 --port 80",
+        "gkctl port reserve --adopt",
+        "gkctl port reserve --pool p --port 80",
+        "gkctl port reserve --ensure",
+        "gkctl port reserve --all-instances",
+        "gkctl port reserve --on env=prod --fleet -A",
+        "gkctl port reserve --count 0",
+        "gkctl port reserve --count 4097",
+        "gkctl port reserve --ttl 60",
+        "gkctl port reserve --renew-while-listening",
+        "gkctl port reserve --expect nginx",
+        "gkctl port reserve --label team",
+        "gkctl port release --service a --idle 30d",
+        "gkctl port release 80 -A",
+        "gkctl port release --id 80",
+        "gkctl reservation renew 8080",
+        "gkctl reservation edit 8080 --label a=b=c",
+        "gkctl reservation show web",
+        "gkctl instance rename",
+        "gkctl instance rename a b c",
+        "gkctl port list --limit 0",
+        "gkctl port list -o yaml",
+        "gkctl port history --since yesterday",
+        "gkctl port history 80 --port 80",
+        "gkctl port history 80 --summary --at 2h",
+        "gkctl port history --follow --at 2h",
+        "gkctl port history --follow --summary",
+        "gkctl events --follow --limit 5",
+        "gkctl port watch --label env=prod",
+        "gkctl pool set",
+        "gkctl pool set web --ports",
+        "gkctl pool set web --ports 9-2",
+        "gkctl pool set web --quarantine 15",
+        "gkctl pool set web --quarantine 31d",
+        "gkctl pool set web --pick highest",
+        "gkctl pool set web --for =x",
+        "gkctl pool set web --scope host",
+        "gkctl pool show",
+        "gkctl pool delete a b",
+        "gkctl token create",
+        "gkctl token create --subject ci",
+        "gkctl token create --role user",
+        "gkctl token create --join --role user",
+        "gkctl token create --join --subject ci --role user",
+        "gkctl token create --join --limit-pool a",
+        "gkctl token create --subject ci --role user --reusable",
+        "gkctl token create --subject ci --role user --ttl 90",
+        "gkctl token create --subject ci --role user --ttl 1s",
+        "gkctl token create --subject ci --role root",
+        "gkctl token create --join --forget-after 1m",
+        "gkctl token create --join --label env",
+        "gkctl token revoke",
+        "gkctl token revoke 12",
+        "gkctl token revoke web-1",
+        "gkctl instance join --label env",
+        "gkctl status --server web-1:5000",
+        "gkctl port adopt",
+        "gkctl port adopt 80 --all",
+        "gkctl port adopt 80 --yes",
+        "gkctl port adopt --all --service web",
+        "gkctl port adopt --all --yes --dry-run",
+        "gkctl drift --idle forever",
+        "gkctl drift --kind free",
+        "gkctl ignore set",
+        "gkctl ignore set sshd --ports 0",
+        "gkctl ignore delete",
+    ];
+
     #[test]
     fn contradictions_are_usage_errors() {
-        for line in [
-            "gkctl",
-            "gkctl port release",
-            "gkctl port release 80 --port 80",
-            "gkctl port reserve --adopt",
-            "gkctl port reserve --pool p --port 80",
-            "gkctl instance rename",
-            "gkctl instance rename a b c",
-            "gkctl port list --limit 0",
-            "gkctl port list -o yaml",
-            "gkctl port history --since yesterday",
-            "gkctl port history 80 --port 80",
-            "gkctl port history 80 --summary --at 2h",
-            "gkctl token create",
-            "gkctl token create --subject ci",
-            "gkctl token create --role user",
-            "gkctl token create --join --role user",
-            "gkctl token create --join --subject ci --role user",
-            "gkctl token create --join --limit-pool a",
-            "gkctl token create --subject ci --role user --reusable",
-            "gkctl token create --subject ci --role user --ttl 90",
-            "gkctl token create --subject ci --role user --ttl 1s",
-            "gkctl token create --subject ci --role root",
-            "gkctl token create --join --forget-after 1m",
-            "gkctl token create --join --label env",
-            "gkctl token revoke",
-            "gkctl token revoke 12",
-            "gkctl token revoke web-1",
-            "gkctl instance join --label env",
-            "gkctl status --server web-1:5000",
-        ] {
+        for line in CONTRADICTIONS {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
         }
     }

@@ -280,11 +280,17 @@ fn choose(
     }
     let logins = logins().map_err(unusable)?;
     let stored = |server: &ServerAddress| Some((logins.token(server)?.clone(), Shown::Login));
-    let own = |credential: Secret| (credential, Shown::Credential);
+    // On the server's own machine the credential goes to a TCP port only where the server proves who it is: any account
+    // could listen there while it is down.
+    let is_on_server = identity_socket.is_some();
+    let own = |server: &ServerAddress| {
+        let may_be_told = !is_on_server || matches!(server, ServerAddress::Https(_));
+        Some((credential.filter(|_| may_be_told)?, Shown::Credential))
+    };
     if let Some((server, how)) = chosen {
         // At a socket the account itself is the authority, and more than the instance's.
         let is_own = identity_server.as_ref() == Some(&server) && !matches!(server, ServerAddress::Unix(_));
-        let token = stored(&server).or_else(|| credential.filter(|_| is_own).map(own));
+        let token = stored(&server).or_else(|| own(&server).filter(|_| is_own));
         return Ok(Choice { server, token, how });
     }
     if token.is_some() {
@@ -303,10 +309,9 @@ fn choose(
         return Ok(choice);
     }
     Ok(match identity_server {
-        // On the server's own machine the credential never goes to a TCP port: any account could listen there.
         Some(server) => {
-            let credential = credential.filter(|_| identity_socket.is_none()).map(own);
-            Choice { token: stored(&server).or(credential), server, how: How::Identity }
+            let token = stored(&server).or_else(|| own(&server));
+            Choice { token, server, how: How::Identity }
         }
         None => Choice { server: default_server(), token: None, how: How::Default },
     })
@@ -530,9 +535,14 @@ mod tests {
 
     #[test]
     fn the_credential_goes_to_its_own_server_only() {
-        let known = || Known { token: None, ..everything() };
+        let known = || Known { token: None, identity_socket: None, ..everything() };
         assert_eq!(chosen(known(), &[]).1, None);
         assert_eq!(chosen(Known { chosen: at("http://joined:1"), ..known() }, &[]).1, Some(2));
+        // On the server's own machine anybody may listen there while it is down, and nobody can pass for it by TLS.
+        let on_server = || Known { identity_socket: Some("/identity.sock".into()), ..known() };
+        assert_eq!(chosen(Known { chosen: at("http://joined:1"), ..on_server() }, &[]).1, None);
+        let secure = || Known { identity_server: Some("https://joined:1".parse().unwrap()), ..on_server() };
+        assert_eq!(chosen(Known { chosen: at("https://joined:1"), ..secure() }, &[]).1, Some(2));
     }
 
     #[test]

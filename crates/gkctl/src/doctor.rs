@@ -162,6 +162,7 @@ fn ask_server(context: &Context, connection: &Connection, checks: &mut Vec<Check
     };
     checks.push(Check::ok("server", format!("{} ({how}), ready", client.server())));
     checks.push(server::versions(machine::VERSION, &health.version));
+    checks.extend(health.certificate_ends_at.map(|end| server::certificate(end, context.now)));
     checks.extend(date.map(|date| server::clocks(asked_at, Timestamp::from_clock(), date)));
     match client.whoami() {
         Ok(who) => {

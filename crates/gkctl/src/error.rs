@@ -52,6 +52,11 @@ pub(crate) struct Advised {
     pub(crate) hints: Vec<String>,
 }
 
+/// Stdout has said all there is to say; the exit code says it once more.
+#[derive(Debug, thiserror::Error)]
+#[error("see the answer")]
+pub(crate) struct Silent(pub(crate) Exit);
+
 /// Stdout did not take what was printed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot print the result")]
@@ -61,6 +66,9 @@ pub(crate) struct OutputError(#[from] pub(crate) io::Error);
 pub(crate) fn report(error: &Error, shown: Option<Shown>) -> ExitCode {
     if is_enough(error) {
         return ExitCode::SUCCESS;
+    }
+    if let Some(Silent(exit)) = error.downcast_ref() {
+        return ExitCode::from(*exit as u8);
     }
     // Nobody is left to tell when stderr is closed.
     let _ = io::stderr().write_all(describe(error, shown, Timestamp::from_clock()).as_bytes());
@@ -91,7 +99,8 @@ fn advised(error: &Error) -> Option<&Advised> {
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
-fn exit_of(error: &Error) -> Exit {
+/// How to end because of this.
+pub(crate) fn exit_of(error: &Error) -> Exit {
     if let Some(failure) = failure(error) {
         return failure.exit;
     }
@@ -100,6 +109,7 @@ fn exit_of(error: &Error) -> Exit {
     }
     match client_error(error) {
         Some(ClientError::Refused(problem)) => exit_of_code(problem.code),
+        Some(ClientError::Gone(_)) => Exit::NotFound,
         Some(ClientError::Unreachable { .. }) => Exit::Unreachable,
         Some(ClientError::InsecureHttp { .. } | ClientError::Untrusted { .. }) => Exit::NotAllowed,
         Some(ClientError::Protocol { .. }) | None => Exit::Error,
@@ -113,6 +123,8 @@ fn exit_of_code(code: Code) -> Exit {
         | Code::SeveralOwners
         | Code::NothingToAdopt
         | Code::PoolExhausted
+        | Code::PoolNotForInstance
+        | Code::PoolOverlaps
         | Code::EnsureDiffers
         | Code::NameTaken
         | Code::CredentialTaken
@@ -127,12 +139,14 @@ fn exit_of_code(code: Code) -> Exit {
         Code::NoSuchInstance
         | Code::NoSuchReservation
         | Code::NoSuchPool
+        | Code::NoSuchIgnore
         | Code::NoSuchToken
         | Code::TokenEnded
+        | Code::StaleCursor
         | Code::AlreadyReleased => Exit::NotFound,
         Code::Unauthenticated | Code::Forbidden | Code::NotTheHolder | Code::BeyondLimits => Exit::NotAllowed,
         // The server is there, but what it needs is not; for a script that is the same as being away.
-        Code::Unavailable | Code::TooOften | Code::TooSlow => Exit::Unreachable,
+        Code::Unavailable | Code::TooOften | Code::TooManyStreams | Code::TooSlow => Exit::Unreachable,
         Code::Malformed
         | Code::NoSuchRoute
         | Code::MethodNotAllowed
@@ -150,7 +164,7 @@ fn exit_of_code(code: Code) -> Exit {
 fn describe(error: &Error, shown: Option<Shown>, now: Timestamp) -> String {
     let mut lines = vec![format!("error: {}", chain(error))];
     match client_error(error) {
-        Some(ClientError::Refused(problem)) => {
+        Some(ClientError::Refused(problem) | ClientError::Gone(problem)) => {
             let of_token = shown.and_then(|shown| token_hint(problem.code, shown));
             let hint = of_token
                 .or_else(|| problem.hint.clone())
@@ -238,7 +252,7 @@ fn describe_problem(problem: &Problem, hints: &[String], now: Timestamp) -> Vec<
 }
 
 /// Whoever reserved the port, and who listens there. The message itself names a lone listener, so only its age is told.
-fn describe_holder(holder: &Holder, now: Timestamp) -> Option<String> {
+pub(crate) fn describe_holder(holder: &Holder, now: Timestamp) -> Option<String> {
     let reserved = match (&holder.service, &holder.subject) {
         (Some(service), Some(subject)) => Some(format!("{service} ({subject})")),
         (Some(service), None) => Some(service.to_string()),
@@ -289,6 +303,7 @@ fn own_hint(code: Code) -> Option<&'static str> {
         Code::NotTheHolder => "an operator may release it with --force",
         Code::PortInUse => "if that process is the rightful one, add --adopt",
         Code::NoSuchInstance => "see which have joined with: gkctl instance list",
+        Code::NoSuchIgnore => "see which there are with: gkctl ignore list",
         Code::NameTaken => "choose another name with --name",
         Code::ReservationsLive => "release them too with --release",
         Code::AlreadyJoined => "if its credential is lost, take its place with --replace INSTANCE",

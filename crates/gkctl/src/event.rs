@@ -1,15 +1,18 @@
 //! `gkctl events`: the log of the fleet, line by line.
 
 use anyhow::Result;
+use gk_client::Client;
 use gk_model::history::{Event, Origin};
 use gk_model::id::InstanceRef;
 use gk_model::port::PortRange;
-use gk_model::query::EventQuery;
+use gk_model::query::{EventQuery, Limit, Page};
+use gk_model::watch::WatchQuery;
 
 use crate::args::{EventFilters, Format};
 use crate::context::{Context, collect};
+use crate::follow;
 use crate::left::or_left;
-use crate::output::{Column, List, age, exact, or_dash};
+use crate::output::{Column, Lines, List, age, exact, or_dash};
 use crate::token::short;
 
 /// From where each was asked for comes last, so that it can be left out; programs get it in three columns of their own.
@@ -50,21 +53,76 @@ fn origin(event: &Event) -> Option<String> {
     })
 }
 
+/// What is followed comes with its time, because an age would soon be wrong.
+const LIVE_COLUMNS: [Column<Event>; 8] = [
+    Column::new("SEQ", |event: &Event| event.seq.to_string()),
+    Column::new("AT", |event: &Event| age::exact(event.at)),
+    Column::new("KIND", |event: &Event| event.kind.to_string()),
+    Column::new("INSTANCE", |event: &Event| or_dash(instance(event))),
+    Column::new("PORT", |event: &Event| or_dash(ports(event))),
+    Column::new("ACTOR", |event: &Event| event.actor.to_string()),
+    Column::new("MESSAGE", |event: &Event| event.message.clone()),
+    Column::new("FROM", |event: &Event| or_dash(origin(event))),
+];
+
+fn query(wanted: &EventFilters, instance: Option<&InstanceRef>) -> EventQuery {
+    EventQuery {
+        instance: instance.cloned(),
+        label: wanted.label.clone(),
+        port: wanted.port,
+        protocol: wanted.protocol,
+        kind: wanted.kind.clone(),
+        actor: wanted.actor.clone(),
+        since: wanted.since,
+        ..EventQuery::default()
+    }
+}
+
+/// Tells events as they happen; with `--since`, after those that have happened since then.
+pub(crate) fn follow(context: &Context, wanted: &EventFilters) -> Result<()> {
+    let client = context.client()?;
+    let asks_origin = wanted.origin || wanted.actor.is_some();
+    let mut lines = lines(context, asks_origin);
+    let EventQuery { instance, label, port, protocol, kind, actor, .. } =
+        query(wanted, context.global.instance.as_ref());
+    let mut watch =
+        WatchQuery { instance: instance.clone(), label, port, protocol, kind, actor, after: None };
+    let mut cursor = None;
+    while wanted.since.is_some() {
+        let asked = EventQuery { cursor, limit: Some(Limit::MAX), ..query(wanted, instance.as_ref()) };
+        let page = client.list_events(&asked)?;
+        page.items.iter().try_for_each(|event| lines.print(context, event))?;
+        cursor = page.next;
+        if cursor.is_none() {
+            // Behind all that this page could have told.
+            watch.after = Some(page.log.end());
+            break;
+        }
+    }
+    follow::follow(&client, &watch, |event| Ok(lines.print(context, event)?))
+}
+
+/// Tells events as they happen, a line each.
+pub(crate) fn tell(context: &Context, client: &Client, query: &WatchQuery, asks_origin: bool) -> Result<()> {
+    let mut lines = lines(context, asks_origin);
+    follow::follow(client, query, |event| Ok(lines.print(context, event)?))
+}
+
+fn lines(context: &Context, asks_origin: bool) -> Lines<'static, Event> {
+    let columns: &[Column<Event>] = match context.format() {
+        Format::Csv => &EXACT_COLUMNS,
+        _ if asks_origin => &LIVE_COLUMNS,
+        _ => &LIVE_COLUMNS[..LIVE_COLUMNS.len() - 1],
+    };
+    Lines::new(List { columns, name: |event| event.seq.to_string(), when_empty: "" })
+}
+
 /// Lists events, oldest first: of the fleet, or of the instance named by `--instance`.
 pub(crate) fn list(context: &Context, wanted: &EventFilters) -> Result<()> {
     let client = context.client()?;
     let read = |instance: Option<&InstanceRef>| {
         collect(wanted.limit, |cursor, limit| {
-            client.list_events(&EventQuery {
-                instance: instance.cloned(),
-                port: wanted.port,
-                kind: wanted.kind,
-                actor: wanted.actor.clone(),
-                since: wanted.since,
-                until: None,
-                cursor,
-                limit,
-            })
+            client.list_events(&EventQuery { cursor, limit, ..query(wanted, instance) }).map(Page::from)
         })
     };
     let events = match &context.global.instance {

@@ -12,7 +12,7 @@ use gk_model::identity::Identity;
 use gk_model::instance::{Instance, InstancePatch, Presence};
 use gk_model::query::InstanceQuery;
 use gk_model::text::{InstanceName, Observed};
-use gk_model::time::Timestamp;
+use gk_model::time::{Timestamp, span_in_words};
 
 use crate::args::{Format, InstanceFilters, Leave, OneInstance, Rename};
 use crate::context::{Context, collect, note};
@@ -20,7 +20,6 @@ use crate::error::{Exit, Failure};
 use crate::left::or_left;
 use crate::machine;
 use crate::output::{Column, List, Tint, age, exact, or_dash, print_json, print_pairs};
-use crate::token::span_in_words;
 
 /// The id comes last, so that it can be left out.
 const COLUMNS: [Column<Instance>; 8] = [
@@ -46,6 +45,7 @@ pub(crate) fn list(context: &Context, wanted: &InstanceFilters) -> Result<()> {
             name: wanted.name.as_ref().map(ToString::to_string),
             presence: wanted.presence,
             q: wanted.search.clone(),
+            label: wanted.label.clone(),
             cursor,
             limit,
         })

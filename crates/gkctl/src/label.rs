@@ -29,7 +29,7 @@ impl Change {
         Change { set, removed: Vec::new() }
     }
 
-    fn apply(&self, labels: Labels) -> Result<Labels, LabelError> {
+    pub(crate) fn apply(&self, labels: Labels) -> Result<Labels, LabelError> {
         let kept = self.removed.iter().fold(labels, Labels::without);
         self.set.iter().cloned().try_fold(kept, Labels::with)
     }
@@ -77,6 +77,19 @@ pub(crate) fn relabel(client: &Client, which: &InstanceRef, change: &Change) -> 
     unreachable!("the last attempt answers")
 }
 
+/// What words that name no instance change.
+pub(crate) fn change(words: &[LabelWord]) -> Result<Change, Failure> {
+    match read(words)? {
+        (None, change) => Ok(change),
+        (Some(other), _) => Err(no_label(&other)),
+    }
+}
+
+fn no_label(word: &InstanceRef) -> Failure {
+    Failure::new(Exit::Usage, format!("`{word}` is no label"))
+        .hint("write KEY=VALUE to set one, KEY- to remove one")
+}
+
 /// The instance comes first, if it is there.
 fn read(words: &[LabelWord]) -> Result<(Option<InstanceRef>, Change), Failure> {
     let mut change = Change::default();
@@ -89,8 +102,7 @@ fn read(words: &[LabelWord]) -> Result<(Option<InstanceRef>, Change), Failure> {
             LabelWord::Set(label) => change.set.push(label.clone()),
             LabelWord::Remove(key) => change.removed.push(key.clone()),
             LabelWord::Instance(other) => {
-                return Err(Failure::new(Exit::Usage, format!("`{other}` is no label"))
-                    .hint("write KEY=VALUE to set one, KEY- to remove one"));
+                return Err(no_label(other));
             }
         }
     }

@@ -36,6 +36,7 @@ fn find_left(client: &Client, name: &InstanceName) -> Result<Option<Instance>, C
             name: Some(name.to_string()),
             presence: Some(Presence::Left),
             q: None,
+            label: None,
             cursor,
             limit: Some(Limit::MAX),
         })

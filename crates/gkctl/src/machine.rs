@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use gk_client::engines::load_engines;
 use gk_client::session::FullReport;
 use gk_model::facts::Facts;
-use gk_model::listener::Listener;
+use gk_model::listener::{Listener, Netns};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_set::PortSet;
 use gk_model::time::Timestamp;
@@ -81,10 +81,13 @@ pub(crate) fn take_out_of_reserved(ports: &PortSet) -> io::Result<()> {
     gk_scan::ReservedList::open()?.take_out(ports).map(drop)
 }
 
-/// Who listens on a port of this machine now, as far as the kernel tells.
-pub(crate) fn find_listener(protocol: Protocol, port: Port, now: Timestamp) -> Option<Listener> {
+/// Who listens on one of these ports of this machine now, as far as the kernel tells.
+pub(crate) fn find_listener(protocol: Protocol, ports: PortRange, now: Timestamp) -> Option<Listener> {
     let scan = gk_scan::Scanner::new().and_then(|mut scanner| scanner.scan(now)).ok()?;
-    let on_it = |listener: &Listener| (listener.key.protocol, listener.key.port) == (protocol, port);
+    let on_it = |listener: &Listener| {
+        (listener.key.netns, listener.key.protocol) == (Netns::Home, protocol)
+            && ports.contains(listener.key.port)
+    };
     scan.listeners.into_iter().find(on_it)
 }
 

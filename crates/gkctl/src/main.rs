@@ -3,13 +3,17 @@
 //! What was asked for goes to stdout, everything else to stderr; the exit code tells the rest (see `error`). This
 //! program links neither the server nor a database, and opens nothing before it knows that it must.
 
+mod absence;
+mod adopt;
 mod args;
 mod connect;
 mod context;
 mod doctor;
+mod drift;
 mod error;
 mod event;
-mod history;
+mod follow;
+mod ignore;
 mod instance;
 mod invitation;
 mod join;
@@ -18,10 +22,12 @@ mod left;
 mod login;
 mod machine;
 mod output;
+mod pool;
 mod port;
-mod release;
-mod reserve;
+mod reservation;
 mod run;
+#[cfg(test)]
+mod samples;
 mod secret_input;
 mod status;
 mod this_machine;

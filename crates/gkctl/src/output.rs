@@ -2,12 +2,15 @@
 
 pub(crate) mod age;
 mod csv;
+mod lines;
 mod table;
 
 use std::io::{self, Write};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
+pub(crate) use self::lines::{Lines, is_live};
 pub(crate) use self::table::Tint;
 use crate::args::Format;
 use crate::context::{Context, note};
@@ -51,6 +54,11 @@ pub(crate) struct List<'a, T> {
 }
 
 impl<T: Serialize> List<'_, T> {
+    /// The items as a table, whatever was asked for: for a conversation on stderr.
+    pub(crate) fn table(&self, context: &Context, items: &[T]) -> String {
+        table::render(self.columns, items, context)
+    }
+
     /// Prints the items in the format that was asked for.
     pub(crate) fn print(&self, context: &Context, items: &[T]) -> Result<(), OutputError> {
         if items.is_empty() {
@@ -58,12 +66,27 @@ impl<T: Serialize> List<'_, T> {
         }
         match context.format() {
             Format::Table if items.is_empty() => Ok(()),
-            Format::Table => print(&table::render(self.columns, items, context)),
+            Format::Table => print(&self.table(context, items)),
             Format::Json => print_json(items),
             Format::Csv => print(&csv::render(self.columns, items)),
             Format::Name => print(&items.iter().map(|item| (self.name)(item) + "\n").collect::<String>()),
         }
     }
+}
+
+/// A table of these items, however stdout looks.
+pub(crate) fn table<T>(columns: &[Column<T>], items: &[T], context: &Context) -> String {
+    table::render(columns, items, context)
+}
+
+/// Whether anybody still reads stdout; who only waits would not find out.
+pub(crate) fn check_reader() -> Result<(), OutputError> {
+    let stdout = io::stdout();
+    let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let is_closed = poll(&mut ends, Some(&now)).is_ok()
+        && ends[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+    if is_closed { Err(io::Error::from(io::ErrorKind::BrokenPipe).into()) } else { Ok(()) }
 }
 
 /// Prints a value as JSON.

@@ -3,15 +3,13 @@
 //! A secret is made here, and only its hash is sent: so the request may be sent again when its answer is lost, and
 //! nothing between here and the database ever holds the secret. It goes to stdout alone, once.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use gk_client::identity::generate_secret;
 use gk_client::{Client, ClientError};
 use gk_model::id::TokenId;
 use gk_model::query::TokenQuery;
 use gk_model::text::PoolName;
-use gk_model::time::Timestamp;
+use gk_model::time::{Timestamp, span_in_words};
 use gk_model::token::{CreatedToken, JoinTerms, Limits, Token, TokenKind, TokenRequest};
 
 use crate::args::{CreateToken, Format, RevokeTokens, TokenFilters};
@@ -140,14 +138,6 @@ fn describe_terms(terms: &JoinTerms) -> String {
         .forget_after_seconds
         .map(|span| format!(", forgotten after {}", span_in_words(span.duration())));
     format!("{how_many}{}{}", labels.unwrap_or_default(), forgotten.unwrap_or_default())
-}
-
-/// In the largest unit that is exact: `7d`, `36h`, `90m`.
-pub(crate) fn span_in_words(span: Duration) -> String {
-    let seconds = span.as_secs();
-    let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
-    let unit = units.into_iter().find(|(length, _)| seconds.is_multiple_of(*length));
-    unit.map_or_else(|| format!("{seconds}s"), |(length, unit)| format!("{}{unit}", seconds / length))
 }
 
 /// Lists tokens.
@@ -307,12 +297,5 @@ mod tests {
         let several = found("018bcfe5").unwrap_err();
         assert_eq!(several.exit, Exit::Conflict);
         assert!(several.hint.unwrap().contains(ONE));
-    }
-
-    #[test]
-    fn a_span_is_told_exactly() {
-        for (seconds, said) in [(604_800, "7d"), (129_600, "36h"), (5_400, "90m"), (601, "601s")] {
-            assert_eq!(span_in_words(Duration::from_secs(seconds)), said);
-        }
     }
 }

@@ -114,7 +114,7 @@ fn short(text: &str) -> String {
 mod tests {
     use gk_model::instance::InstancePatch;
     use gk_model::query::PortQuery;
-    use gk_model::reservation::ReserveRequest;
+    use gk_model::reservation::{RenewRequest, ReserveRequest};
 
     use super::*;
 
@@ -138,9 +138,8 @@ mod tests {
             (
                 r#"{"instance":"a","zzz":1}"#,
                 Some("zzz"),
-                "unknown field `zzz`: known are instance, protocol, port, pool, service, name, note, busy, adopt, scope, count, ttl_seconds, ensure",
+                "unknown field `zzz`: known are instance, on, protocol, port, pool, service, name, names, note, labels, expect, busy, adopt, scope, count, ttl_seconds, renew_while_listening, ensure, dry_run",
             ),
-            (r#"{"port":80}"#, Some("instance"), "field `instance` is missing"),
             (
                 r#"{"instance":"a","port":0}"#,
                 Some("port"),
@@ -164,7 +163,7 @@ mod tests {
             (
                 r#"{"instance":"a","protocol":"sctp"}"#,
                 Some("protocol"),
-                "`protocol`: `sctp` is not a protocol: use tcp, udp",
+                "`protocol`: `sctp` is not a protocol: use tcp, udp, both",
             ),
             (r#"{"instance":"a","instance":"b"}"#, Some("instance"), "field `instance` is given twice"),
         ];
@@ -172,6 +171,8 @@ mod tests {
             let expected = (field.map(str::to_owned), what.to_owned());
             assert_eq!(refusal(from_json::<ReserveRequest>(body.as_bytes())), expected, "{body}");
         }
+        let missing = (Some("ttl_seconds".to_owned()), "field `ttl_seconds` is missing".to_owned());
+        assert_eq!(refusal(from_json::<RenewRequest>(b"{}")), missing);
     }
 
     #[test]

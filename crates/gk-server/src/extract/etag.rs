@@ -1,11 +1,12 @@
 //! Versions of rows: `ETag` on answers, `If-Match` on changes.
 
 use axum::extract::FromRequestParts;
-use axum::http::HeaderValue;
 use axum::http::header::{ETAG, IF_MATCH};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use gk_model::ignore::Ignore;
 use gk_model::instance::Instance;
+use gk_model::pool::{PoolChange, PoolStatus};
 use gk_model::reservation::Reservation;
 use serde::Serialize;
 use utoipa::IntoParams;
@@ -65,6 +66,12 @@ pub(crate) struct Tagged<T> {
     row: T,
 }
 
+impl From<Ignore> for Tagged<Ignore> {
+    fn from(row: Ignore) -> Tagged<Ignore> {
+        Tagged { version: row.version, row }
+    }
+}
+
 impl From<Instance> for Tagged<Instance> {
     fn from(row: Instance) -> Tagged<Instance> {
         Tagged { version: row.version, row }
@@ -77,11 +84,27 @@ impl From<Reservation> for Tagged<Reservation> {
     }
 }
 
+impl From<PoolStatus> for Tagged<PoolStatus> {
+    fn from(row: PoolStatus) -> Tagged<PoolStatus> {
+        Tagged { version: row.pool.version, row }
+    }
+}
+
+impl From<PoolChange> for Tagged<PoolChange> {
+    fn from(row: PoolChange) -> Tagged<PoolChange> {
+        Tagged { version: row.pool.version, row }
+    }
+}
+
 impl<T: Serialize> IntoResponse for Tagged<T> {
     fn into_response(self) -> Response {
-        let tag = HeaderValue::from_str(&format!("\"{}\"", self.version)).expect("digits are header text");
-        ([(ETAG, tag)], Json(self.row)).into_response()
+        ([(ETAG, etag(self.version))], Json(self.row)).into_response()
     }
+}
+
+/// A version as the `ETag` that stands for it.
+pub(crate) fn etag(version: u64) -> String {
+    format!("\"{version}\"")
 }
 
 #[cfg(test)]

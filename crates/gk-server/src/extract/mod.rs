@@ -9,7 +9,7 @@ mod json;
 mod path;
 mod query;
 
-pub(crate) use etag::{IfMatch, Tagged};
+pub(crate) use etag::{IfMatch, Tagged, etag};
 pub(crate) use json::Json;
 pub(crate) use path::Path;
 pub(crate) use query::{NoQuery, Query};

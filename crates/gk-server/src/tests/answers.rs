@@ -84,7 +84,7 @@ async fn a_taken_port_names_its_holder_and_the_way_out() {
     assert_eq!(refused.body["holder"]["service"], "billing");
     let free = refused.body["alternatives"].as_array().unwrap();
     assert_eq!(free.len(), 3);
-    let hint = format!("gkctl port reserve --port {} --instance web-1", free[0]);
+    let hint = format!("gkctl port reserve --port {} --service billing --instance web-1", free[0]);
     assert_eq!(refused.body["hint"], hint);
     let live = api.local(Method::DELETE, "/v1/instances/web-1", Value::Null).await;
     assert_eq!(live.refusal(), (409, "reservations_live", None));
@@ -99,18 +99,19 @@ async fn a_range_is_reserved_and_released_in_parts() {
         json!({"instance": "web-1", "count": 5, "ttl_seconds": 3600, "service": "shop", "ensure": true});
     let made = api.local(Method::POST, RESERVE, body.clone()).await;
     assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
-    assert_eq!((&made.body["first_port"], &made.body["last_port"]), (&json!(8000), &json!(8004)));
-    assert!(made.body["expires_at"].is_string() && made.body["group"].is_null());
+    let made = made.body["items"][0].clone();
+    assert_eq!((&made["first_port"], &made["last_port"]), (&json!(8000), &json!(8004)));
+    assert!(made["expires_at"].is_string() && made["group"].is_null());
     let again = api.local(Method::POST, RESERVE, body).await;
-    assert_eq!(again.body["id"], made.body["id"]);
+    assert_eq!(again.body["items"][0]["id"], made["id"]);
 
-    let path = format!("{RESERVE}/{}", made.body["id"].as_str().unwrap());
+    let path = format!("{RESERVE}/{}", made["id"].as_str().unwrap());
     let outside = api.local(Method::DELETE, &format!("{path}?ports=8004-8005"), Value::Null).await;
     assert_eq!(outside.refusal(), (422, "impossible", Some("ports")));
     let part = api.local(Method::DELETE, &format!("{path}?ports=8002"), Value::Null).await;
     assert_eq!((&part.body["last_port"], &part.body["released_at"]), (&json!(8001), &Value::Null));
     let live = api.local(Method::GET, RESERVE, Value::Null).await;
-    assert_eq!(live.body["items"][1]["split_from"], made.body["id"]);
+    assert_eq!(live.body["items"][1]["split_from"], made["id"]);
     let whole = api.local(Method::DELETE, &path, Value::Null).await;
     assert!(whole.body["released_at"].is_string());
 
@@ -131,7 +132,7 @@ async fn a_range_is_reserved_and_released_in_parts() {
     let fleet = json!({"instance": "web-1", "scope": "fleet"});
     let beyond = api.with_token(&credential, Method::POST, RESERVE, fleet.clone()).await;
     assert_eq!(beyond.refusal(), (403, "forbidden", Some("instance")));
-    assert_eq!(api.local(Method::POST, RESERVE, fleet).await.body["scope"], "fleet");
+    assert_eq!(api.local(Method::POST, RESERVE, fleet).await.body["items"][0]["scope"], "fleet");
 }
 
 #[tokio::test]

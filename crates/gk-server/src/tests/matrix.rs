@@ -16,15 +16,21 @@ const CALLERS: [&str; 7] =
     ["viewer", "user", "operator", "admin", "own instance", "other instance", "join token"];
 
 /// `y` is let in, `n` is refused with 403; `-` marks a route that is open to everybody.
-const MATRIX: [(&str, &str); 25] = [
+const MATRIX: [(&str, &str); 38] = [
     ("GET /", "-"),
     ("GET /docs", "-"),
     ("GET /healthz", "-"),
     ("GET /metrics", "yyyyyyn"),
     ("GET /openapi.json", "-"),
     ("GET /readyz", "-"),
+    ("GET /v1/drift", "yyyyyyn"),
     ("GET /v1/events", "yyyyyyn"),
+    ("GET /v1/events/stream", "yyyyyyn"),
     ("GET /v1/history", "yyyyyyn"),
+    ("GET /v1/ignores", "yyyyyyn"),
+    ("GET /v1/ignores/{name}", "yyyyyyn"),
+    ("PUT /v1/ignores/{name}", "nnyynnn"),
+    ("DELETE /v1/ignores/{name}", "nnyynnn"),
     ("GET /v1/instances", "yyyyyyn"),
     ("POST /v1/instances", "nnyyyyy"),
     ("GET /v1/instances/{instance}", "yyyyyyn"),
@@ -33,11 +39,18 @@ const MATRIX: [(&str, &str); 25] = [
     ("POST /v1/instances/{instance}/contact", "nnnnynn"),
     ("GET /v1/instances/{instance}/ports", "yyyyyyn"),
     ("GET /v1/instances/{instance}/reserved", "yyyyyyn"),
+    ("GET /v1/pools", "yyyyyyn"),
+    ("GET /v1/pools/{name}", "yyyyyyn"),
+    ("PUT /v1/pools/{name}", "nnnynnn"),
+    ("DELETE /v1/pools/{name}", "nnnynnn"),
     ("GET /v1/ports", "yyyyyyn"),
     ("GET /v1/reservations", "yyyyyyn"),
     ("POST /v1/reservations", "nyyyynn"),
     ("GET /v1/reservations/{id}", "yyyyyyn"),
     ("DELETE /v1/reservations/{id}", "nnnnnnn"), // somebody else's, without force
+    ("PATCH /v1/reservations/{id}", "nnnnnnn"),
+    ("POST /v1/reservations/{id}/renew", "nnnnnnn"),
+    ("GET /v1/status", "yyyyyyn"),
     ("GET /v1/tokens", "nnyynnn"),
     ("POST /v1/tokens", "nnnynnn"), // of a subject
     ("DELETE /v1/tokens/{token}", "nnyynnn"),
@@ -61,7 +74,7 @@ impl World {
         let (_, other) = api.join("web-2").await;
         let made = api.local(Method::POST, "/v1/reservations", json!({"instance": instance})).await;
         let token = api.local(Method::POST, "/v1/tokens", json!({"kind": "join"})).await;
-        let reservation = made.body["id"].as_str().unwrap().to_owned();
+        let reservation = made.body["items"][0]["id"].as_str().unwrap().to_owned();
         let token = token.body["token"]["id"].as_str().unwrap().to_owned();
         World { api, instance, own, other, reservation, token }
     }
@@ -76,7 +89,13 @@ impl World {
     }
 
     fn path(&self, route: &str) -> String {
-        let ids = [("{instance}", &self.instance), ("{id}", &self.reservation), ("{token}", &self.token)];
+        let pool = "default".to_owned();
+        let ids = [
+            ("{instance}", &self.instance),
+            ("{id}", &self.reservation),
+            ("{token}", &self.token),
+            ("{name}", &pool),
+        ];
         ids.iter().fold(route.to_owned(), |path, (name, id)| path.replace(name, id))
     }
 
@@ -92,7 +111,11 @@ impl World {
                 "session": 0, "sequence": 0, "sent_at": "2026-11-22T20:00:00Z", "digest": "0".repeat(32),
                 "agent_version": "1", "kind": "heartbeat",
             }),
+            "PUT /v1/ignores/{name}" => json!({"process": "sshd"}),
+            "PUT /v1/pools/{name}" => json!({"ranges": ["8000-8999"]}),
             "PATCH /v1/instances/{instance}" => json!({"name": "web-9"}),
+            "PATCH /v1/reservations/{id}" => json!({"note": "mine"}),
+            "POST /v1/reservations/{id}/renew" => json!({"ttl_seconds": 60}),
             _ => json!({}),
         }
     }

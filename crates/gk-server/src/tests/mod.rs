@@ -3,15 +3,20 @@
 mod answers;
 mod crowded;
 mod document;
+mod drift;
+mod forms;
 mod idempotency;
 mod matrix;
 mod metrics;
+mod noise;
 mod permissions;
+mod pools;
 mod serving;
 mod skew;
 mod surface;
 mod tls;
 mod tokens;
+mod watch;
 mod wire;
 
 use std::collections::HashMap;
@@ -19,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use gk_model::access::{Actor, Authority, Role};
@@ -103,7 +108,9 @@ impl Api {
         request.headers_mut().entry("host").or_insert(HeaderValue::from_static("localhost"));
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
+        // A stream has no end.
+        let is_stream = head.headers.get("content-type").is_some_and(|value| value == "text/event-stream");
+        let body = if is_stream { Bytes::new() } else { body.collect().await.unwrap().to_bytes() };
         let body = serde_json::from_slice(&body)
             .unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into());
         Answer { status: head.status, headers: head.headers, body }

@@ -64,7 +64,7 @@ async fn only_the_holder_releases_and_an_operator_by_force() {
     let eve = api.token(SecretKind::Subject, Role::User, "eve").await;
     let body = json!({"instance": "web-1", "port": 8080, "service": "billing"});
     let made = api.with_token(&ada, Method::POST, "/v1/reservations", body).await;
-    let path = format!("/v1/reservations/{}", made.body["id"].as_str().unwrap());
+    let path = format!("/v1/reservations/{}", made.body["items"][0]["id"].as_str().unwrap());
     assert_eq!(made.header("location"), path);
     for forced in [path.clone(), format!("{path}?force=true")] {
         let refused = api.with_token(&eve, Method::DELETE, &forced, Value::Null).await;
@@ -89,7 +89,7 @@ async fn the_socket_admits_named_accounts_and_a_token_counts_there_too() {
         }
         api.send(request.header("content-type", "application/json").body(Body::from("{}")).unwrap())
     };
-    assert_eq!(reserve(LOCAL_UID, None).await.refusal().0, 400, "admitted as admin");
+    assert_eq!(reserve(LOCAL_UID, None).await.refusal().0, 422, "admitted as admin");
     assert_eq!(reserve(LOCAL_UID, Some(&bearer)).await.refusal().0, 403, "the token is a viewer's");
     assert_eq!(reserve(LOCAL_UID + 1, None).await.refusal().0, 401);
     let unknown = secret(SecretKind::Subject);

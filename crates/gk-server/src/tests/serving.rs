@@ -23,16 +23,17 @@ use gk_model::time::Timestamp;
 use gk_store::{Error, Store, StoreConfig, StoreError};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower::ServiceExt as _;
 
 use super::{config, secret};
 use crate::routes::guarded_against_faults;
+use crate::serve::run_within;
 use crate::{Config, Listeners, ServeError, run};
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+pub(super) async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
     exchange(stream, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
 }
 
@@ -84,7 +85,7 @@ async fn start(directory: &Path) -> (UnixStream, oneshot::Sender<()>, JoinHandle
     (UnixStream::connect(&socket).await.unwrap(), stop, server)
 }
 
-fn this_account(directory: &Path) -> HashMap<u32, Subject> {
+pub(super) fn this_account(directory: &Path) -> HashMap<u32, Subject> {
     let uid = std::fs::metadata(directory).unwrap().uid();
     HashMap::from([(uid, "local:test".parse().unwrap())])
 }
@@ -196,6 +197,32 @@ async fn old_history_is_taken_away_while_the_server_runs() {
     };
     tokio::time::timeout(Duration::from_secs(20), pruned).await.expect("the log is pruned by itself");
     assert_eq!(store.verify().await.unwrap().problems(), Vec::<String>::new());
+    stop.send(()).unwrap();
+    server.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_address_with_countless_idle_connections_keeps_nobody_else_out() {
+    const MOST: usize = 20;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreConfig::embedded(directory.path()), Timestamp::from_clock()).await.unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = tcp.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let listeners = Listeners { tcp: Some(tcp), unix: None };
+    let server = tokio::spawn(run_within(MOST, config(store), listeners, async { drop(stopped.await) }));
+    let mut idle = Vec::new();
+    for _ in 0..3 * MOST {
+        idle.push(TcpStream::connect(address).await.unwrap());
+    }
+    for _ in 0..3 {
+        // All of 127.0.0.0/8 is this machine.
+        let honest = TcpSocket::new_v4().unwrap();
+        honest.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let answer = get(honest.connect(address).await.unwrap(), "/healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    drop(idle);
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
 }

@@ -156,7 +156,7 @@ async fn a_limited_token_reaches_no_further() {
         }
     }
     let held = api.local(Method::POST, "/v1/reservations", json!({"instance": "web-2"})).await;
-    let path = format!("/v1/reservations/{}?force=true", held.body["id"].as_str().unwrap());
+    let path = format!("/v1/reservations/{}?force=true", held.body["items"][0]["id"].as_str().unwrap());
     let changes = [
         (Method::DELETE, path.as_str(), Value::Null),
         (Method::PATCH, "/v1/instances/web-2", json!({"labels": {"env": "dev"}})),
@@ -183,7 +183,7 @@ async fn a_token_for_pools_takes_their_numbers_only() {
         let body = json!({"instance": "web-1", "port": port});
         api.with_token(&token, Method::POST, "/v1/reservations", body)
     };
-    assert_eq!(reserve(None).await.body["first_port"], 8000);
+    assert_eq!(reserve(None).await.body["items"][0]["first_port"], 8000);
     assert_eq!(reserve(Some(9000)).await.status, StatusCode::CREATED);
     assert_eq!(reserve(Some(7000)).await.refusal(), (403, "beyond_limits", None));
     let body = json!({"kind": "subject", "subject": "ci", "role": "user", "limits": {"pools": ["other"]}});

@@ -109,7 +109,7 @@ async fn bytes_that_are_no_request_are_refused_and_do_no_harm() {
         ),
         ("an upgrade", request(GET, &[HOST, "Connection: Upgrade", "Upgrade: h2c"], ""), &[200]),
         ("a long address", request(&format!("GET /?{} HTTP/1.1", "a".repeat(9000)), &[HOST], ""), &[414]),
-        ("a huge address", request(&format!("GET /?{} HTTP/1.1", "a".repeat(70_000)), &[HOST], ""), &[414]),
+        ("a huge address", request(&format!("GET /?{} HTTP/1.1", "a".repeat(70_000)), &[HOST], ""), &[431]),
         ("a large header", request(GET, &[HOST, &format!("X-A: {}", "a".repeat(33_000))], ""), &[431]),
         ("a huge header", request(GET, &[HOST, &format!("X-A: {}", "a".repeat(200_000))], ""), &[431]),
         ("many headers", request(GET, &[&[HOST], &many[..]].concat(), ""), &[431]),

@@ -7,11 +7,13 @@
 //! Sessions are not resumed: clients keep their connections, and every new one is verified anew.
 
 mod authority;
+mod certificate;
 mod files;
 mod handshake;
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -31,6 +33,14 @@ use crate::error::chain;
 use crate::serve::stopped;
 
 pub(crate) use handshake::handshake;
+
+use certificate::Told;
+
+/// So long before its end a certificate should have been renewed. One that is made here is, a month before.
+const WARN_BEFORE: Duration = Duration::from_hours(14 * 24);
+
+/// How often that is said, until somebody does.
+const WARN_EVERY: Duration = Duration::from_hours(24);
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -158,6 +168,13 @@ struct Shown(RwLock<Loaded>);
 struct Loaded {
     pair: files::Pair,
     pins: Vec<Pin>,
+    told: Told,
+}
+
+impl Loaded {
+    fn new(pair: CertifiedKey, pins: Vec<Pin>) -> Loaded {
+        Loaded { told: Told::by(&pair), pair: Arc::new(pair), pins }
+    }
 }
 
 impl Shown {
@@ -178,6 +195,20 @@ impl ResolvesServerCert for Shown {
 struct Seen {
     traces: Vec<files::Trace>,
     renew_at: Option<Timestamp>,
+    /// When it was last said that the certificate ends.
+    warned_at: Option<Timestamp>,
+}
+
+impl Seen {
+    /// Whether it is to be said, and notes that it is.
+    fn warns(&mut self, ends_at: Option<Timestamp>, now: Timestamp) -> bool {
+        let is_near = ends_at.is_some_and(|end| end.minus(WARN_BEFORE) <= now);
+        let is_due = is_near && self.warned_at.is_none_or(|at| at.plus(WARN_EVERY) <= now);
+        if is_due {
+            self.warned_at = Some(now);
+        }
+        is_due
+    }
 }
 
 impl Tls {
@@ -196,6 +227,21 @@ impl Tls {
     /// The keys that vouch for this server: the current one, and the one announced to follow it.
     pub fn pins(&self) -> Vec<Pin> {
         self.0.shown.get().pins
+    }
+
+    /// When the certificate that is shown now ends.
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        self.0.shown.get().told.ends_at
+    }
+
+    /// The names and addresses that the certificate is for, without wildcards.
+    pub fn names(&self) -> Vec<String> {
+        self.0.shown.get().told.names
+    }
+
+    /// Whether a client that asks for this address believes the certificate.
+    pub fn is_for(&self, address: IpAddr) -> bool {
+        self.0.shown.get().told.is_for(address)
     }
 
     /// Looks at the files soon, whether they seem to have changed or not.
@@ -217,9 +263,20 @@ impl Tls {
         let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let traces = traces(&self.0.source);
         let is_due = seen.renew_at.is_some_and(|at| at <= now);
-        if traces == seen.traces && !is_due {
-            return;
+        if traces != seen.traces || is_due {
+            self.load_again(&mut seen, traces, now);
         }
+        let ends_at = self.ends_at();
+        if seen.warns(ends_at, now) {
+            tracing::warn!(
+                tls.ends_at = ends_at.map(tracing::field::display),
+                "the certificate ends soon, and clients will refuse it then: renew the files, which are read again by \
+                 themselves"
+            );
+        }
+    }
+
+    fn load_again(&self, seen: &mut Seen, traces: Vec<files::Trace>, now: Timestamp) {
         match load(&self.0.source, now) {
             Ok((loaded, found)) => {
                 let pin = loaded.pins.first().map(tracing::field::display);
@@ -231,7 +288,7 @@ impl Tls {
                 tracing::error!(error = chain(&error), "the certificate shown until now stays in use");
                 // Not again before something changes, or an hour later where it is made here.
                 let renew_at = seen.renew_at.map(|_| now.plus(Duration::from_secs(3_600)));
-                *seen = Seen { traces, renew_at };
+                (seen.traces, seen.renew_at) = (traces, renew_at);
             }
         }
     }
@@ -252,17 +309,17 @@ fn make_config(shown: Arc<Shown>) -> Result<ServerConfig, rustls::Error> {
 fn load(source: &TlsSource, now: Timestamp) -> Result<(Loaded, Seen), TlsError> {
     match source {
         TlsSource::Files { certificate, key } => {
-            let seen = Seen { traces: traces(source), renew_at: None };
+            let seen = Seen { traces: traces(source), renew_at: None, warned_at: None };
             let pair = files::read(certificate, key)?;
             let pins = files::pin_of_authority(&pair).into_iter().collect();
-            Ok((Loaded { pair: Arc::new(pair), pins }, seen))
+            Ok((Loaded::new(pair, pins), seen))
         }
         TlsSource::Auto { directory, names } => {
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
             let authority::Issued { pins, renew_at } = authority::ensure(directory, &names, now)?;
-            let seen = Seen { traces: traces(source), renew_at: Some(renew_at) };
+            let seen = Seen { traces: traces(source), renew_at: Some(renew_at), warned_at: None };
             let file = directory.join(authority::SERVER_FILE);
-            Ok((Loaded { pair: Arc::new(files::read(&file, &file)?), pins }, seen))
+            Ok((Loaded::new(files::read(&file, &file)?, pins), seen))
         }
     }
 }
@@ -290,5 +347,24 @@ pub(crate) async fn keep(tls: Tls, clock: Clock, mut stop: watch::Receiver<bool>
         if tokio::task::spawn_blocking(move || tls.look(now)).await.is_err() {
             tracing::error!("looking at the certificate panicked; it stays as it is");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_certificate_is_said_two_weeks_before_and_then_daily() {
+        let end = Timestamp::from_micros(1_700_000_000_000_000);
+        let mut seen = Seen { traces: Vec::new(), renew_at: None, warned_at: None };
+        let mut at = |hours_before: u64| seen.warns(Some(end), end.minus(Duration::from_hours(hours_before)));
+        let table =
+            [(1000, false), (337, false), (336, true), (335, false), (313, false), (312, true), (0, true)];
+        for (hours_before, said) in table {
+            assert_eq!(at(hours_before), said, "{hours_before} hours before");
+        }
+        assert!(seen.warns(Some(end), end.plus(Duration::from_hours(24))), "and after it has ended");
+        assert!(!Seen { traces: Vec::new(), renew_at: None, warned_at: None }.warns(None, end));
     }
 }

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use gk_model::listener::{Digest, Listener, Netns};
+use gk_model::port::{Port, PortRange};
+use gk_model::port_set::PortSet;
 
 use super::{Checked, SHOWN};
 use crate::error::StoreError;
+use crate::pool_cache::{Pools, Source};
 use crate::rows::Row;
 use crate::tx::Reader;
 use crate::value::{Json, values};
@@ -17,6 +20,36 @@ const PAGE: usize = if cfg!(test) { 2 } else { 1000 };
 pub(super) fn check_file(reader: &mut Reader<'_>, checked: &mut Checked) -> Result<(), StoreError> {
     checked.looked_at = 1;
     reader.list_damage(SHOWN)?.into_iter().for_each(|line| checked.report(line));
+    Ok(())
+}
+
+/// Each pool makes sense, its numbers are those written down beside it, and it shares none with one of another scope.
+/// The default is there.
+pub(super) fn check_pools(reader: &mut Reader<'_>, checked: &mut Checked) -> Result<(), StoreError> {
+    let mut ranges: BTreeMap<String, PortSet> = BTreeMap::new();
+    for mut row in reader.query("select pool, first_port, last_port from pool_range", &[])? {
+        let (pool, first, last): (String, Port, Port) = (row.take()?, row.take()?, row.take()?);
+        let range = PortRange::new(first, last);
+        range.into_iter().for_each(|range| ranges.entry(pool.clone()).or_default().insert_range(range));
+    }
+    let pools = Pools::new(reader.list_all_pools()?);
+    for Source { pool, ports } in pools.iter().map(|source| &**source) {
+        checked.looked_at += 1;
+        if let Err(fault) = pool.spec().check() {
+            checked.report(format!("pool {} is none: {fault}", pool.name));
+        }
+        if ranges.remove(pool.name.as_str()).as_ref() != Some(ports) {
+            checked.report(format!("pool {} has other numbers beside it than it says", pool.name));
+        }
+        if let Some((other, both)) = pools.find_overlap(ports, pool.scope, &pool.name) {
+            let (ports, other) = (gk_model::pool::list(&both), &other.pool.name);
+            checked.report(format!("pool {} shares {ports} with {other}, of another scope", pool.name));
+        }
+    }
+    ranges.keys().for_each(|name| checked.report(format!("there are numbers of pool {name}, and no pool")));
+    if pools.get(None).is_err() {
+        checked.report("there is no pool default".to_owned());
+    }
     Ok(())
 }
 

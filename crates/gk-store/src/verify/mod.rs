@@ -5,6 +5,7 @@
 //! database all of them take milliseconds, so tests call [`Store::verify`] after every step.
 
 mod code;
+mod settled;
 mod sql;
 #[cfg(test)]
 mod tests;
@@ -95,8 +96,12 @@ const CHECKS: &[Check] = &[
     Check { invariant: "each listener has one open interval", how: sql::LISTENED },
     Check { invariant: "no interval ends before it begins", how: sql::INTERVAL_TIMES },
     Check { invariant: "digests fit the stored listeners", how: How::Code(code::check_digests) },
+    Check { invariant: "drift is kept as it is", how: How::Code(settled::check_drift) },
+    Check { invariant: "counters count what there is", how: How::Code(settled::check_counts) },
     Check { invariant: "no two joined instances share a name", how: sql::NAMES },
     Check { invariant: "every row belongs to a known instance", how: sql::REFERENCES },
+    Check { invariant: "pools are what they may be", how: How::Code(code::check_pools) },
+    Check { invariant: "the use of pools is counted", how: sql::POOL_USE },
 ];
 
 impl Reader<'_> {

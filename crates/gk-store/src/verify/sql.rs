@@ -77,6 +77,27 @@ pub(super) const NUMBERS: How = How::Sql {
         from event_seq c where c.seq <> coalesce((select max(seq) from event), 0)",
 };
 
+/// What is counted along with the claims, counted from them.
+pub(super) const POOL_USE: How = How::Sql {
+    of: "claim",
+    found: "
+        select 'pool ' || u.pool || ' has ' || u.counted || ' claims in the space ' || u.space || ' for ' || u.protocol
+            || ', and ' || u.kept || ' are written down'
+        from (
+            select b.pool, b.space, b.protocol, sum(b.kept) as kept, sum(b.counted) as counted
+            from (
+                select pool, space, protocol, taken as kept, 0 as counted from pool_use
+                union all
+                select r.pool, c.space, c.protocol, 0, count(*)
+                from pool_range r join claim c on c.protocol in ('tcp', 'udp')
+                    and c.port between r.first_port and r.last_port
+                group by r.pool, c.space, c.protocol
+            ) as b
+            group by b.pool, b.space, b.protocol
+        ) as u
+        where u.kept <> u.counted",
+};
+
 pub(super) const EVENT_TIMES: How = How::Sql {
     of: "event",
     found: "
@@ -153,6 +174,7 @@ pub(super) const REFERENCES: How = How::Sql {
             union all select 'interval', instance, count(*) from interval group by instance
             union all select 'listener', instance, count(*) from listener group by instance
             union all select 'reservation', instance, count(*) from reservation group by instance
+            union all select 'drift', instance, count(*) from drift group by instance
         ) as m
         left join instance n on n.id = m.instance
         where n.id is null and m.instance <> 'fleet'",

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args as ClapArgs, Subcommand};
 use gk_model::id::InstanceRef;
 use gk_model::instance::Presence;
-use gk_model::labels::{Label, LabelError};
+use gk_model::labels::{Label, LabelError, Selector};
 use gk_model::text::{InstanceName, LabelKey, NameError};
 
 #[derive(Debug, Subcommand)]
@@ -19,7 +19,7 @@ pub(crate) enum InstanceVerb {
     )]
     Join(Join),
     /// List the machines that have joined.
-    #[command(after_help = "Example: gkctl instance list --presence offline")]
+    #[command(after_help = "Example: gkctl instance list --presence offline --label env=prod")]
     List(InstanceFilters),
     /// Show everything that is known of a machine.
     #[command(after_help = "Example: gkctl instance show web-1")]
@@ -63,6 +63,9 @@ pub(crate) struct InstanceFilters {
     /// Only those that are online, offline, or have left.
     #[arg(long)]
     pub(crate) presence: Option<Presence>,
+    /// Only those with these labels, as in 'env=prod,team in (web,api)'.
+    #[arg(long, alias = "on", value_name = "SELECTOR")]
+    pub(crate) label: Option<Selector>,
     /// Show their ids too.
     #[arg(long)]
     pub(crate) wide: bool,

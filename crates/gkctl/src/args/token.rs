@@ -16,7 +16,7 @@ For a new machine: gkctl token create --join --label env=prod
 Only the secret goes to stdout. It is shown once: the server keeps its hash.
 
 Roles: viewer reads; user also reserves, and releases what is its own; operator also deals with all
-reservations, machines and join tokens; admin also with all tokens.";
+reservations, machines and join tokens; admin also with pools and all tokens.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenVerb {
@@ -111,7 +111,7 @@ impl FromStr for IdPrefix {
 }
 
 /// `90d` within the bounds of what it is for.
-fn span<T: TryFrom<i64, Error: ToString>>(text: &str) -> Result<T, String> {
+pub(super) fn span<T: TryFrom<i64, Error: ToString>>(text: &str) -> Result<T, String> {
     let span = parse_span(text).ok_or("write a number with its unit, as in 30m, 1h or 90d")?;
     i64::try_from(span.as_secs()).unwrap_or(i64::MAX).try_into().map_err(|error: T::Error| error.to_string())
 }

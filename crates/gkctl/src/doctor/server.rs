@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gk_client::{ClientError, ServerAddress};
+use gk_client::{ClientError, ProtocolFault, ServerAddress};
 use gk_model::problem::Code;
 use gk_model::time::Timestamp;
 use gk_model::token::{Door, Whoami};
@@ -20,6 +20,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// From here on ages and ends of tokens are plainly wrong.
 const FAR: Duration = Duration::from_mins(5);
 
+/// A certificate should have been renewed by then; the server says so in its log, too.
+const RENEW_BEFORE: Duration = Duration::from_hours(14 * 24);
+
 /// A token that ends so soon is worth a word.
 const SOON: Duration = Duration::from_hours(7 * 24);
 
@@ -32,7 +35,31 @@ pub(super) fn unready(server: &ServerAddress, how: How, error: ClientError, cont
             format!("{where_} answers, and is not ready: {}", problem.detail),
             "look at its database and its disk; the server's log tells what it waits for",
         ),
-        // The failures of TLS, one by one, belong here as soon as the client tells them apart.
+        ClientError::Untrusted { why, .. } => {
+            let remedy =
+                why.remedy().unwrap_or_else(|| "give the server a certificate that others take".to_owned());
+            Check::bad(
+                "server",
+                format!("{where_} shows a certificate that cannot be trusted: {}", why.what()),
+                remedy,
+            )
+        }
+        // The question has nothing in it that could be malformed. A port for HTTPS answers so in clear.
+        ClientError::Refused(problem)
+            if problem.code == Code::Malformed && matches!(server, ServerAddress::Http(_)) =>
+        {
+            Check::bad(
+                "server",
+                format!("{where_}: {}", problem.detail),
+                format!("name it so: {}", with_tls(server)),
+            )
+        }
+        ClientError::Protocol { fault, .. } if matches!(*fault, ProtocolFault::NoTls) => Check::bad(
+            "server",
+            format!("{where_} does not speak TLS"),
+            "check the port; where it serves plain HTTP, start it with --tls auto, or write http:// and let everything be \
+             read on the way",
+        ),
         ClientError::Protocol { .. } => {
             let Check { found, .. } = Check::failed("server", &error.into(), context);
             let remedy = "something else listens there, or the server speaks TLS: check scheme and port of the address";
@@ -45,6 +72,10 @@ pub(super) fn unready(server: &ServerAddress, how: How, error: ClientError, cont
             Check::bad("server", format!("{found} ({how})"), remedy)
         }
     }
+}
+
+fn with_tls(server: &ServerAddress) -> String {
+    server.to_string().replacen("http://", "https://", 1)
 }
 
 /// Both work together when they are one minor version apart at most.
@@ -72,6 +103,19 @@ pub(super) fn versions(mine: &str, servers: &str) -> Check {
 fn parse(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split('.').map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??))
+}
+
+/// Whether the server's certificate is good for some time. One that the server makes by itself always is.
+pub(super) fn certificate(end: Timestamp, now: Timestamp) -> Check {
+    const CHECK: &str = "certificate";
+    let remedy =
+        "renew the files of --tls-cert and --tls-key on the server, which reads them again by itself";
+    let found = |verb| format!("the server's certificate {verb} {}", age::around(end, now));
+    match end.since(now) {
+        left if left.is_zero() => Check::bad(CHECK, found("ended"), remedy),
+        left if left < RENEW_BEFORE => Check::warn(CHECK, found("ends"), remedy),
+        _ => Check::ok(CHECK, found("ends")),
+    }
 }
 
 /// The server's clock against ours, which was read before and after. The server tells whole seconds.
@@ -153,6 +197,22 @@ mod tests {
             let check = clocks(at(before), at(after), at(0));
             assert_eq!((check.verdict, check.found.as_str()), (verdict, found), "{before}");
         }
+    }
+
+    #[test]
+    fn a_certificate_wants_renewal_two_weeks_before_its_end() {
+        let now = Timestamp::from_micros(1_700_000_000_000_000);
+        let in_hours = |hours: u64| certificate(now.plus(Duration::from_hours(hours)), now);
+        assert_eq!(in_hours(14 * 24 + 1).verdict, Verdict::Ok);
+        let soon = in_hours(14 * 24 - 1);
+        assert_eq!(
+            (soon.verdict, soon.found.as_str()),
+            (Verdict::Warn, "the server's certificate ends in 13d")
+        );
+        assert!(soon.remedy.unwrap().contains("--tls-cert"));
+        let over = certificate(now.minus(Duration::from_hours(72)), now);
+        assert_eq!(over.verdict, Verdict::Bad);
+        assert!(over.found.starts_with("the server's certificate ended 2023-11-1"), "{}", over.found);
     }
 
     #[test]

@@ -7,8 +7,15 @@ pub(super) fn render<T>(columns: &[Column<T>], items: &[T]) -> String {
     let mut text = String::new();
     push_line(&mut text, columns.iter().map(|column| column.title.to_lowercase().replace(' ', "_")));
     for item in items {
-        push_line(&mut text, columns.iter().map(|column| (column.exact)(item)));
+        text.push_str(&render_line(columns, item));
     }
+    text
+}
+
+/// One more line.
+pub(super) fn render_line<T>(columns: &[Column<T>], item: &T) -> String {
+    let mut text = String::new();
+    push_line(&mut text, columns.iter().map(|column| (column.exact)(item)));
     text
 }
 

@@ -2,10 +2,14 @@
 
 use gk_model::access::Role;
 use gk_model::history::{EventKind, IntervalKind};
+use gk_model::id::GroupId;
 use gk_model::instance::{Instance, Presence};
+use gk_model::lease::LeaseTime;
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
-use gk_model::query::{EventQuery, HistoryQuery, InstanceQuery, Limit, PortQuery, ReservationQuery};
+use gk_model::query::{
+    EventQuery, HistoryQuery, IdleTime, InstanceQuery, Limit, PortQuery, ReservationQuery,
+};
 use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_store::{Error, Reader};
 
@@ -39,12 +43,17 @@ async fn fill(world: &World) -> (Vec<Instance>, Vec<Reservation>) {
             .map(|address| listener(Protocol::Tcp, address, 8000 + u16::from(seed), u32::from(seed), at(0)));
         agents.push(world.join_with_agent(name, seed, &seen).await);
     }
+    for (agent, label) in agents.iter().zip(["env=prod", "env=Prod", "Env=prod", "x-env=prod"]) {
+        world.label(agent.id, label).await;
+    }
     let mut made = Vec::new();
     for (number, service) in ["a-b", "a.b", "A_b", "ab", "Z", "z"].into_iter().enumerate() {
         let holder = if number % 2 == 0 { &ada } else { &bob };
         let request = ReserveRequest {
             service: Some(service.parse().unwrap()),
-            protocol: if number == 3 { Protocol::Udp } else { Protocol::Tcp },
+            protocol: if number == 3 { Protocol::Udp.into() } else { Protocol::Tcp.into() },
+            name: (number > 3).then(|| "http".parse().unwrap()),
+            ttl_seconds: (number == 4).then(|| LeaseTime::try_from(9000).unwrap()),
             ..ReserveRequest::next_free(agents[number % 4].id)
         };
         made.push(world.reserve(holder, &request, at(number as u64)).await.unwrap());
@@ -108,10 +117,18 @@ async fn reservations(world: &World, instance: &Instance) -> Vec<serde_json::Val
         ReservationQuery { protocol: Some(Protocol::Udp), ..plain() },
         ReservationQuery { service: Some("z".parse().unwrap()), ..plain() },
         ReservationQuery { holder: Some("Bob".parse().unwrap()), ..plain() },
+        ReservationQuery { name: Some("http".parse().unwrap()), ..plain() },
+        ReservationQuery { pool: Some("default".parse().unwrap()), ..plain() },
+        ReservationQuery { label: Some("env=prod".parse().unwrap()), ..plain() },
+        ReservationQuery { label: Some("env in (prod,Prod),team!=web".parse().unwrap()), ..plain() },
+        ReservationQuery { label: Some("env!=prod".parse().unwrap()), ..plain() },
+        ReservationQuery { group: Some(GroupId::generate(at(0))), ..plain() },
+        ReservationQuery { idle_for_seconds: IdleTime::try_from(17).ok(), ..plain() },
+        ReservationQuery { expires_before: Some(at(10_000)), ..plain() },
     ];
     let mut answers = Vec::new();
     for query in &queries {
-        answers.extend(pages!(world, query, |reader, asked| reader.list_reservations(&asked)));
+        answers.extend(pages!(world, query, |reader, asked| reader.list_reservations(&asked, at(20))));
     }
     answers
 }
@@ -145,7 +162,11 @@ async fn events(world: &World, instance: &Instance) -> Vec<serde_json::Value> {
         plain(),
         EventQuery { instance: Some(instance.id.into()), ..plain() },
         EventQuery { port: Some(port(8001).into()), ..plain() },
-        EventQuery { kind: Some(EventKind::Opened), ..plain() },
+        EventQuery { kind: Some(EventKind::Opened.into()), ..plain() },
+        EventQuery { kind: Some("reserved,closed,joined".parse().unwrap()), ..plain() },
+        EventQuery { protocol: Some(Protocol::Udp), ..plain() },
+        EventQuery { label: Some("env=prod".parse().unwrap()), ..plain() },
+        EventQuery { label: Some("env!=prod".parse().unwrap()), ..plain() },
         EventQuery { actor: Some("ada".parse().unwrap()), ..plain() },
         EventQuery { since: Some(at(5)), until: Some(at(12)), ..plain() },
     ];
@@ -153,7 +174,11 @@ async fn events(world: &World, instance: &Instance) -> Vec<serde_json::Value> {
     for query in &queries {
         answers.extend(pages!(world, query, |reader, asked| reader.list_events(&asked)));
     }
-    answers
+    // The log of a restored database is another one.
+    let log_id = world.store.log().await.unwrap().log_id.to_string();
+    let told =
+        |page: &serde_json::Value| serde_json::from_str(&page.to_string().replace(&log_id, "LOG")).unwrap();
+    answers.iter().map(told).collect()
 }
 
 /// What each database says to the same refusals.

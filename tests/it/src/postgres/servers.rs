@@ -8,6 +8,7 @@ use gk_model::access::Role;
 use gk_model::contact::{ContactBody, Occupied};
 use gk_model::facts::Facts;
 use gk_model::lease::LeaseTime;
+use gk_model::pool::PoolSpec;
 use gk_model::port::Protocol;
 use gk_model::query::{EventQuery, Limit};
 use gk_model::reservation::ReserveRequest;
@@ -18,7 +19,9 @@ use uuid::Uuid;
 
 use super::Server;
 use crate::cluster;
-use crate::store::world::{World, actor, at, credential, join_request, listener, port, refused};
+use crate::store::world::{
+    World, actor, at, credential, join_request, listener, pool_spec as spec, port, refused,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_never_give_one_port_twice_nor_one_number_to_two_events() {
@@ -97,6 +100,41 @@ async fn a_pick_knows_what_another_server_has_just_written() {
     let own = gk_model::access::Actor { authority: own, ..admin };
     world.store.write(move |tx| tx.join(&own, &refreshed, at(0))).await.unwrap();
     assert_eq!(other.next_free(id).await, 8020, "another ephemeral range");
+}
+
+#[tokio::test]
+async fn a_pool_that_another_server_has_just_set_counts_here() {
+    let world = World::new(Some(cluster::shared().create_database())).await;
+    let other = Server::start(world.config.database.as_ref().unwrap()).await;
+    let id = world.join("web-1", 1).await;
+    let ada = actor("ada", Role::User);
+    let draw = async |seconds| {
+        let request = ReserveRequest { pool: "web".parse().ok(), ..ReserveRequest::next_free(id) };
+        let ada = ada.clone();
+        other.store.write(move |tx| tx.reserve(&ada, &request, at(seconds))).await
+    };
+    // That server knows all pools from now on, and this one is none of them.
+    assert!(matches!(refused(draw(0).await), Refusal::NoSuchPool(_)));
+    let brief = PoolSpec { quarantine_seconds: 60.try_into().unwrap(), ..spec("7000-7001") };
+    world.set_pool("web", brief, None).await.unwrap();
+    let made = draw(0).await.unwrap();
+    assert_eq!(made.first_port, port(7000), "it is there");
+    world.set_pool("web", spec("7001-7002"), None).await.unwrap();
+    assert_eq!(draw(0).await.unwrap().first_port, port(7001), "it has other numbers");
+    let eternal = PoolSpec { quarantine_seconds: 0.try_into().unwrap(), ..spec("7000") };
+    world.set_pool("web", eternal, None).await.unwrap();
+    let (id_of_it, by) = (made.id, ada.clone());
+    other.store.write(move |tx| tx.release(&by, id_of_it, None, false, None, at(1))).await.unwrap();
+    assert_eq!(draw(1).await.unwrap().first_port, port(7000), "it keeps nothing back");
+    // Both have counted.
+    let name = "web".parse().unwrap();
+    let status = world.store.read(move |reader| reader.get_pool(&name)).await.unwrap();
+    assert_eq!((status.reserved, status.fullest.unwrap().left), (1, 0));
+    let root = actor("root", Role::Admin);
+    let delete = move |tx: &mut gk_store::Tx<'_>| tx.delete_pool(&root, &"web".parse().unwrap(), None, at(2));
+    world.store.write(delete).await.unwrap();
+    assert!(matches!(refused(draw(2).await), Refusal::NoSuchPool(_)), "it is gone");
+    assert_eq!(world.store.verify().await.unwrap().problems(), Vec::<String>::new());
 }
 
 #[tokio::test]

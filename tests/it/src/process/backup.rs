@@ -9,9 +9,10 @@ use gk_model::instance::JoinRequest;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::time::Timestamp;
-use gk_store::{Log, Store, StoreConfig};
+use gk_model::watch::Log;
+use gk_store::{Store, StoreConfig};
 
-use super::harness::{Place, Server, program, stdout};
+use super::harness::{Place, Server, program, reserve, stdout};
 
 fn gatekeeper(verb: &str, data: &Path, file: Option<&Path>) -> Output {
     program("gatekeeper").args([verb, "--data"]).arg(data).args(file).output().unwrap()
@@ -44,7 +45,7 @@ fn under_load<T>(server: &Server, request: &ReserveRequest, work: impl FnOnce() 
             scope.spawn(|| {
                 let client = server.admin();
                 while !done.load(Ordering::Relaxed) {
-                    let made = client.reserve(request).unwrap();
+                    let made = reserve(&client, request).unwrap();
                     client.release(made.id, false).unwrap();
                 }
             });
@@ -68,7 +69,7 @@ fn log(data: &Path) -> Log {
 fn a_restored_server_serves_what_was_backed_up() {
     let place = Place::new();
     let (mut server, request) = start(&place.join("data"));
-    let held: Vec<_> = (0..20).map(|_| server.admin().reserve(&request).unwrap()).collect();
+    let held: Vec<_> = (0..20).map(|_| server.reserve(&request).unwrap()).collect();
     let (file, restored) = (place.join("backup"), place.join("restored"));
     let (told, verdict) = under_load(&server, &request, || {
         (gatekeeper("backup", &server.data, Some(&file)), gatekeeper("verify", &server.data, None))
@@ -86,7 +87,7 @@ fn a_restored_server_serves_what_was_backed_up() {
         assert!(live.contains(made), "{} was held all the time", made.first_port);
     }
     assert!(live.len() <= held.len() + 4, "and nothing else but what four callers had at that moment");
-    copy.admin().reserve(&request).unwrap();
+    copy.reserve(&request).unwrap();
     stdout(&gatekeeper("verify", &restored, None));
     assert_eq!((server.process.terminate(), copy.process.terminate()), (Some(0), Some(0)));
     assert_ne!(log(&server.data).log_id, log(&restored).log_id);
@@ -103,7 +104,7 @@ fn a_restored_server_serves_what_was_backed_up() {
 fn nothing_is_overwritten() {
     let place = Place::new();
     let (mut server, request) = start(&place.join("data"));
-    server.admin().reserve(&request).unwrap();
+    server.reserve(&request).unwrap();
     let file = place.join("backup");
     stdout(&gatekeeper("backup", &server.data, Some(&file)));
     let before = std::fs::read(&file).unwrap();
@@ -132,7 +133,7 @@ fn nothing_is_overwritten() {
 fn verify_fails_when_something_is_wrong() {
     let place = Place::new();
     let (mut server, request) = start(&place.join("data"));
-    server.admin().reserve(&request).unwrap();
+    server.reserve(&request).unwrap();
     server.process.terminate();
     let path = server.data.join("gatekeeper.db");
     let mut bytes = std::fs::read(&path).unwrap();

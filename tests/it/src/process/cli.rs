@@ -9,36 +9,37 @@ use gk_client::lock::AgentLock;
 
 use super::harness::{Place, Process, Server, gkctl, gkctl_at, program, stdout, wait_for};
 
-struct Desk {
-    server: Server,
-    state: PathBuf,
+/// Somebody who types, on a machine with a server.
+pub(super) struct Desk {
+    pub(super) server: Server,
+    pub(super) state: PathBuf,
     _place: Place,
 }
 
 impl Desk {
     /// A server, and a state directory that has not joined.
-    fn new() -> Desk {
+    pub(super) fn new() -> Desk {
         let place = Place::new();
         let server = Server::start(&place.join("data"));
         Desk { server, state: place.join("state"), _place: place }
     }
 
-    fn joined() -> Desk {
+    pub(super) fn joined() -> Desk {
         let desk = Desk::new();
         stdout(&desk.run(&["instance", "join", "--name", "web-1"]));
         desk
     }
 
-    fn run(&self, words: &[&str]) -> std::process::Output {
+    pub(super) fn run(&self, words: &[&str]) -> std::process::Output {
         gkctl(&self.server, &self.state, words)
     }
 
-    fn ok(&self, words: &[&str]) -> String {
+    pub(super) fn ok(&self, words: &[&str]) -> String {
         stdout(&self.run(words))
     }
 
     /// A command that must fail with this code, nothing on standard output, and all these words in its message.
-    fn fails(&self, words: &[&str], code: i32, says: &[&str]) {
+    pub(super) fn fails(&self, words: &[&str], code: i32, says: &[&str]) {
         let output = self.run(words);
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{words:?}: {error}");
@@ -80,7 +81,7 @@ fn mistakes_are_answered_with_what_why_and_what_next() {
         desk.fails(&["port", "reserve", "--port", port], 2, &[says]);
         desk.fails(&["port", "release", port], 2, &[says]);
     }
-    desk.fails(&["port", "release", "8000-8001"], 2, &["ranges are released one port at a time"]);
+    desk.fails(&["port", "release", "8000-8001"], 4, &["8000-8001 is not reserved on web-1"]);
     desk.fails(&["port", "list", "--port", "8000-7000"], 2, &["runs backwards", "7000-8000"]);
     desk.fails(&["port", "history", "--since", "yesterday"], 2, &["`yesterday` is not a time"]);
     desk.fails(
@@ -89,7 +90,11 @@ fn mistakes_are_answered_with_what_why_and_what_next() {
         &["there is no instance nowhere", "gkctl instance list"],
     );
     desk.fails(&["port", "reserve", "--instance", "no where"], 2, &["may not contain ' '"]);
-    desk.fails(&["port", "reserve", "--protocol", "sctp"], 2, &["`sctp` is not a protocol", "tcp, udp"]);
+    desk.fails(
+        &["port", "reserve", "--protocol", "sctp"],
+        2,
+        &["`sctp` is not a protocol", "tcp, udp, both"],
+    );
     desk.fails(&["port", "reserve", "--pool", "web"], 4, &["there is no pool web"]);
     desk.fails(&["port", "release", "9001"], 4, &["9001", "not reserved on web-1"]);
     desk.fails(&["port", "reserve", "--service", "a\nb"], 2, &["a service name may not contain"]);

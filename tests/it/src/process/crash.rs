@@ -15,7 +15,7 @@ use gk_model::problem::Code;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 
-use super::harness::{Place, Server, wait_for};
+use super::harness::{Place, Server, reserve, wait_for};
 
 /// Kills in `make test`; `make soak` does two hundred.
 pub(crate) fn rounds() -> u64 {
@@ -73,7 +73,7 @@ impl Load {
     fn hammer(&self, client: &Client, instance: InstanceId) {
         let mut number = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            let made = match client.reserve(&ReserveRequest::next_free(instance)) {
+            let made = match reserve(client, &ReserveRequest::next_free(instance)) {
                 Ok(made) => made,
                 Err(error) if self.goes_on(&error) => continue,
                 Err(_gone) => return,

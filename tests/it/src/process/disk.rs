@@ -12,7 +12,7 @@ use gk_model::reservation::ReserveRequest;
 use tempfile::TempDir;
 
 use super::crash::join;
-use super::harness::{Place, Server, error_of, gatekeeper, is_root, refusal_of, stdout};
+use super::harness::{Place, Server, error_of, gatekeeper, is_root, refusal_of, reserve, stdout};
 
 /// A small file system in memory, gone when its test ends.
 pub(super) struct SmallDisk(TempDir);
@@ -75,7 +75,7 @@ pub(super) fn reserve_until_put_off(
 ) -> Vec<Problem> {
     let mut put_off = Vec::new();
     while put_off.len() < times {
-        match client.reserve(&ReserveRequest::next_free(instance)) {
+        match reserve(client, &ReserveRequest::next_free(instance)) {
             Ok(made) => assert!(ledger.insert(made.id, made.first_port.get()).is_none()),
             Err(ClientError::Refused(problem)) => put_off.push(*problem),
             Err(other) => panic!("{other:?}"),
@@ -105,7 +105,7 @@ fn a_full_disk_puts_writes_off_and_loses_nothing() {
         assert_eq!(stored(&server), ledger, "reads work, and show what was answered and nothing else");
         client.ready().unwrap();
         disk.make_space();
-        let made = client.reserve(&ReserveRequest::next_free(instance)).expect("it goes on by itself");
+        let made = reserve(&client, &ReserveRequest::next_free(instance)).expect("it goes on by itself");
         ledger.insert(made.id, made.first_port.get());
         assert_eq!(stored(&server), ledger);
         assert_eq!(server.event_numbers(), (1..=1 + ledger.len() as u64).collect::<Vec<_>>());

@@ -2,10 +2,13 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread::JoinHandle;
 
 use gk_model::secret::{Secret, SecretKind};
 
@@ -108,7 +111,7 @@ fn what_a_joined_machine_keeps_is_public_or_its_own_whatever_the_umask() {
         for path in &all {
             let wanted = match path.file_name().and_then(|name| name.to_str()) {
                 Some("agent") => 0o755,
-                Some("instance.json" | "agent.lock") => 0o644,
+                Some("instance.json") => 0o644,
                 _ => 0o600,
             };
             assert_eq!(mode(path), wanted, "{} under umask {umask}", path.display());
@@ -188,11 +191,11 @@ fn a_machine_believes_no_identity_that_others_could_have_written() {
     stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
     let (identity, credential) = (state.join("instance.json"), state.join("credential"));
     let refused = |by: &str| {
-        let output = match by {
-            "agent" => agent(&state).arg("--once").output().unwrap(),
-            _ => gkctl(&server, &state, &["status"]),
+        let (output, code) = match by {
+            "agent" => (agent(&state).arg("--once").output().unwrap(), 3),
+            _ => (gkctl(&server, &state, &["status"]), 1),
         };
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
         told(&output)
     };
     set_mode(&identity, 0o666);
@@ -219,6 +222,85 @@ fn a_machine_believes_no_identity_that_others_could_have_written() {
     let mended = agent(&state).arg("--once").output().unwrap();
     assert_eq!((mended.status.code(), mode(&credential)), (Some(0), 0o600), "{mended:?}");
     assert!(told(&mended).contains("other accounts could read this"), "{mended:?}");
+}
+
+/// Whoever may read a file may lock it, too.
+#[test]
+fn another_account_cannot_keep_an_agent_from_starting() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    set_mode(place.path(), 0o755);
+    let server = Server::start(&place.join("data"));
+    let state = place.join("state");
+    stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
+    let mut stranger = Command::new("flock");
+    stranger.uid(12_345).gid(12_345).args(["--nonblock"]).arg(state.join("agent.lock")).arg("cat");
+    let mut stranger = stranger.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It is ended by the end of its input, if it had its way.
+    let input = stranger.stdin.take();
+    wait_for("the stranger to be refused, or to hold the lock", || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let holds =
+            locks.lines().any(|line| line.split_whitespace().nth(4) == Some(&stranger.id().to_string()));
+        (holds || stranger.try_wait().unwrap().is_some()).then_some(())
+    });
+    stdout(&agent(&state).arg("--once").output().unwrap());
+    drop(input);
+    assert!(!stranger.wait().unwrap().success());
+}
+
+/// Whoever listens on a port of this machine: hears what is said, and answers as a server that wants to know more.
+fn squat(address: &str) -> (JoinHandle<Vec<u8>>, TcpListener) {
+    let listener = TcpListener::bind(address).unwrap();
+    let theirs = listener.try_clone().unwrap();
+    let heard = std::thread::spawn(move || {
+        let mut heard = Vec::new();
+        // The end is a connection that says so.
+        while !heard.ends_with(b"enough") {
+            let (mut stream, _) = theirs.accept().unwrap();
+            let mut part = [0; 16 << 10];
+            let length = stream.read(&mut part).unwrap_or(0);
+            heard.extend_from_slice(&part[..length]);
+            let _ = stream.write_all(
+                b"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Bearer\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            );
+        }
+        heard
+    });
+    (heard, listener)
+}
+
+/// Any account may take the server's port while it is down.
+#[test]
+fn a_squatter_on_the_servers_port_is_told_no_secret() {
+    let place = Place::new();
+    let mut server = Server::start(&place.join("data"));
+    let state = place.join("state");
+    stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
+    let credential = fs::read_to_string(state.join("credential")).unwrap();
+    server.process.kill();
+    let (heard, _listener) = squat(&server.address);
+    for words in
+        [&["port", "list"][..], &["port", "reserve"], &["instance", "join"], &["whoami"], &["doctor"]]
+    {
+        // Where the socket was, and as it is found by itself.
+        assert!(!gkctl(&server, &state, words).status.success(), "{words:?}");
+        let mut by_itself = program("gkctl");
+        by_itself.args(words).env("GATEKEEPER_STATE", &state).env("GATEKEEPER_DATA", place.join("none"));
+        assert!(!by_itself.output().unwrap().status.success(), "{words:?}");
+    }
+    // It goes to that port in clear, as told; but not with this.
+    let mut told = program("gkctl");
+    told.args(["port", "list", "--server", &format!("http://{}", server.address)])
+        .env("GATEKEEPER_STATE", &state);
+    assert!(!told.output().unwrap().status.success());
+    assert!(!agent(&state).arg("--once").output().unwrap().status.success());
+    TcpStream::connect(&server.address).unwrap().write_all(b"enough").unwrap();
+    let heard = String::from_utf8_lossy(&heard.join().unwrap()).to_lowercase();
+    assert!(heard.contains("get /v1/"), "it was asked, at least when told so: {heard}");
+    assert!(!heard.contains("authorization") && !heard.contains(&credential.trim()[4..36]), "{heard}");
 }
 
 /// Asks the server at its socket for a token with this secret; the request and the answer hold no secret.

@@ -18,7 +18,7 @@ use gk_model::instance::JoinRequest;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 
-use super::harness::{Place, Server, wait_for};
+use super::harness::{Place, Server, reserve, wait_for};
 
 /// As long as the harness waits for anything: no retry of these tests ends for lack of patience.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -119,7 +119,7 @@ fn when_every_answer_is_lost_once_every_request_takes_effect_once() {
             scope.spawn(|| {
                 let client = lossy.client();
                 for _ in 0..EACH {
-                    let made = client.reserve(&ReserveRequest::next_free(instance)).unwrap();
+                    let made = reserve(&client, &ReserveRequest::next_free(instance)).unwrap();
                     ledger.lock().unwrap().insert(made.id, made.first_port.get());
                 }
             });
@@ -142,7 +142,7 @@ fn rounds() -> usize {
 /// begun is answered, whatever happens to the server meanwhile.
 fn hammer(client: &Client, instance: InstanceId, ledger: &Ledger, answered: &AtomicUsize, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        match client.reserve(&ReserveRequest::next_free(instance)) {
+        match reserve(client, &ReserveRequest::next_free(instance)) {
             Ok(made) => {
                 ledger.lock().unwrap().insert(made.id, made.first_port.get());
                 answered.fetch_add(1, Ordering::Relaxed);

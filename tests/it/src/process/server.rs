@@ -11,7 +11,7 @@ use gk_model::instance::JoinRequest;
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 
-use super::harness::{Place, Server, gkctl, program, refusal_of, stdout};
+use super::harness::{Place, Server, gkctl, program, refusal_of, reserve, stdout};
 
 /// A server that must not come up, and what it says.
 fn refused(data: &Path, listen: &str) -> String {
@@ -34,8 +34,8 @@ fn sixteen_callers_get_eight_hundred_different_ports() {
     let got: Vec<Vec<u16>> = std::thread::scope(|scope| {
         let caller = || {
             let client = server.admin();
-            let reserve = |_| client.reserve(&ReserveRequest::next_free(instance)).unwrap().first_port.get();
-            (0..50).map(reserve).collect()
+            let one = |_| reserve(&client, &ReserveRequest::next_free(instance)).unwrap().first_port.get();
+            (0..50).map(one).collect()
         };
         let callers: Vec<_> = (0..16).map(|_| scope.spawn(caller)).collect();
         callers.into_iter().map(|caller| caller.join().unwrap()).collect()

@@ -1,11 +1,13 @@
 //! The programs under a service manager: ready, alive, stopping, told by the protocol of sd_notify(3).
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::harness::{Place, Process, Server, gkctl, program, stdout};
+use super::harness::{Place, Process, Server, gkctl, program, stdout, wait_for};
 
 /// The part of a service manager that hears what its services say.
 struct Manager {
@@ -83,4 +85,43 @@ fn an_agent_that_only_people_can_help_is_told_from_one_to_start_again() {
     assert!(String::from_utf8_lossy(&not_joined.stderr).contains("gkctl instance join"), "{not_joined:?}");
     let unusable = agent.env("GATEKEEPER_STATE", "/proc/nowhere").output().unwrap();
     assert_eq!(unusable.status.code(), Some(1), "{unusable:?}");
+}
+
+#[test]
+fn what_others_could_have_changed_or_read_is_not_started_again_and_again() {
+    let place = Place::new();
+    let mode = |path: &Path, mode: u32| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let code = |command: &mut Command| {
+        let mut process = Process::start(command, place.join("log"));
+        let status = wait_for("the end", || process.ended());
+        assert!(!process.log().contains("serving"), "{}", process.log());
+        status.code()
+    };
+    let (data, state) = (place.join("data"), place.join("state"));
+    let server = Server::start(&data);
+    stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
+    drop(server);
+    let mut agent = program("gatekeeper");
+    agent.args(["agent", "--once", "--state-dir"]).arg(&state);
+    let mut server = program("gatekeeper");
+    server.args(["server", "--listen", "127.0.0.1:0", "--data"]).arg(&data);
+    let of_agent =
+        [(state.clone(), 0o755), (state.join("instance.json"), 0o644), (state.join("credential"), 0o600)];
+    let of_server = [(data.clone(), 0o700), (data.join("gatekeeper.db"), 0o600)];
+    for (command, files) in [(&mut agent, &of_agent[..]), (&mut server, &of_server[..])] {
+        for (path, good) in files {
+            mode(path, 0o777);
+            assert_eq!(code(command), Some(3), "{}", path.display());
+            mode(path, *good);
+        }
+    }
+    let (key, shown) = (place.join("key.pem"), place.join("shown.pem"));
+    fs::write(&key, "").unwrap();
+    fs::write(&shown, "").unwrap();
+    mode(&key, 0o644);
+    server.arg("--tls-key").arg(&key).arg("--tls-cert").arg(&shown);
+    assert_eq!(code(&mut server), Some(3), "a key for everybody");
+    mode(&key, 0o600);
+    assert_eq!(code(&mut server), Some(1), "a file that may be written in a moment");
+    assert_eq!(code(server.args(["--listen", "0.0.0.0:0"]).arg("--tls=auto")), Some(2), "wrong options");
 }

@@ -2,8 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use gk_client::identity::{generate_secret, load_identity};
 use gk_model::access::{Actor, Authority, Role};
@@ -196,9 +198,14 @@ fn authority() -> Signer {
 
 /// Writes a chain and its key, as an operator's tools do.
 fn issue(authority: &Signer, place: &Place, name: &str, last_year: i32) {
+    issue_until(authority, place, name, 1975, (last_year, 12, 31));
+}
+
+fn issue_until(authority: &Signer, place: &Place, name: &str, first_year: i32, last: (i32, u8, u8)) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-    params.not_after = rcgen::date_time_ymd(last_year, 12, 31);
+    params.not_before = rcgen::date_time_ymd(first_year, 1, 1);
+    params.not_after = rcgen::date_time_ymd(last.0, last.1, last.2);
     let leaf = params.signed_by(&key, authority).unwrap();
     private(&place.join("key.pem"), &key.serialize_pem());
     private(&place.join("cert.pem"), &format!("{}{}", leaf.pem(), authority.pem()));
@@ -379,4 +386,115 @@ fn a_login_keeps_who_vouches_for_its_server_and_an_invitation_tells_it() {
     let invited = gkctl(&["token", "create", "--join"]);
     let told = String::from_utf8(invited.stderr).unwrap();
     assert!(told.contains(&format!("--ca-pin {pin}")) && !told.contains("--insecure-http"), "{told}");
+}
+
+/// What the doctor finds of the server, and what to do about it.
+fn diagnosis(house: &House, url: &str, pin: &str) -> String {
+    let output = house.gkctl_to(url, &["doctor", "-o", "json", "--ca-pin", pin]);
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let check = checks.as_array().unwrap().iter().find(|check| check["check"] == "server").unwrap();
+    let text = |field: &str| check[field].as_str().unwrap_or_default().to_owned();
+    format!("{}: {} -> {}", text("verdict"), text("found"), text("remedy"))
+}
+
+fn expect(told: &str, found: &str, remedy: &str) {
+    assert!(told.starts_with("bad: ") && told.contains(found), "{told}");
+    assert!(told.rsplit(" -> ").next().unwrap().contains(remedy), "{told}");
+}
+
+#[test]
+fn the_doctor_tells_failures_of_tls_apart() {
+    let place = Place::new();
+    let ours = authority();
+    let (data, token) = data_with_token(&place, "data");
+    issue(&ours, &place, "127.0.0.1", 2999);
+    let mut house = House { server: start_with_files(&place, &data), place, token, url: String::new() };
+    let (pin, other) = (pin_of(&house.server).to_string(), Pin::of_public_key(b"another").to_string());
+    let https = |house: &House| format!("https://{}", house.server.address);
+    assert_eq!(diagnosis(&house, &https(&house), &pin).split(':').next(), Some("ok"), "as it should be");
+    let told = diagnosis(&house, &https(&house), &other);
+    expect(
+        &told,
+        "it has none of the pinned keys; pinned is",
+        "join again with `gkctl instance join --ca-pin",
+    );
+    let told = diagnosis(&house, &format!("http://{}", house.server.address), &pin);
+    expect(&told, "this port speaks HTTPS", "name it so: https://127.0.0.1:");
+    let (soon, never, ever) = ((1975, 2001), (2998, 2999), (1975, 2999));
+    for (name, years, found, remedy) in [
+        ("127.0.0.1", soon, "has expired (it ended at 2001-12-31T", "renew it on the server, or set this"),
+        ("127.0.0.1", never, "it is not valid yet (it begins at 2998-01-01T", "set this machine's clock"),
+        ("gk.example", ever, "it is for gk.example, and not for 127.0.0.1", "use one of these names in the"),
+    ] {
+        issue_until(&ours, &house.place, name, years.0, (years.1, 12, 31));
+        house.server.process.kill();
+        house.server = start_with_files(&house.place, &data);
+        expect(&diagnosis(&house, &https(&house), &pin), found, remedy);
+    }
+    // Nobody vouches for it: neither a pin, nor an authority of the system.
+    std::fs::write(house.place.join("ca.pem"), authority().pem()).unwrap();
+    let mut gkctl = program("gkctl");
+    gkctl.args(["doctor", "--server", &https(&house)]).env("GATEKEEPER_STATE", house.state());
+    let told = gkctl.env("SSL_CERT_FILE", house.place.join("ca.pem")).output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    let (found, remedy) = told.split_once('→').unwrap();
+    assert!(found.contains("not signed by anybody") && remedy.contains("--ca-pin"), "{told}");
+    house.server.process.kill();
+    house.server = start(&data, "127.0.0.1:0", &[]);
+    let told = diagnosis(&house, &https(&house), &pin);
+    assert!(told.contains("does not speak TLS") && told.contains("start it with --tls auto"), "{told}");
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_told_in_the_log_the_metrics_and_by_the_doctor() {
+    let place = Place::new();
+    let (data, token) = data_with_token(&place, "data");
+    let end = Timestamp::from_clock().plus(Duration::from_hours(10 * 24)).to_string();
+    let date: Vec<i32> = end[..10].split('-').map(|part| part.parse().unwrap()).collect();
+    let ours = authority();
+    issue_until(&ours, &place, "127.0.0.1", 1975, (date[0], date[1] as u8, date[2] as u8));
+    let server = start_with_files(&place, &data);
+    let url = format!("https://{}", server.address);
+    let house = House { place, server, token, url };
+    let told = "the certificate ends soon";
+    wait_for("the warning", || house.server.process.log().contains(told).then_some(()));
+    let pin = pin_of(&house.server).to_string();
+    let certificate = |verdict: &str| {
+        let output = house.gkctl(&["doctor", "-o", "json", "--ca-pin", &pin]);
+        let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let check =
+            checks.as_array().unwrap().iter().find(|check| check["check"] == "certificate").unwrap().clone();
+        (check["verdict"] == verdict).then_some(check)
+    };
+    assert!(certificate("warn").unwrap()["remedy"].as_str().unwrap().contains("--tls-cert"));
+    issue(&ours, &house.place, "127.0.0.1", 2999);
+    wait_for("the doctor to be content", || certificate("ok"));
+    assert_eq!(house.server.process.log().matches(told).count(), 1, "once a day, and not of the new one");
+    let mut socket = UnixStream::connect(house.server.data.join("gatekeeper.sock")).unwrap();
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    socket.read_to_string(&mut metrics).unwrap();
+    assert!(metrics.contains("gatekeeper_tls_certificate_end_timestamp_seconds 32503593600\n"), "{metrics}");
+}
+
+#[test]
+fn an_address_is_kept_that_the_certificate_is_for() {
+    let place = Place::new();
+    let (data, token) = data_with_token(&place, "data");
+    issue(&authority(), &place, "localhost", 2999);
+    let mut house = House { server: start_with_files(&place, &data), place, token, url: String::new() };
+    let kept = |house: &House| {
+        let socket = format!("unix:{}", house.server.data.join("gatekeeper.sock").display());
+        stdout(&house.gkctl_to(&socket, &["instance", "join"]));
+        load_identity(&house.state()).unwrap().unwrap().server
+    };
+    let port = house.server.address.rsplit(':').next().unwrap().to_owned();
+    let by_name = format!("https://localhost:{port}");
+    assert_eq!(kept(&house), by_name);
+    // Another account of the machine has nothing but this address and the pin.
+    stdout(&house.gkctl_to(&by_name, &["instance", "list"]));
+    issue(&authority(), &house.place, "127.0.0.1", 2999);
+    house.server.process.kill();
+    house.server = start_with_files(&house.place, &data);
+    assert_eq!(kept(&house), format!("https://{}", house.server.address));
 }

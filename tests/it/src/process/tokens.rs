@@ -369,7 +369,7 @@ fn files_below(dir: &std::path::Path) -> Vec<PathBuf> {
 }
 
 /// A terminal: our end of it, and the one for a program.
-fn terminal() -> (File, File) {
+pub(super) fn terminal() -> (File, File) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();

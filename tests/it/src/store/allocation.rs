@@ -151,15 +151,15 @@ async fn a_pool_ends_with_a_clear_refusal() {
     let request = ReserveRequest { busy, ..ReserveRequest::next_free(id) };
     assert_eq!(world.reserve(&user, &request, at(0)).await.unwrap().first_port, port(8000));
     let refusal = refused(world.reserve(&user, &request, at(0)).await);
-    assert_eq!(refusal.to_string(), "pool default has no free tcp port left on web-1");
+    assert_eq!(refusal.to_string(), "pool default of 2000 ports has no free tcp port left on web-1");
     let made = world.live().await.remove(0);
     world.release(&user, &made, at(1)).await.unwrap();
     let refusal = refused(world.reserve(&user, &request, at(2)).await);
     assert_eq!(
         refusal.to_string(),
-        "pool default has no free tcp port left on web-1; one of its ports rests after its release, and can be had by number"
+        "pool default of 2000 ports has no free tcp port left on web-1; one of its ports rests after its release, and can be had by number"
     );
-    let udp = ReserveRequest { protocol: Protocol::Udp, ..request };
+    let udp = ReserveRequest { protocol: Protocol::Udp.into(), ..request };
     assert_eq!(
         world.reserve(&user, &udp, at(0)).await.unwrap().first_port,
         port(8000),

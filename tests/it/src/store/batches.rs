@@ -57,13 +57,13 @@ async fn a_next_free_reserve_asks_the_database_nothing_that_it_has_told() {
     let ada = actor("ada", Role::User);
     let own = Actor::new("instance:web-1".parse().unwrap(), Authority::Instance(id, credential(1)));
     let by_name = InstanceRef::Name("web-1".parse().unwrap());
-    // The first one looks the instance and its ports up.
+    // The first one looks the instance, its ports and the pools up.
     let (asked, _) = cost(&world, &ada, id.into()).await;
-    assert!((1..=3).contains(&asked), "{asked} questions");
+    assert!((1..=4).contains(&asked), "{asked} questions");
     assert_eq!(
         cost(&world, &ada, id.into()).await,
-        (0, 40),
-        "event, reservation, claim, interval: each once"
+        (0, 41),
+        "event, reservation, claim, interval: each once; and for all of them, how full the pool is"
     );
     assert_eq!(cost(&world, &ada, by_name).await.0, 0, "by name");
     assert_eq!(cost(&world, &own, id.into()).await.0, 1, "its credential, once");
@@ -113,19 +113,7 @@ fn create_tokens(tx: &mut Tx<'_>, hashes: &[SecretHash]) -> Result<(), Error> {
 async fn a_row_that_is_there_already_undoes_nothing_but_the_change_that_said_it() {
     const CHANGES: u8 = 20;
     let world = new_world().await;
-    // What is queued while the writer is busy becomes one batch.
-    let (busy, is_busy) = tokio::sync::oneshot::channel();
-    let (free, is_free) = std::sync::mpsc::channel::<()>();
-    let (store, mut busy) = (world.store.clone(), Some(busy));
-    let keep_busy = tokio::spawn(async move {
-        let wait = move |_: &mut Tx<'_>| {
-            busy.take().into_iter().for_each(|busy| busy.send(()).unwrap());
-            is_free.recv().unwrap();
-            Ok(())
-        };
-        store.write(wait).await
-    });
-    is_busy.await.unwrap();
+    let busy = world.occupy().await;
     let changes: Vec<_> = (0..CHANGES)
         .map(|number| {
             let (store, own) = (world.store.clone(), credential(2 * number));
@@ -134,11 +122,7 @@ async fn a_row_that_is_there_already_undoes_nothing_but_the_change_that_said_it(
             tokio::spawn(async move { store.write(move |tx| create_tokens(tx, &[own, other])).await })
         })
         .collect();
-    while world.store.metrics().queue_length < u64::from(CHANGES) {
-        tokio::task::yield_now().await;
-    }
-    free.send(()).unwrap();
-    keep_busy.await.unwrap().unwrap();
+    busy.free_when(u64::from(CHANGES)).await;
     for (number, change) in (0..CHANGES).zip(changes) {
         let (answer, spoilt) = (change.await.unwrap(), number == CHANGES / 2);
         assert_eq!(

@@ -7,7 +7,7 @@ use gk_model::history::EventKind;
 use gk_model::id::InstanceId;
 use gk_model::lease::LeaseTime;
 use gk_model::port::Protocol;
-use gk_model::reservation::{Group, ReserveRequest, Scope};
+use gk_model::reservation::{Protocols, ReserveRequest, Scope};
 use gk_store::Refusal;
 
 use crate::store::world::{actor, at, count, listener, port, refused, told};
@@ -43,7 +43,7 @@ async fn the_same_question_has_the_same_answer() {
         (&ada, billing(two)),
         (&ada, other(ReserveRequest { service: "shop".parse().ok(), ..billing(one) })),
         (&ada, other(ReserveRequest { name: "http".parse().ok(), ..billing(one) })),
-        (&ada, other(ReserveRequest { protocol: Protocol::Udp, ..billing(one) })),
+        (&ada, other(ReserveRequest { protocol: Protocols::Udp, ..billing(one) })),
     ];
     for (who, request) in others {
         let made = world.reserve(who, &request, at(3)).await.unwrap();
@@ -136,29 +136,34 @@ async fn a_group_is_completed_with_the_numbers_it_has() {
     let world = super::new_world().await;
     let (one, two) = (world.join("web-1", 1).await, world.join("web-2", 2).await);
     let (ada, bob) = (actor("ada", Role::User), actor("bob", Role::User));
-    let named = |names: &[&str]| Group {
+    let ask = |names: &[&str]| ReserveRequest {
         names: names.iter().map(|name| name.parse().unwrap()).collect(),
-        ..Group::default()
+        ..billing(one)
     };
-    let ask = |group| ReserveRequest { group, ..billing(one) };
-    let first = world.reserve_group(&ada, &ask(named(&["http", "grpc"])), at(1)).await.unwrap();
-    let more = world.reserve_group(&ada, &ask(named(&["grpc", "debug", "http"])), at(2)).await.unwrap();
+    let first = world.reserve_group(&ada, &ask(&["http", "grpc"]), at(1)).await.unwrap();
+    let more = world.reserve_group(&ada, &ask(&["grpc", "debug", "http"]), at(2)).await.unwrap();
     assert_eq!(more.iter().map(told).collect::<Vec<_>>(), ["8001/tcp", "8002/tcp", "8000/tcp"]);
     assert_eq!((&more[0], &more[2]), (&first[1], &first[0]), "those it had");
     assert_eq!(more[1].group, first[0].group, "the new one joins their group");
 
-    let both = Group { both_protocols: true, also_on: vec![two.into()], ..named(&["http"]) };
-    let all = world.reserve_group(&ada, &ask(both.clone()), at(3)).await.unwrap();
+    world.label(one, "env=prod").await;
+    world.label(two, "env=prod").await;
+    let on_both = |name| ReserveRequest {
+        instance: None,
+        on: "env=prod".parse().ok(),
+        protocol: Protocols::Both,
+        ..ask(&[name])
+    };
+    let all = world.reserve_group(&ada, &on_both("http"), at(3)).await.unwrap();
     assert_eq!(all.iter().map(told).collect::<Vec<_>>(), ["8000/tcp", "8000/udp", "8000/tcp", "8000/udp"]);
     assert_eq!(all[0], first[0]);
     // Where its number is another's, nothing is made.
     let udp =
-        ReserveRequest { protocol: Protocol::Udp, port: Some(port(8001)), ..ReserveRequest::next_free(two) };
+        ReserveRequest { protocol: Protocols::Udp, port: Some(port(8001)), ..ReserveRequest::next_free(two) };
     world.reserve(&bob, &udp, at(4)).await.unwrap();
     let before = world.events().await.len();
-    let grpc = Group { names: named(&["grpc"]).names, ..both };
     assert!(matches!(
-        refused(world.reserve_group(&ada, &ask(grpc), at(5)).await),
+        refused(world.reserve_group(&ada, &on_both("grpc"), at(5)).await),
         Refusal::PortReserved { .. }
     ));
     assert_eq!(world.events().await.len(), before);
@@ -169,10 +174,9 @@ async fn what_is_held_fleet_wide_is_found_again() {
     let world = super::new_world().await;
     let (one, two) = (world.join("web-1", 1).await, world.join("web-2", 2).await);
     let ada = actor("ada", Role::User);
-    let everywhere = Group { everywhere: true, ..Group::default() };
     for request in [
         ReserveRequest { scope: Scope::Fleet, ..billing(one) },
-        ReserveRequest { group: everywhere, ..billing(one) },
+        ReserveRequest { scope: Scope::Fleet, instance: None, ..billing(one) },
     ] {
         let made = world.reserve(&ada, &request, at(1)).await.unwrap();
         assert_eq!(world.reserve(&ada, &request, at(2)).await.unwrap(), made);

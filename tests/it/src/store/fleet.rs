@@ -5,7 +5,7 @@ use gk_model::id::InstanceId;
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
 use gk_model::query::{Limit, PortQuery};
-use gk_model::reservation::{Group, ReserveRequest, Scope};
+use gk_model::reservation::{Protocols, ReserveRequest, Scope};
 use gk_store::Refusal;
 
 use crate::store::world::{actor, at, count, listener, port, refused, told};
@@ -14,8 +14,8 @@ fn fleet(id: InstanceId) -> ReserveRequest {
     ReserveRequest { scope: Scope::Fleet, ..ReserveRequest::next_free(id) }
 }
 
-fn everywhere(id: InstanceId) -> ReserveRequest {
-    ReserveRequest { group: Group { everywhere: true, ..Group::default() }, ..ReserveRequest::next_free(id) }
+fn everywhere() -> ReserveRequest {
+    ReserveRequest { scope: Scope::Fleet, ..ReserveRequest::default() }
 }
 
 fn by_number(request: ReserveRequest, number: u16) -> ReserveRequest {
@@ -49,8 +49,8 @@ async fn fleet_and_instance_exclude_each_other_in_both_directions() {
             (fleet(two), 8001, "8001/tcp (fleet-wide for web-1) is reserved"),
             (ReserveRequest::next_free(two), 8001, "8001/tcp (fleet-wide for web-1) is reserved"),
             (ReserveRequest::next_free(one), 8001, "8001/tcp (fleet-wide for web-1) is reserved"),
-            (everywhere(one), 8000, "8000/tcp on web-2 is reserved"),
-            (everywhere(one), 8001, "8001/tcp (fleet-wide for web-1) is reserved"),
+            (everywhere(), 8000, "8000/tcp on web-2 is reserved"),
+            (everywhere(), 8001, "8001/tcp (fleet-wide for web-1) is reserved"),
         ] {
             let refusal = refused(world.reserve(&ada, &by_number(request, number), at(2)).await);
             assert_eq!(refusal.to_string(), words, "cold: {is_cold}");
@@ -64,7 +64,7 @@ async fn fleet_and_instance_exclude_each_other_in_both_directions() {
             let made = world.reserve(&ada, &ReserveRequest::next_free(id), at(2)).await.unwrap();
             assert_eq!(made.first_port, port(expected), "what is fleet-wide is not picked on any instance");
         }
-        let udp = ReserveRequest { protocol: Protocol::Udp, ..fleet(one) };
+        let udp = ReserveRequest { protocol: Protocols::Udp, ..fleet(one) };
         assert_eq!(told(&world.reserve(&ada, &udp, at(2)).await.unwrap()), "8000/udp");
     }
 }
@@ -117,11 +117,11 @@ async fn what_is_held_for_all_avoids_listeners_of_all() {
     let world = super::new_world().await;
     let ada = actor("ada", Role::User);
     let on = |number| [listener(Protocol::Tcp, "0.0.0.0", number, 1, at(0))];
-    let one = world.join_with_agent("web-1", 1, &on(8001)).await;
+    world.join_with_agent("web-1", 1, &on(8001)).await;
     world.join_with_agent("web-2", 2, &on(8004)).await;
     let gone = world.join_with_agent("web-3", 3, &on(8007)).await;
     world.leave(gone.id, false, at(1)).await.unwrap();
-    let range = ReserveRequest { count: count(3), ..everywhere(one.id) };
+    let range = ReserveRequest { count: count(3), ..everywhere() };
     let made = world.reserve(&ada, &range, at(2)).await.unwrap();
     assert_eq!(
         (told(&made), made.instance.clone(), made.scope),
@@ -139,7 +139,7 @@ async fn what_is_held_for_all_avoids_listeners_of_all() {
     world.join_with_agent("web-4", 4, &many).await;
     assert_eq!(told(&world.reserve(&ada, &range, at(3)).await.unwrap()), "8600-8602/tcp");
 
-    let both = ReserveRequest { group: Group { both_protocols: true, ..range.group.clone() }, ..range };
+    let both = ReserveRequest { protocol: Protocols::Both, ..range };
     let made = world.reserve_group(&ada, &both, at(3)).await.unwrap();
     assert_eq!(made.iter().map(told).collect::<Vec<_>>(), ["8603-8605/tcp", "8603-8605/udp"]);
     let event = world.events().await.pop().unwrap();
@@ -156,7 +156,7 @@ async fn port_states_tell_whose_a_number_is_everywhere() {
     let two = world.join_with_agent("web-2", 2, &on(8001)).await;
     world.reserve(&ada, &by_number(fleet(one.id), 8001), at(1)).await.unwrap();
     world.reserve(&ada, &by_number(fleet(one.id), 8002), at(1)).await.unwrap();
-    world.reserve(&ada, &by_number(everywhere(one.id), 8003), at(1)).await.unwrap();
+    world.reserve(&ada, &by_number(everywhere(), 8003), at(1)).await.unwrap();
     let states = |id: InstanceId, asked: Option<&str>| {
         let query = PortQuery { port: asked.map(|asked| asked.parse().unwrap()), ..Default::default() };
         let query = PortQuery { protocol: Some(Protocol::Tcp), ..query };
@@ -182,11 +182,11 @@ async fn pages_of_port_states_of_every_size_tell_the_same() {
     seen.extend((8003..8009).map(|number| listener(Protocol::Tcp, "0.0.0.0", number, 1, at(0))));
     seen.extend([8000, 8002].map(|number| listener(Protocol::Udp, "0.0.0.0", number, 1, at(0))));
     let one = world.join_with_agent("web-1", 1, &seen).await;
-    let two = world.join_with_agent("web-2", 2, &seen[..10]).await;
+    world.join_with_agent("web-2", 2, &seen[..10]).await;
     for wanted in [7990, 8001, 8010] {
         world.reserve(&ada, &by_number(ReserveRequest::next_free(one.id), wanted), at(1)).await.unwrap();
     }
-    world.reserve(&ada, &by_number(everywhere(two.id), 8011), at(1)).await.unwrap();
+    world.reserve(&ada, &by_number(everywhere(), 8011), at(1)).await.unwrap();
     for (instance, range) in [(Some(one.id), None), (Some(one.id), Some("7995-8012")), (None, None)] {
         let pages = async |limit: u32| {
             let (mut found, mut cursor) = (Vec::new(), None);
@@ -224,7 +224,7 @@ async fn the_reserved_ports_of_an_instance_are_its_own_and_those_for_all() {
     let ada = actor("ada", Role::User);
     let (one, two) = (world.join("web-1", 1).await, world.join("web-2", 2).await);
     let on = ReserveRequest::next_free;
-    let udp = |request| ReserveRequest { protocol: Protocol::Udp, ..request };
+    let udp = |request| ReserveRequest { protocol: Protocols::Udp, ..request };
     let three = ReserveRequest { count: count(3), ..by_number(on(one), 8100) };
     let wanted = [
         by_number(on(one), 8000),
@@ -232,7 +232,7 @@ async fn the_reserved_ports_of_an_instance_are_its_own_and_those_for_all() {
         udp(by_number(on(one), 8001)),
         three,
         by_number(fleet(one), 9000),
-        by_number(everywhere(one), 9001),
+        by_number(everywhere(), 9001),
         by_number(on(two), 8050),
         by_number(fleet(two), 9050),
     ];
@@ -263,7 +263,7 @@ async fn leaving_counts_and_ends_what_is_held_fleet_wide() {
     let ranges = ReserveRequest { count: count(4), ..fleet(one) };
     world.reserve(&ada, &ranges, at(1)).await.unwrap();
     world.reserve(&ada, &ReserveRequest::next_free(one), at(1)).await.unwrap();
-    world.reserve(&ada, &everywhere(one), at(1)).await.unwrap();
+    world.reserve(&ada, &everywhere(), at(1)).await.unwrap();
     let refusal = refused(world.leave(one, false, at(2)).await);
     assert!(matches!(refusal, Refusal::ReservationsLive { count: 2, .. }), "{refusal:?}");
     world.leave(one, true, at(3)).await.unwrap();

@@ -3,16 +3,20 @@
 use std::collections::BTreeSet;
 
 use gk_model::access::{Actor, Authority, Role};
-use gk_model::id::InstanceRef;
 use gk_model::port::Protocol;
 use gk_model::port_set::PortSet;
-use gk_model::reservation::{Group, Reservation, ReserveRequest, Scope};
+use gk_model::reservation::{Protocols, Reservation, ReserveRequest, Scope};
+use gk_model::text::PortName;
 use gk_store::{Error, Refusal};
 
 use crate::store::world::{actor, at, count, credential, listener, port, refused, told};
 
-fn names(names: &[&str]) -> Group {
-    Group { names: names.iter().map(|name| name.parse().unwrap()).collect(), ..Group::default() }
+fn names(names: &[&str]) -> Vec<PortName> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn on(selector: &str) -> ReserveRequest {
+    ReserveRequest { on: Some(selector.parse().unwrap()), ..ReserveRequest::default() }
 }
 
 fn summary(made: &[Reservation]) -> Vec<String> {
@@ -30,7 +34,7 @@ async fn names_get_a_run_each_and_share_a_group() {
     let ada = actor("ada", Role::User);
     world.reserve_port(&ada, id, 8003).await.unwrap();
     let request = ReserveRequest {
-        group: names(&["http", "grpc", "debug"]),
+        names: names(&["http", "grpc", "debug"]),
         count: count(2),
         ..ReserveRequest::next_free(id)
     };
@@ -58,15 +62,18 @@ async fn a_pool_holds_as_many_runs_as_fit() {
     let ada = actor("ada", Role::User);
     // Free are 8000-8004 and 8006-8008: two runs of two, and one of two.
     let busy: PortSet = (8009..=9999).chain([8005]).map(port).collect();
-    let asked = |group| ReserveRequest {
-        group,
+    let asked = |names| ReserveRequest {
+        names,
         busy: busy.clone(),
         count: count(2),
         ..ReserveRequest::next_free(id)
     };
     let before = world.events().await.len();
     let refusal = refused(world.reserve_group(&ada, &asked(names(&["a", "b", "c", "d"])), at(1)).await);
-    assert_eq!(refusal.to_string(), "pool default has no 4 times 2 contiguous free tcp ports left on web-1");
+    assert_eq!(
+        refusal.to_string(),
+        "pool default of 2000 ports has no 4 times 2 contiguous free tcp ports left on web-1"
+    );
     assert_eq!((world.events().await.len(), world.live().await.len()), (before, 0), "none of the four");
     let made = world.reserve_group(&ada, &asked(names(&["a", "b", "c"])), at(1)).await.unwrap();
     assert_eq!(
@@ -82,16 +89,13 @@ async fn both_protocols_get_one_number() {
     let agent = world.join_with_agent("web-1", 1, &seen).await;
     let ada = actor("ada", Role::User);
     let udp = ReserveRequest {
-        protocol: Protocol::Udp,
+        protocol: Protocols::Udp,
         port: Some(port(8000)),
         ..ReserveRequest::next_free(agent.id)
     };
     world.reserve(&ada, &udp, at(1)).await.unwrap();
     world.reserve_port(&ada, agent.id, 8001).await.unwrap();
-    let both = ReserveRequest {
-        group: Group { both_protocols: true, ..Group::default() },
-        ..ReserveRequest::next_free(agent.id)
-    };
+    let both = ReserveRequest { protocol: Protocols::Both, ..ReserveRequest::next_free(agent.id) };
     let made = world.reserve_group(&ada, &both, at(1)).await.unwrap();
     assert_eq!(summary(&made), ["8003/tcp on web-1", "8003/udp on web-1"], "free for both");
     assert_eq!(made[0].group, made[1].group);
@@ -114,29 +118,29 @@ async fn several_instances_get_the_same_numbers_or_none() {
     let second = world.join("web-2", 2).await;
     let third = world.join_with_agent("web-3", 3, &[listener(Protocol::Tcp, "::", 8001, 1, at(0))]).await;
     world.reserve_port(&ada, second, 8000).await.unwrap();
-    let also_on = vec!["WEB-2".parse().unwrap(), InstanceRef::Id(third.id), InstanceRef::Id(first)];
-    let group = Group { also_on, ..Group::default() };
-    let all = ReserveRequest { group: group.clone(), ..ReserveRequest::next_free(first) };
+    let other = world.join("web-0", 4).await;
+    for (id, label) in
+        [(third.id, "env=prod"), (first, "env=prod"), (second, "env=prod"), (other, "env=test")]
+    {
+        world.label(id, label).await;
+    }
+    let all = on("env=prod");
     let made = world.reserve_group(&ada, &all, at(1)).await.unwrap();
     assert_eq!(
         summary(&made),
         ["8002/tcp on web-1", "8002/tcp on web-2", "8002/tcp on web-3"],
-        "each instance once"
+        "by name, whichever was labelled first"
     );
     let before = world.events().await.len();
     for number in [8000, 8001] {
         let taken = ReserveRequest { port: Some(port(number)), ..all.clone() };
         refused(world.reserve_group(&ada, &taken, at(2)).await);
     }
-    let mut nowhere = all.clone();
-    nowhere.group.also_on.push("web-9".parse().unwrap());
-    assert!(matches!(refused(world.reserve_group(&ada, &nowhere, at(2)).await), Refusal::NoSuchInstance(_)));
+    let nowhere = refused(world.reserve_group(&ada, &on("env=prod,team"), at(2)).await);
+    assert_eq!(nowhere.to_string(), "no joined instance is labelled env=prod,team");
     assert_eq!(world.events().await.len(), before, "no instance got a thing");
     assert_eq!(world.store.writer_counters().replays, 0, "and nothing had to be undone");
-    let everything = ReserveRequest {
-        group: Group { names: names(&["a", "b"]).names, both_protocols: true, ..group },
-        ..ReserveRequest::next_free(first)
-    };
+    let everything = ReserveRequest { names: names(&["a", "b"]), protocol: Protocols::Both, ..all };
     let made = world.reserve_group(&ada, &everything, at(3)).await.unwrap();
     assert_eq!(made.len(), 12, "two names, three instances, two protocols");
     assert_eq!(made.iter().map(|made| made.group).collect::<BTreeSet<_>>().len(), 1);
@@ -149,7 +153,7 @@ async fn a_failing_member_leaves_nothing_even_when_replayed() {
     let id = world.join("web-1", 1).await;
     let ada = actor("ada", Role::User);
     let request =
-        ReserveRequest { group: names(&["a", "b"]), count: count(3), ..ReserveRequest::next_free(id) };
+        ReserveRequest { names: names(&["a", "b"]), count: count(3), ..ReserveRequest::next_free(id) };
     let (by, asked) = (ada.clone(), request.clone());
     // A closure that fails after it has written is undone, with all that its maps learned.
     let undone: Result<(), Error> = world
@@ -171,10 +175,10 @@ async fn agent_credential_acts_only_for_its_instance() {
     let (own, other) = (world.join("web-1", 1).await, world.join("web-2", 2).await);
     let agent =
         Actor { authority: Authority::Instance(own, credential(1)), ..actor("instance:web-1", Role::User) };
-    let group = |also_on, everywhere| Group { also_on, everywhere, ..Group::default() };
+    world.label(own, "own=yes").await;
     let beyond = [
-        ReserveRequest { group: group(vec![other.into()], false), ..ReserveRequest::next_free(own) },
-        ReserveRequest { group: group(vec![], true), ..ReserveRequest::next_free(own) },
+        on("own!=maybe"),
+        ReserveRequest { scope: Scope::Fleet, ..ReserveRequest::default() },
         ReserveRequest { scope: Scope::Fleet, ..ReserveRequest::next_free(own) },
         ReserveRequest::next_free(other),
     ];
@@ -183,4 +187,5 @@ async fn agent_credential_acts_only_for_its_instance() {
         assert!(matches!(refusal, Refusal::BeyondOwnInstance), "{refusal:?}");
     }
     world.reserve_group(&agent, &ReserveRequest::next_free(own), at(1)).await.unwrap();
+    world.reserve_group(&agent, &on("own"), at(1)).await.expect("it chooses its own instance and no other");
 }

@@ -12,7 +12,7 @@ use gk_store::{ExpiryReport, Refusal};
 
 use crate::store::world::{World, actor, at, count, port, refused, told};
 
-fn lease(id: InstanceId, seconds: i64) -> ReserveRequest {
+pub(super) fn lease(id: InstanceId, seconds: i64) -> ReserveRequest {
     ReserveRequest {
         ttl_seconds: Some(LeaseTime::try_from(seconds).unwrap()),
         ..ReserveRequest::next_free(id)
@@ -20,13 +20,13 @@ fn lease(id: InstanceId, seconds: i64) -> ReserveRequest {
 }
 
 /// A server that looks at its leases: its wall clock, and a clock that never steps.
-struct Looker {
+pub(super) struct Looker {
     started: u64,
     last: Option<u64>,
 }
 
 impl Looker {
-    fn new(started: u64) -> Looker {
+    pub(super) fn new(started: u64) -> Looker {
         Looker { started, last: None }
     }
 
@@ -37,7 +37,7 @@ impl Looker {
         Tick { now: wall, elapsed, since_start: Duration::from_secs(passed - self.started) }
     }
 
-    async fn look(&mut self, world: &World, wall: Timestamp, passed: u64) -> ExpiryReport {
+    pub(super) async fn look(&mut self, world: &World, wall: Timestamp, passed: u64) -> ExpiryReport {
         let tick = self.tick(wall, passed);
         world.store.expire_leases(tick).await.unwrap()
     }

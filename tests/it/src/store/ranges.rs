@@ -40,7 +40,7 @@ async fn a_range_is_the_lowest_that_fits_between_what_is_taken() {
         Ok("8004-8006/tcp".to_owned()),
         Ok("8008/tcp".to_owned()),
         Ok("8009-8108/tcp".to_owned()),
-        Err("pool default has no 4096 contiguous free tcp ports left on web-1".to_owned()),
+        Err("pool default of 2000 ports has no 4096 contiguous free tcp ports left on web-1".to_owned()),
     ];
     assert_eq!(made, expected);
     assert_eq!(world.events().await.last().unwrap().message, "8009-8108/tcp reserved by ada");

@@ -6,8 +6,10 @@ mod asked;
 mod backup;
 mod batches;
 mod contacts;
+mod drift;
 mod ensure;
 mod fleet;
+mod forms;
 mod gaps;
 mod groups;
 mod history;
@@ -15,8 +17,10 @@ mod idempotency;
 mod instances;
 mod leases;
 mod model;
+mod pools;
 mod prune;
 mod ranges;
+mod renewals;
 mod sync;
 mod verify;
 
@@ -27,7 +31,12 @@ use crate::store::world::World;
 
 /// Nothing for SQLite, an empty database for PostgreSQL.
 fn new_database() -> Option<DatabaseUrl> {
-    module_path!().ends_with("::postgres").then(|| cluster::shared().create_database())
+    new_database_url().map(|url| url.parse().unwrap())
+}
+
+/// The same as text, for programs.
+fn new_database_url() -> Option<String> {
+    module_path!().ends_with("::postgres").then(|| cluster::shared().create_url())
 }
 
 /// An empty store on this module's database.

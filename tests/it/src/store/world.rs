@@ -8,15 +8,19 @@ use gk_model::contact::{Closed, Contact, ContactAnswer, ContactBody, Family, Par
 use gk_model::facts::Facts;
 use gk_model::history::{Event, Interval};
 use gk_model::id::InstanceId;
-use gk_model::instance::JoinRequest;
+use gk_model::instance::{InstancePatch, JoinRequest};
+use gk_model::labels::{Label, Labels};
 use gk_model::listener::{Digest, Listener, ListenerKey, Netns, Owner};
+use gk_model::pool::{Pool, PoolSpec};
 use gk_model::port::{Port, Protocol};
+use gk_model::port_set::PortSet;
 use gk_model::query::{EventQuery, HistoryQuery, Limit, ReservationQuery};
 use gk_model::reservation::{PortCount, Reservation, ReserveRequest};
 use gk_model::secret::{Secret, SecretHash, SecretKind};
 use gk_model::time::Timestamp;
-use gk_store::{DatabaseUrl, Error, Refusal, Store, StoreConfig};
+use gk_store::{DatabaseUrl, Error, Refusal, Store, StoreConfig, Tx};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 pub(crate) struct World {
@@ -48,7 +52,7 @@ pub(crate) fn join_request(name: &str, seed: u8) -> JoinRequest {
         name: Some(name.parse().unwrap()),
         credential_hash: credential(seed),
         facts: Facts { host_name: name.into(), ..Facts::default() },
-        labels: gk_model::labels::Labels::default(),
+        labels: Labels::default(),
         replace: None,
     }
 }
@@ -164,6 +168,24 @@ fn config(directory: &TempDir, database: Option<DatabaseUrl>) -> StoreConfig {
     StoreConfig { database, database_clock: false, ..StoreConfig::embedded(directory.path()) }
 }
 
+/// A writer that is kept busy.
+pub(crate) struct Busy {
+    store: Store,
+    free: std::sync::mpsc::Sender<()>,
+    wait: JoinHandle<Result<(), Error>>,
+}
+
+impl Busy {
+    /// Lets it go on once so many changes are queued.
+    pub(crate) async fn free_when(self, queued: u64) {
+        while self.store.metrics().queue_length < queued {
+            tokio::task::yield_now().await;
+        }
+        self.free.send(()).unwrap();
+        self.wait.await.unwrap().unwrap();
+    }
+}
+
 impl World {
     /// On SQLite, or in a PostgreSQL database of its own.
     pub(crate) async fn new(database: Option<DatabaseUrl>) -> World {
@@ -262,7 +284,7 @@ impl World {
         now: Timestamp,
     ) -> Result<Vec<Reservation>, Error> {
         let (actor, request) = (actor.clone(), request.clone());
-        self.store.write(move |tx| tx.reserve_group(&actor, &request, now)).await
+        self.store.write(move |tx| tx.reserve_group(&actor, &request, now).map(|made| made.items)).await
     }
 
     pub(crate) async fn release_part(
@@ -276,9 +298,47 @@ impl World {
         self.store.write(move |tx| tx.release(&actor, id, Some(part), false, None, now)).await
     }
 
+    /// Gives an instance these labels, and no others.
+    pub(crate) async fn label(&self, id: InstanceId, label: &str) {
+        let labels = Labels::try_from(vec![label.parse::<Label>().unwrap()]).unwrap();
+        let patch = InstancePatch { labels: Some(labels), ..InstancePatch::default() };
+        let admin = actor("root", Role::Admin);
+        let label = move |tx: &mut gk_store::Tx<'_>| {
+            tx.update_instance(&admin, &id.into(), &patch, None, at(0)).map(drop)
+        };
+        self.store.write(label).await.unwrap();
+    }
+
     pub(crate) async fn leave(&self, id: InstanceId, release: bool, now: Timestamp) -> Result<(), Error> {
         let admin = actor("root", Role::Admin);
         self.store.write(move |tx| tx.leave(&admin, &id.into(), release, None, now)).await
+    }
+
+    pub(crate) async fn set_pool(
+        &self,
+        name: &str,
+        spec: PoolSpec,
+        version: Option<u64>,
+    ) -> Result<(Pool, bool), Error> {
+        let (root, name) = (actor("root", Role::Admin), name.parse().unwrap());
+        self.store.write(move |tx| tx.set_pool(&root, &name, &spec, version, at(0))).await
+    }
+
+    /// Keeps the writer busy, so that what is queued meanwhile becomes one batch.
+    pub(crate) async fn occupy(&self) -> Busy {
+        let (busy, is_busy) = tokio::sync::oneshot::channel();
+        let (free, is_free) = std::sync::mpsc::channel::<()>();
+        let (store, mut busy) = (self.store.clone(), Some(busy));
+        let wait = tokio::spawn(async move {
+            let wait = move |_: &mut Tx<'_>| {
+                busy.take().into_iter().for_each(|busy| busy.send(()).unwrap());
+                is_free.recv().unwrap();
+                Ok(())
+            };
+            store.write(wait).await
+        });
+        is_busy.await.unwrap();
+        Busy { store: self.store.clone(), free, wait }
     }
 
     /// Every interval, oldest first.
@@ -295,7 +355,7 @@ impl World {
         let mut query = ReservationQuery { limit: Some(Limit::MAX), ..Default::default() };
         loop {
             let asked = query.clone();
-            let page = self.store.read(move |reader| reader.list_reservations(&asked)).await.unwrap();
+            let page = self.store.read(move |reader| reader.list_reservations(&asked, at(0))).await.unwrap();
             live.extend(page.items);
             match page.next {
                 None => return live,
@@ -328,6 +388,13 @@ impl World {
 /// `8000-8004/tcp`.
 pub(crate) fn told(made: &Reservation) -> String {
     format!("{}/{}", made.ports(), made.protocol)
+}
+
+/// A pool of `8000-8009,9100`, and everything else as it is unless told.
+pub(crate) fn pool_spec(ranges: &str) -> PoolSpec {
+    let mut ports = PortSet::default();
+    ranges.split(',').for_each(|range| ports.insert_range(range.parse().unwrap()));
+    PoolSpec::of(ports)
 }
 
 /// This many contiguous ports.

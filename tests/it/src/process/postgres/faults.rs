@@ -11,7 +11,7 @@ use gk_model::reservation::ReserveRequest;
 use crate::cluster::Cluster;
 use crate::process::crash::join;
 use crate::process::disk::{SmallDisk, reserve_until_put_off, stored};
-use crate::process::harness::{Place, Server, wait_for};
+use crate::process::harness::{Place, Server, reserve, wait_for};
 
 /// Status line, headers and body, as they come over TCP.
 fn get(server: &Server, path: &str) -> String {
@@ -36,7 +36,7 @@ fn while_the_database_is_gone_the_server_says_so_and_then_goes_on_by_itself() {
     let mut server = Server::start_on(&cluster.create_url(), &place.join("data"));
     let client = server.admin().with_patience(Duration::ZERO);
     let instance = join(&client, "web-1", 1);
-    let made = client.reserve(&ReserveRequest::next_free(instance)).unwrap();
+    let made = reserve(&client, &ReserveRequest::next_free(instance)).unwrap();
     for patient in [true, false] {
         if patient {
             cluster.stop();
@@ -48,7 +48,7 @@ fn while_the_database_is_gone_the_server_says_so_and_then_goes_on_by_itself() {
         assert!(get(&server, "/healthz").starts_with("http/1.1 200 "));
         // A change waits for some seconds before it is put off; once is enough.
         if patient {
-            let problem = client.reserve(&ReserveRequest::next_free(instance)).unwrap_err();
+            let problem = reserve(&client, &ReserveRequest::next_free(instance)).unwrap_err();
             assert_eq!(problem.problem().unwrap().code, Code::Unavailable, "{problem:?}");
         }
         let problem = client.list_instances(&Default::default()).unwrap_err();
@@ -58,7 +58,7 @@ fn while_the_database_is_gone_the_server_says_so_and_then_goes_on_by_itself() {
             get(&server, "/readyz").starts_with("http/1.1 200 ").then_some(())
         });
         assert_eq!(server.live(), std::slice::from_ref(&made));
-        let more = client.reserve(&ReserveRequest::next_free(instance)).unwrap();
+        let more = reserve(&client, &ReserveRequest::next_free(instance)).unwrap();
         client.release(more.id, false).unwrap();
     }
     server.process.assert_running();
@@ -83,7 +83,8 @@ fn a_database_on_a_full_disk_puts_writes_off_and_loses_nothing() {
     assert!(put_off.iter().any(full), "{put_off:?}");
     disk.make_space();
     cluster.resume();
-    let made = wait_for("the server to go on", || client.reserve(&ReserveRequest::next_free(instance)).ok());
+    let made =
+        wait_for("the server to go on", || reserve(&client, &ReserveRequest::next_free(instance)).ok());
     ledger.insert(made.id, made.first_port.get());
     let stored = stored(&server);
     assert!(ledger.iter().all(|(id, port)| stored.get(id) == Some(port)));

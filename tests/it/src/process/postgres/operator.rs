@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use gk_model::history::Event;
 use gk_model::problem::Code;
-use gk_model::query::{EventQuery, InstanceQuery, Limit};
+use gk_model::query::{EventQuery, InstanceQuery, Limit, Page};
 use gk_model::reservation::{Reservation, ReserveRequest};
 
 use crate::cluster::{self, Cluster};
 use crate::process::crash::{join, kill};
-use crate::process::harness::{Place, Process, Server, error_of, gatekeeper, refusal_of, stdout, wait_for};
+use crate::process::harness::{
+    Place, Process, Server, error_of, gatekeeper, refusal_of, reserve, stdout, wait_for,
+};
 
 /// What the server says when it is started on the address in its environment.
 fn refused(data: &Path, url: &str) -> String {
@@ -147,7 +149,7 @@ fn what_an_administrator_set_for_everybody_does_not_hinder() {
             }
         };
         let readers: Vec<_> = (0..16).map(|_| scope.spawn(read)).collect();
-        let made = (0..20).map(|_| client.reserve(&ReserveRequest::next_free(instance)).unwrap()).collect();
+        let made = (0..20).map(|_| reserve(&client, &ReserveRequest::next_free(instance)).unwrap()).collect();
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         made
     });
@@ -158,7 +160,7 @@ fn what_an_administrator_set_for_everybody_does_not_hinder() {
         (output.stdout == b"0\n").then_some(())
     });
     assert_eq!(server.live(), made);
-    client.reserve(&ReserveRequest::next_free(instance)).expect("the writer has a new session");
+    reserve(&client, &ReserveRequest::next_free(instance)).expect("the writer has a new session");
     server.verify();
 }
 
@@ -166,7 +168,9 @@ fn what_an_administrator_set_for_everybody_does_not_hinder() {
 fn content(server: &Server) -> (Vec<Event>, Vec<Reservation>, Vec<gk_model::instance::Instance>) {
     let client = server.admin();
     let query = EventQuery { limit: Some(Limit::MAX), ..Default::default() };
-    let events = gk_client::all_pages(|cursor| client.list_events(&EventQuery { cursor, ..query.clone() }));
+    let events = gk_client::all_pages(|cursor| {
+        client.list_events(&EventQuery { cursor, ..query.clone() }).map(Page::from)
+    });
     let instances = client.list_instances(&InstanceQuery::default()).unwrap().items;
     (events.collect::<Result<_, _>>().unwrap(), server.live(), instances)
 }
@@ -182,7 +186,7 @@ fn a_database_goes_from_sqlite_to_postgres_and_back_and_is_the_same() {
     let server = Server::start(&data);
     let instance = join(&server.admin(), "web-1", 1);
     for number in 0..120 {
-        let made = server.admin().reserve(&ReserveRequest::next_free(instance)).unwrap();
+        let made = server.reserve(&ReserveRequest::next_free(instance)).unwrap();
         if number % 3 == 0 {
             server.admin().release(made.id, false).unwrap();
         }

@@ -2,7 +2,7 @@
 //!
 //! Every client notes what it was answered, and between which events that was. Afterwards the log is read in the order
 //! of its numbers: each event must be legal where it stands, all of them must end in what is stored, and every answer
-//! must be explained by them.
+//! must be explained by them. Clients call the store, or go through the HTTP API of a server process (`way`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,14 +11,16 @@ use gk_model::access::{Actor, Role};
 use gk_model::history::{Event, EventKind};
 use gk_model::id::{InstanceId, ReservationId};
 use gk_model::port::{Port, PortRange, Protocol};
-use gk_model::reservation::{Group, Reservation, ReserveRequest, Scope};
-use gk_store::{Error, Refusal, Store};
+use gk_model::problem::{Code, Problem};
+use gk_model::reservation::{Reservation, ReserveRequest, Scope};
+use gk_store::{Refusal, Store};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::history::{Ask, Say, Where, ask, say};
+use super::history::{Ask, Say, ask, label, say};
 use super::reference::Machine;
 use super::sync::Expected;
+use super::way::{No, Served, Way};
 use super::{agents, show};
 use crate::store::world::{FakeAgent, World, actor, at, count, port};
 
@@ -74,11 +76,11 @@ enum What {
     Got(Vec<Reservation>),
     Gave(ReservationId, Option<PortRange>),
     /// With what was asked for, if it was ports.
-    Refused(Box<Refusal>, Box<Option<ReserveRequest>>),
+    Refused(No, Box<Option<ReserveRequest>>),
 }
 
 struct Client {
-    store: Store,
+    way: Way,
     who: Actor,
     ids: Vec<InstanceId>,
     /// What every client was given, oldest first.
@@ -91,46 +93,32 @@ impl Client {
     fn request(&self, ask: &Ask) -> ReserveRequest {
         let names = ask.names.iter().map(|name| name.parse().unwrap());
         let id = |machine: usize| self.ids[machine % self.ids.len()];
-        let group = Group {
-            names: names.collect(),
-            also_on: ask.also_on.iter().map(|also| id(*also).into()).collect(),
-            both_protocols: ask.both,
-            everywhere: ask.place == Where::Everywhere,
-        };
         ReserveRequest {
-            protocol: if ask.udp { Protocol::Udp } else { Protocol::Tcp },
+            protocol: ask.protocol(),
+            names: names.collect(),
             port: ask.port.map(port),
             count: count(i64::from(ask.count)),
             service: ask.service.map(|service| service.parse().unwrap()),
-            scope: if ask.place == Where::FleetForOne { Scope::Fleet } else { Scope::Instance },
+            scope: ask.scope(),
             ensure: ask.ensure,
             adopt: ask.adopt,
             busy: ask.busy.iter().copied().chain(ask.busy_from..10_000).filter_map(Port::new).collect(),
-            group,
-            ..ReserveRequest::next_free(id(ask.machine))
+            on: ask.selector(),
+            instance: ask.is_for_one().then(|| id(ask.machine).into()),
+            ..ReserveRequest::default()
         }
     }
 
     async fn act(&mut self, act: &Act) -> Result<(), String> {
-        let before = newest(&self.store).await?;
-        let (who, now) = (self.who.clone(), at(1));
+        let before = self.way.newest().await?;
+        let who = &self.who;
         let asked = if let Act::Reserve(ask) = act { Some(self.request(ask)) } else { None };
         let answer = match act {
             Act::Reserve(ask) => {
-                let request = self.request(ask);
-                let made = self.store.write(move |tx| tx.reserve_group(&who, &request, now)).await;
-                made.map(What::Got)
+                self.way.reserve(who, self.request(ask)).await.map(|made| What::Got(made.items))
             }
             Act::Spoil(ask) => {
-                let request = self.request(ask);
-                let spoil = move |tx: &mut gk_store::Tx<'_>| {
-                    tx.reserve_group(&who, &request, now)?;
-                    Err::<(), Error>(Refusal::BadCursor.into())
-                };
-                return match self.store.write(spoil).await {
-                    Err(Error::Failed(failure)) => Err(failure.to_string()),
-                    _ => Ok(()),
-                };
+                return self.way.spoil(who, self.request(ask)).await;
             }
             Act::Release(which, part) => {
                 if self.own.is_empty() {
@@ -141,17 +129,14 @@ impl Client {
                     let first = Port::new(held.first_port.get() + offset)?;
                     PortRange::from_count(first, count).filter(|part| held.ports().covers(*part))
                 });
-                let released =
-                    self.store.write(move |tx| tx.release(&who, held.id, part, false, None, now)).await;
-                released.map(|_| What::Gave(held.id, part))
+                self.way.release(who, held.id, part, false).await.map(|_| What::Gave(held.id, part))
             }
             Act::Steal(which) => {
                 let others = self.given.lock().unwrap().clone();
                 let mut others =
                     others.into_iter().rev().filter(|(holder, _)| *holder != self.who.subject.to_string());
                 let Some((_, id)) = others.nth(*which) else { return Ok(()) };
-                let stolen = self.store.write(move |tx| tx.release(&who, id, None, true, None, now)).await;
-                match stolen {
+                match self.way.release(who, id, None, true).await {
                     Ok(stolen) => return Err(format!("was let release another's: {stolen:?}")),
                     Err(refused) => Err(refused),
                 }
@@ -159,8 +144,8 @@ impl Client {
         };
         let what = match answer {
             Ok(what) => what,
-            Err(Error::Refused(refusal)) => What::Refused(refusal, Box::new(asked)),
-            Err(failure) => return Err(failure.to_string()),
+            Err(No::Failed(failure)) => return Err(failure),
+            Err(no) => What::Refused(no, Box::new(asked)),
         };
         self.note(before, what).await
     }
@@ -186,14 +171,10 @@ impl Client {
             }
             What::Refused(..) => {}
         }
-        let after = newest(&self.store).await?;
+        let after = self.way.newest().await?;
         self.noted.push(Noted { before, after, what });
         Ok(())
     }
-}
-
-async fn newest(store: &Store) -> Result<u64, String> {
-    store.log().await.map(|log| log.newest_seq).map_err(show)
 }
 
 /// An agent that goes on at the same time, and whose sync nobody else touches.
@@ -209,7 +190,7 @@ async fn observe(world: Store, agent: FakeAgent, says: Vec<Say>) -> Result<(), S
         match (&expected, &answer) {
             (Expected::Taken { session, acknowledged, .. }, Ok(answer))
                 if (answer.session.0, answer.acknowledged) == (*session, *acknowledged) => {}
-            (Expected::Superseded | Expected::OpensWithoutReport, Err(Error::Refused(_))) => {}
+            (Expected::Superseded | Expected::OpensWithoutReport, Err(gk_store::Error::Refused(_))) => {}
             _ => return Err(format!("{answer:?} instead of {expected:?}")),
         }
     }
@@ -223,17 +204,33 @@ pub(crate) async fn run(worlds: &[World], load: Load) -> Result<(), String> {
     for (index, says) in load.agents.into_iter().enumerate() {
         let seed = u8::try_from(index + 1).unwrap();
         let id = worlds[0].join(&format!("web-{seed}"), seed).await;
+        worlds[0].label(id, &label(index).to_string()).await;
         let credential = crate::store::world::credential(seed);
         let agent = FakeAgent { id, credential, session: gk_model::contact::Session(0), sequence: 0 };
         ids.push(id);
         agents.push((agent, says));
     }
+    let way = |index: usize, _: &Actor| Way::Store(worlds[index % worlds.len()].store.clone());
+    let clients = start(load.clients, &ids, way);
+    let store = worlds[worlds.len() - 1].store.clone();
+    let agents = agents.into_iter().map(|(agent, says)| tokio::spawn(observe(store.clone(), agent, says)));
+    for agent in agents.collect::<Vec<_>>() {
+        agent.await.map_err(show)??;
+    }
+    explain(&worlds[0], &finish(clients).await?).await
+}
+
+type Running = Vec<tokio::task::JoinHandle<Result<Client, String>>>;
+
+/// Lets the clients go on, each in its way.
+fn start(all: Vec<Vec<Act>>, ids: &[InstanceId], mut way: impl FnMut(usize, &Actor) -> Way) -> Running {
     let given = std::sync::Arc::default();
-    let clients = load.clients.into_iter().enumerate().map(|(index, acts)| {
+    let clients = all.into_iter().enumerate().map(|(index, acts)| {
+        let who = actor(&format!("client-{}", index / 2), Role::User);
         let mut client = Client {
-            store: worlds[index % worlds.len()].store.clone(),
-            who: actor(&format!("client-{}", index / 2), Role::User),
-            ids: ids.clone(),
+            way: way(index, &who),
+            who,
+            ids: ids.to_vec(),
             given: std::sync::Arc::clone(&given),
             own: Vec::new(),
             noted: Vec::new(),
@@ -245,17 +242,25 @@ pub(crate) async fn run(worlds: &[World], load: Load) -> Result<(), String> {
             Ok::<Client, String>(client)
         })
     });
-    let clients: Vec<_> = clients.collect();
-    let store = worlds[worlds.len() - 1].store.clone();
-    let agents = agents.into_iter().map(|(agent, says)| tokio::spawn(observe(store.clone(), agent, says)));
-    for agent in agents.collect::<Vec<_>>() {
-        agent.await.map_err(show)??;
-    }
+    clients.collect()
+}
+
+async fn finish(clients: Running) -> Result<Vec<Noted>, String> {
     let mut noted = Vec::new();
     for client in clients {
         noted.extend(client.await.map_err(show)??.noted);
     }
-    explain(&worlds[0], &noted).await
+    Ok(noted)
+}
+
+/// The same through the HTTP API of a server process, on this module's database, which is looked at afterwards. Its
+/// machines have no agents: an agent's contacts are the same whoever reserves.
+pub(crate) async fn run_through_http(load: Load) -> Result<(), String> {
+    let served = Served::start();
+    let ids: Vec<InstanceId> = (0..load.agents.len()).map(|index| served.join(index)).collect();
+    let clients = start(load.clients, &ids, |_, who| Way::Http(served.client(who)));
+    let noted = finish(clients).await?;
+    explain(&served.into_world().await, &noted).await
 }
 
 async fn explain(world: &World, noted: &[Noted]) -> Result<(), String> {
@@ -343,7 +348,10 @@ impl Replay {
                 // The parts that go on come right after the release, and take over what the whole had.
                 EventKind::Split if holder == Some(about.id) || holder == about.split_from => {}
                 EventKind::Released if holder == Some(about.id) => {}
-                EventKind::Renewed => continue,
+                EventKind::Renewed
+                | EventKind::Expiring
+                | EventKind::ConflictBegan
+                | EventKind::ConflictEnded => continue,
                 _ => return Err(format!("{port} is held by {holder:?}")),
             }
             let spans = self.spans.entry(at.unwrap_or(place)).or_default();
@@ -385,10 +393,15 @@ impl Replay {
                     None => Ok(()),
                 }
             }
-            What::Refused(refusal, asked) if self.is_explained(note, refusal, asked.as_ref().as_ref()) => {
-                Ok(())
+            What::Refused(no, asked) => {
+                let asked = asked.as_ref().as_ref();
+                let is_explained = match no {
+                    No::Refused(refusal) => self.is_explained(note, refusal, asked),
+                    No::Problem(problem) => self.is_problem_explained(note, problem, asked),
+                    No::Failed(_) => false,
+                };
+                if is_explained { Ok(()) } else { Err(format!("no reason to refuse: {no:?}")) }
             }
-            What::Refused(refusal, _) => Err(format!("no reason to refuse: {refusal:?}")),
         }
     }
 
@@ -406,9 +419,26 @@ impl Replay {
             Refusal::NotTheHolder(_)
             | Refusal::NotInReservation { .. }
             | Refusal::EnsureDiffers { .. }
+            | Refusal::NobodyChosen(_)
             | Refusal::PortInUse { .. }
             | Refusal::NothingToAdopt { .. }
             | Refusal::SeveralOwners { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The same of what the API says, which has no id in it: somebody held a number that was asked for.
+    fn is_problem_explained(&self, note: &Noted, problem: &Problem, asked: Option<&ReserveRequest>) -> bool {
+        match (problem.code, asked) {
+            (Code::PortReserved, Some(asked)) => {
+                let protocols = asked.protocol.each();
+                let mut places = self.spans.keys().filter(|place| protocols.contains(&place.1));
+                let tells = problem.holder.as_ref().is_some_and(|holder| holder.subject.is_some());
+                tells && places.any(|place| self.was_held(*place, note, None))
+            }
+            (Code::PoolExhausted, Some(asked)) => self.is_exhausted(note, asked),
+            (Code::EnsureDiffers | Code::NothingToAdopt | Code::NoSuchInstance, Some(_))
+            | (Code::NotTheHolder | Code::AlreadyReleased | Code::Impossible, None) => true,
             _ => false,
         }
     }

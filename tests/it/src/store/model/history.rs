@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use gk_model::labels::{Label, Selector};
+use gk_model::reservation::{Protocols, Scope};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -58,6 +60,8 @@ pub(crate) enum Op {
         part: Option<(u16, u16)>,
         force: bool,
     },
+    /// A pool that nobody draws from gets these numbers, or is deleted: it shares them with the default, and is counted.
+    SetPool(Option<(u16, u16)>),
     Renew {
         which: usize,
         by: usize,
@@ -109,6 +113,37 @@ pub(crate) enum Where {
     Instance,
     FleetForOne,
     Everywhere,
+}
+
+/// What the machine at this place is labelled with.
+pub(crate) fn label(machine: usize) -> Label {
+    format!("machine={machine}").parse().unwrap()
+}
+
+impl Ask {
+    /// Whether it names its machine.
+    pub(crate) fn is_for_one(&self) -> bool {
+        self.also_on.is_empty() && self.place != Where::Everywhere
+    }
+
+    /// What chooses its machines, where they are several.
+    pub(crate) fn selector(&self) -> Option<Selector> {
+        let all: Vec<String> = self.also_on.iter().chain([&self.machine]).map(ToString::to_string).collect();
+        let several = !self.also_on.is_empty();
+        several.then(|| format!("machine in ({})", all.join(",")).parse().unwrap())
+    }
+
+    pub(crate) fn protocol(&self) -> Protocols {
+        match (self.both, self.udp) {
+            (true, _) => Protocols::Both,
+            (false, true) => Protocols::Udp,
+            (false, false) => Protocols::Tcp,
+        }
+    }
+
+    pub(crate) fn scope(&self) -> Scope {
+        if self.place == Where::Instance { Scope::Instance } else { Scope::Fleet }
+    }
 }
 
 impl fmt::Debug for Ask {
@@ -277,6 +312,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (which(), person(), 1u32..2000, prop::bool::weighted(0.3))
             .prop_map(|(which, by, seconds, force)| Op::Renew { which, by, seconds, force }),
         8 => (machine(), say()).prop_map(|(machine, say)| Op::Contact { machine, say }),
+        1 => option::weighted(0.8, (7998u16..8008, 0u16..8))
+            .prop_map(|range| Op::SetPool(range.map(|(first, more)| (first, first + more)))),
         3 => prop_oneof![3 => 1u64..100, 1 => 100u64..2000].prop_map(Op::Wait),
         1 => step.prop_map(Op::Set),
         5 => Just(Op::Tick),

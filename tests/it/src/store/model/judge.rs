@@ -11,7 +11,7 @@ use gk_model::port::Protocol;
 use gk_model::reservation::{Reservation, ReserveRequest, Scope};
 use gk_store::Refusal;
 
-use super::reference::{Doubt, Gone, Held, Lease, Model};
+use super::reference::{Doubt, Gone, Held, Lease, Machine, Model};
 
 /// A run of ports, both ends included.
 type Run = (u16, u16);
@@ -77,34 +77,31 @@ impl Model {
         own: Option<InstanceId>,
         now: u64,
     ) -> Result<Wanted<'a>, BTreeSet<&'static str>> {
-        let group = &request.group;
         let mut refusals = BTreeSet::new();
-        let mut places: Vec<Option<InstanceId>> = Vec::new();
-        for named in std::iter::once(&request.instance).chain(&group.also_on) {
-            let mut joined = self.machines.iter().filter(|(_, machine)| machine.joined);
-            let found = joined.find(|(id, machine)| match named {
-                InstanceRef::Id(named) => **id == *named,
-                InstanceRef::Name(name) => machine.name == name.to_string(),
-            });
-            match found {
-                Some((id, _)) if !places.contains(&Some(*id)) => places.push(Some(*id)),
-                Some(_) => {}
-                None if group.everywhere => {}
-                None => drop(refusals.insert("no instance")),
-            }
-        }
-        if group.everywhere {
+        let mut joined: Vec<_> = self.machines.iter().filter(|(_, machine)| machine.joined).collect();
+        joined.sort_unstable_by_key(|(_, machine)| machine.name.to_lowercase());
+        let is_named = |id: InstanceId, machine: &Machine| match (&request.instance, &request.on) {
+            (Some(InstanceRef::Id(named)), _) => id == *named,
+            (Some(InstanceRef::Name(name)), _) => machine.name == name.to_string(),
+            (None, Some(selector)) => selector.matches(&machine.labels),
+            (None, None) => false,
+        };
+        let named = joined.into_iter().filter(|(id, machine)| is_named(**id, machine));
+        let mut places: Vec<Option<InstanceId>> = named.map(|(id, _)| Some(*id)).collect();
+        if request.is_for_all() {
             places = vec![None];
         }
-        let fleet = group.everywhere || request.scope == Scope::Fleet;
+        if places.is_empty() {
+            refusals.insert("no instance");
+        }
+        let fleet = request.scope == Scope::Fleet;
         if own.is_some_and(|own| fleet || places != [Some(own)]) {
             refusals.insert("beyond own");
         }
         if !refusals.is_empty() {
             return Err(refusals);
         }
-        let protocols =
-            if group.both_protocols { vec![Protocol::Tcp, Protocol::Udp] } else { vec![request.protocol] };
+        let protocols = request.protocol.each();
         let cells = places.iter().flat_map(|place| protocols.iter().map(|protocol| (*place, *protocol)));
         let names = request.names().into_iter().map(|name| name.map(ToString::to_string)).collect();
         Ok(Wanted { request, holder, fleet, cells: cells.collect(), names, now })

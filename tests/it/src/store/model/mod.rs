@@ -1,20 +1,22 @@
 //! The store against a reference model: random histories, and the same by many clients at once.
 //!
 //! `history` makes the histories, `reference`, `sync` and `judge` are the model, `play` and `observe` compare the two
-//! after every step, and `clients` lets many go on at once and explains afterwards, from the event log alone, everything
-//! that was answered.
+//! after every step, and `clients` lets many go on at once, calling the store or through HTTP (`way`), and explains
+//! afterwards, from the event log alone, everything that was answered.
 //!
 //! `GATEKEEPER_SOAK=1` makes it a hundred times as many. What failed once is tried first, from then on: proptest keeps
 //! it in a file beside this one.
 
 mod agents;
 mod clients;
+mod drift;
 mod history;
 mod judge;
 mod observe;
 mod play;
 mod reference;
 mod sync;
+mod way;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestRunner};
@@ -68,4 +70,11 @@ fn any_history_leads_where_the_model_leads() {
 fn whatever_many_clients_are_answered_the_log_explains_it() {
     let failed = "src/store/model/failed_loads.txt";
     check(12, 200, failed, &clients::load(), async |load| clients::run(&servers().await, load).await);
+}
+
+/// Every form of a request, as programs make it.
+#[test]
+fn whatever_many_clients_are_answered_over_http_the_log_explains_it() {
+    let failed = "src/store/model/failed_http_loads.txt";
+    check(4, 50, failed, &clients::load(), async |load| clients::run_through_http(load).await);
 }

@@ -21,7 +21,7 @@ use super::{agents, show};
 const RETENTION: u64 = 1500;
 
 /// What one port of one instance must show.
-type Shown = (String, Option<ReservationId>, BTreeSet<(ListenerKey, Vec<u32>)>);
+pub(super) type Shown = (String, Option<ReservationId>, BTreeSet<(ListenerKey, Vec<u32>)>);
 
 impl Play {
     pub(super) async fn contact(
@@ -141,10 +141,10 @@ impl Play {
 
     /// Those since the last look, which must be numbered without a gap.
     async fn new_events(&mut self, server: usize) -> Result<Vec<Event>, String> {
-        let after = Some(self.last_seq.to_string());
-        let query = EventQuery { cursor: after, limit: Some(Limit::MAX), ..Default::default() };
-        let page = self.world(server).store.read(move |reader| reader.list_events(&query)).await;
-        let events = page.map_err(show)?.items;
+        let store = self.world(server).store.clone();
+        let after = store.log().await.map_err(show)?.cursor(self.last_seq).to_string();
+        let query = EventQuery { cursor: Some(after), limit: Some(Limit::MAX), ..Default::default() };
+        let events = store.read(move |reader| reader.list_events(&query)).await.map_err(show)?.items;
         for event in &events {
             self.last_seq += 1;
             if event.seq != self.last_seq {
@@ -178,7 +178,7 @@ impl Play {
         }
     }
 
-    fn expected_ports(&self) -> BTreeMap<(InstanceId, Protocol, u16), Shown> {
+    pub(super) fn expected_ports(&self) -> BTreeMap<(InstanceId, Protocol, u16), Shown> {
         let mut expected = BTreeMap::new();
         for (id, machine) in self.model.machines.iter().filter(|(_, machine)| machine.joined) {
             let mut ports: BTreeSet<(Protocol, u16)> =

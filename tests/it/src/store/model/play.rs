@@ -9,16 +9,16 @@ use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, InstanceRef, ReservationId};
 use gk_model::instance::{Instance, JoinRequest};
 use gk_model::lease::LeaseTime;
-use gk_model::port::{Port, PortRange, Protocol};
-use gk_model::reservation::{Group, Reservation, ReserveRequest, Scope};
+use gk_model::port::{Port, PortRange};
+use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::secret::SecretHash;
 use gk_model::time::Timestamp;
 use gk_store::{Error, Refusal};
 
-use super::history::{Ask, MACHINES, NAMES, Op, PEOPLE, Step, Where};
+use super::history::{Ask, MACHINES, NAMES, Op, PEOPLE, Step, label};
 use super::reference::{Lease, Machine, Model};
 use super::show;
-use crate::store::world::{World, actor, at, count, credential, join_request, port};
+use crate::store::world::{World, actor, at, count, credential, join_request, pool_spec, port};
 
 /// What the wall clock says when a history begins, so that it can be set back.
 const BEGIN: u64 = 1_000_000;
@@ -54,6 +54,8 @@ pub(crate) struct Play {
     pub(super) last_look: u64,
     pub(super) last_seq: u64,
     pub(super) joined: u8,
+    /// The numbers of the pool beside the default, if it is there.
+    pool: Option<(u16, u16)>,
 }
 
 /// Which events a step must leave behind, in any order.
@@ -61,7 +63,7 @@ pub(super) type Events = Vec<EventKind>;
 
 pub(super) fn name_of(refusal: &Refusal) -> &'static str {
     match refusal {
-        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) => "no instance",
+        Refusal::NoSuchInstance(_) | Refusal::InstanceLeft(_) | Refusal::NobodyChosen(_) => "no instance",
         Refusal::BeyondOwnInstance => "beyond own",
         Refusal::CredentialReplaced => "no credential",
         Refusal::NameTaken(_) => "name taken",
@@ -70,6 +72,7 @@ pub(super) fn name_of(refusal: &Refusal) -> &'static str {
         Refusal::NotTheHolder(_) => "not the holder",
         Refusal::NotInReservation { .. } => "not in it",
         Refusal::NoLease(_) => "no lease",
+        Refusal::NoSuchPool(_) => "no pool",
         Refusal::IdentitySuperseded { .. } => "superseded",
         Refusal::OpensWithoutReport(_) => "opens without report",
         _ => "other",
@@ -98,6 +101,11 @@ pub(super) fn expect<T: std::fmt::Debug>(
     }
 }
 
+/// Reservations without what is observed of them.
+fn intent(live: &[Reservation]) -> Vec<Reservation> {
+    live.iter().map(|live| Reservation { idle_since: None, ..live.clone() }).collect()
+}
+
 fn person(by: usize) -> Actor {
     actor(PEOPLE[by], if by == 2 { Role::Operator } else { Role::User })
 }
@@ -118,6 +126,7 @@ impl Play {
             last_look: 0,
             last_seq: 0,
             joined: 0,
+            pool: None,
         }
     }
 
@@ -137,19 +146,23 @@ impl Play {
     async fn step(&mut self, step: &Step) -> Result<(), String> {
         let server = step.server % self.servers.len();
         self.pass(1);
-        let before = self.live.clone();
+        let (before, conflicts) = (intent(&self.live), self.conflicts());
         let mut events = self.take(server, &step.op).await?;
+        events.extend(self.conflict_events(&conflicts));
         let happened = self.look(server).await?;
         let mut kinds: Events = happened.iter().map(|event| event.kind).collect();
+        // When that is, is a matter of leases alone.
+        kinds.retain(|kind| *kind != EventKind::Expiring);
         events.sort_by_key(|kind| kind.as_str());
         kinds.sort_by_key(|kind| kind.as_str());
         if events != kinds {
             return Err(format!("the log tells of {kinds:?} instead of {events:?}"));
         }
-        if matches!(step.op, Op::Contact { .. }) && before != self.live {
+        if matches!(step.op, Op::Contact { .. }) && before != intent(&self.live) {
             return Err("a contact touched reservations".to_owned());
         }
-        self.compare_ports(server).await
+        self.compare_ports(server).await?;
+        self.compare_drift(server).await
     }
 
     pub(super) fn pass(&mut self, seconds: u64) {
@@ -184,6 +197,7 @@ impl Play {
             Op::Renew { which, by, seconds, force } => {
                 self.renew(server, *which, *by, *seconds, *force).await
             }
+            Op::SetPool(range) => self.set_pool(server, *range).await,
             Op::Contact { machine, say } => self.contact(server, *machine, say).await,
             Op::Wait(seconds) => {
                 self.pass(*seconds);
@@ -215,6 +229,9 @@ impl Play {
         let mut request =
             JoinRequest { facts, credential_hash: hash, ..join_request(NAMES[name], self.joined) };
         request.name = request.name.filter(|_| known.is_none());
+        if known.is_none() {
+            request.labels = vec![label(machine)].try_into().unwrap();
+        }
         let who = match known {
             Some(id) => Actor::new("itself".parse().unwrap(), Authority::Instance(id, hash)),
             None => actor("root", Role::Admin),
@@ -239,7 +256,8 @@ impl Play {
         ephemeral: Option<(u16, u16)>,
     ) {
         self.slots[machine] = Slot { id: Some(joined.id), credential: Some(hash), sent: vec![] };
-        let new = Machine { ephemeral, ..Machine::new(joined.name.as_str()) };
+        let labels = joined.labels.clone();
+        let new = Machine { ephemeral, labels, ..Machine::new(joined.name.as_str()) };
         self.model.machines.insert(joined.id, new);
     }
 
@@ -279,30 +297,23 @@ impl Play {
     }
 
     fn request(&self, ask: &Ask) -> ReserveRequest {
-        let group = Group {
-            names: if ask.names.len() > 1 {
-                ask.names.iter().map(|name| name.parse().unwrap()).collect()
-            } else {
-                vec![]
-            },
-            also_on: ask.also_on.iter().map(|also| self.refer(*also, !ask.by_name)).collect(),
-            both_protocols: ask.both,
-            everywhere: ask.place == Where::Everywhere,
-        };
+        let names = ask.names.iter().filter(|_| ask.names.len() > 1);
         let busy = ask.busy.iter().copied().chain(ask.busy_from..10_000).filter_map(Port::new);
         ReserveRequest {
-            protocol: if ask.udp { Protocol::Udp } else { Protocol::Tcp },
+            protocol: ask.protocol(),
+            names: names.map(|name| name.parse().unwrap()).collect(),
             port: ask.port.map(port),
             count: count(i64::from(ask.count)),
             name: ask.names.first().filter(|_| ask.names.len() == 1).map(|name| name.parse().unwrap()),
             service: ask.service.map(|service| service.parse().unwrap()),
-            scope: if ask.place == Where::FleetForOne { Scope::Fleet } else { Scope::Instance },
+            scope: ask.scope(),
             ttl_seconds: ask.ttl.map(|ttl| LeaseTime::try_from(i64::from(ttl)).unwrap()),
             ensure: ask.ensure,
             adopt: ask.adopt,
             busy: busy.collect(),
-            group,
-            ..ReserveRequest::next_free(self.refer(ask.machine, ask.by_name))
+            on: ask.selector(),
+            instance: ask.is_for_one().then(|| self.refer(ask.machine, ask.by_name)),
+            ..ReserveRequest::default()
         }
     }
 
@@ -373,6 +384,20 @@ impl Play {
         }
         let remaining = self.model.release(id, part, self.wall);
         Ok([vec![EventKind::Released], vec![EventKind::Split; remaining]].concat())
+    }
+
+    async fn set_pool(&mut self, server: usize, range: Option<(u16, u16)>) -> Result<Events, String> {
+        let before = std::mem::replace(&mut self.pool, range);
+        let Some((first, last)) = range else {
+            let (root, name) = (actor("root", Role::Admin), "beside".parse().unwrap());
+            let delete = move |tx: &mut gk_store::Tx<'_>| tx.delete_pool(&root, &name, None, at(0));
+            let answer = self.world(server).store.write(delete).await;
+            let deleted = expect(answer, if before.is_some() { "" } else { "no pool" })?;
+            return Ok(deleted.map(|_| EventKind::PoolDeleted).into_iter().collect());
+        };
+        let answer = self.world(server).set_pool("beside", pool_spec(&format!("{first}-{last}")), None).await;
+        expect(answer, "")?;
+        Ok(if before == range { vec![] } else { vec![EventKind::PoolSet] })
     }
 
     async fn renew(

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gk_model::id::{InstanceId, ReservationId};
+use gk_model::labels::Labels;
 use gk_model::listener::{Listener, ListenerKey, Netns};
 use gk_model::port::Protocol;
 use gk_model::reservation::{Reservation, Scope};
@@ -28,6 +29,7 @@ const TOLERANCE: u64 = 2;
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) name: String,
+    pub(crate) labels: Labels,
     pub(crate) joined: bool,
     pub(crate) ephemeral: Option<(u16, u16)>,
     pub(crate) listeners: BTreeMap<ListenerKey, Listener>,
@@ -160,6 +162,7 @@ impl Machine {
     pub(crate) fn new(name: &str) -> Machine {
         Machine {
             name: name.to_owned(),
+            labels: Labels::default(),
             joined: true,
             ephemeral: None,
             listeners: BTreeMap::new(),

@@ -51,11 +51,25 @@ const PORT: Column<Line> =
 const WHO: Column<Line> = Column::new("WHO", |line: &Line| exact(line.who()))
     .shown_as(|line, _| or_dash(line.who()))
     .tinted(|line| if line.gap().is_some() { Tint::Odd } else { Tint::Plain });
-const HELD_BY: Column<Line> = Column::new("HELD BY", |line: &Line| line.held_by().join("; "))
-    .shown_as(|line, _| or_dash((!line.held_by().is_empty()).then(|| line.held_by().join("; "))));
+const HELD_BY: Column<Line> =
+    Column::new("HELD BY", |line: &Line| exact(line.holders())).shown_as(|line, _| or_dash(line.holders()));
+
+/// What is followed comes with its times, because ages would soon be wrong.
+const LIVE_EVERYWHERE: [Column<Line>; 6] = [LIVE_FROM, LIVE_UNTIL, INSTANCE, PORT, LIVE_WHO, LIVE_HELD_BY];
+const LIVE_HERE: [Column<Line>; 5] = [LIVE_FROM, LIVE_UNTIL, PORT, LIVE_WHO, LIVE_HELD_BY];
+
+const LIVE_FROM: Column<Line> = Column::new("FROM", |line: &Line| age::exact(line.from()));
+const LIVE_UNTIL: Column<Line> =
+    Column::new("UNTIL", |line: &Line| line.until().map_or_else(|| "now".to_owned(), age::exact));
+const LIVE_WHO: Column<Line> = Column::new("WHO", |line: &Line| or_dash(line.who()));
+const LIVE_HELD_BY: Column<Line> = Column::new("HELD BY", |line: &Line| or_dash(line.holders()));
 
 pub(super) fn columns(of_several: bool) -> &'static [Column<Line>] {
     if of_several { &EVERYWHERE } else { &HERE }
+}
+
+pub(super) fn live_columns(of_several: bool) -> &'static [Column<Line>] {
+    if of_several { &LIVE_EVERYWHERE } else { &LIVE_HERE }
 }
 
 /// The lines for people and programs: of gaps people get those that count as offline, and about one moment none at all,
@@ -104,7 +118,7 @@ impl Line {
         }
     }
 
-    fn until(&self) -> Option<Timestamp> {
+    pub(super) fn until(&self) -> Option<Timestamp> {
         match self {
             Line::Gap { gap, .. } => gap.until,
             Line::Interval { interval, .. } => interval.ended_at,
@@ -141,10 +155,10 @@ impl Line {
         }
     }
 
-    fn held_by(&self) -> &[String] {
+    fn holders(&self) -> Option<String> {
         match self {
-            Line::Gap { .. } => &[],
-            Line::Interval { held_by, .. } => held_by,
+            Line::Interval { held_by, .. } if !held_by.is_empty() => Some(held_by.join("; ")),
+            Line::Interval { .. } | Line::Gap { .. } => None,
         }
     }
 }

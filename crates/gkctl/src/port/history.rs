@@ -1,5 +1,6 @@
 //! `gkctl port history`: who held or listened on which port, from when to when.
 
+mod follow;
 mod line;
 mod summary;
 
@@ -14,6 +15,7 @@ use gk_model::instance::{Instance, Presence};
 use gk_model::port::PortRange;
 use gk_model::query::{HistoryQuery, Limit, Page};
 
+pub(crate) use self::follow::follow;
 use self::line::Line;
 use crate::args::HistoryFilters;
 use crate::context::{Context, collect, note};

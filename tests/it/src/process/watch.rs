@@ -1,0 +1,353 @@
+//! Watching real servers: killed, restarted, pruned and many at once.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use gk_client::{Client, ClientError, News, ServerAddress};
+use gk_model::access::Role;
+use gk_model::history::{Event, EventKind};
+use gk_model::id::InstanceId;
+use gk_model::instance::InstancePatch;
+use gk_model::port::{Port, Protocol};
+use gk_model::problem::Code;
+use gk_model::query::{EventQuery, Limit};
+use gk_model::reservation::ReserveRequest;
+use gk_model::secret::{Secret, SecretKind};
+use gk_model::time::Timestamp;
+use gk_model::token::TokenRequest;
+use gk_model::watch::{EventCursor, WatchQuery};
+use gk_store::{DatabaseUrl, Store, StoreConfig};
+
+use super::crash::{Load, join, kill};
+use super::harness::{Place, Server, gkctl, program, stdout, wait_for};
+use crate::cluster;
+
+/// Every event that was ever in the log, collected before it is pruned.
+#[derive(Default)]
+struct Ledger {
+    events: Mutex<BTreeMap<u64, Event>>,
+}
+
+impl Ledger {
+    /// Adds what is new in the list.
+    fn read_on(&self, client: &Client) -> Result<(), ClientError> {
+        let mut events = self.events.lock().unwrap();
+        let last = events.last_key_value().map_or(0, |(seq, _)| *seq);
+        let log =
+            client.list_events(&EventQuery { limit: Some(Limit::at_most(1)), ..Default::default() })?.log;
+        let mut cursor = Some(log.cursor(last).to_string());
+        while let Some(from) = cursor {
+            let query = EventQuery { cursor: Some(from), limit: Some(Limit::MAX), ..Default::default() };
+            let page = client.list_events(&query)?;
+            events.extend(page.items.into_iter().map(|event| (event.seq, event)));
+            cursor = page.next;
+        }
+        assert!(events.keys().copied().eq(1..=events.len() as u64), "the ledger has a gap");
+        Ok(())
+    }
+}
+
+/// What one watcher was told from one place on, until the log did not reach it any more.
+struct Told {
+    begin: u64,
+    events: Vec<Event>,
+    end: u64,
+}
+
+/// Small numbers without order, the same in each run.
+struct Luck(u64);
+
+impl Luck {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// The filters of the watchers; the first is none.
+fn filters() -> Vec<WatchQuery> {
+    vec![
+        WatchQuery::default(),
+        WatchQuery { kind: Some("reserved,renamed".parse().unwrap()), ..Default::default() },
+        WatchQuery::default(),
+        WatchQuery { kind: Some("released,renamed".parse().unwrap()), ..Default::default() },
+    ]
+}
+
+/// An event but for what its instance is called, which is told as it is now.
+fn line(event: &Event) -> String {
+    format!("{} {} {}: {}", event.seq, event.recorded_at, event.kind, event.message)
+}
+
+fn passes(query: &WatchQuery, event: &Event) -> bool {
+    query.kind.as_ref().is_none_or(|kinds| kinds.contains(event.kind))
+}
+
+/// Watches until an instance is renamed, hanging up and coming back somewhere else again and again.
+fn watch(clients: &[Client], filter: &WatchQuery, mut luck: Luck, hung_up: &AtomicUsize) -> Vec<Told> {
+    let mut told: Vec<Told> = Vec::new();
+    let mut at: Option<EventCursor> = None;
+    loop {
+        let client = &clients[luck.below(clients.len() as u64) as usize];
+        let mut news = client.watch(&WatchQuery { after: at, ..filter.clone() });
+        for _ in 0..=luck.below(120) {
+            match news.next() {
+                Some(Ok(News::Event(event))) => {
+                    let is_last = event.kind == EventKind::Renamed;
+                    told.last_mut().expect("a bookmark comes first").events.push(*event);
+                    if is_last {
+                        told.last_mut().unwrap().end = news.cursor().unwrap().seq;
+                        return told;
+                    }
+                }
+                Some(Ok(News::Bookmark)) if told.is_empty() => {
+                    let begin = news.cursor().unwrap().seq;
+                    told.push(Told { begin, events: Vec::new(), end: begin });
+                }
+                Some(Ok(News::Bookmark)) => {}
+                Some(Ok(News::Lost(_)) | Err(ClientError::Unreachable { .. })) => break,
+                Some(Err(ClientError::Refused(problem))) if problem.code == Code::Unavailable => break,
+                // Too slow for the pruning: said so, and begins anew.
+                Some(Err(ClientError::Gone(_))) => {
+                    let reached = at.or(news.cursor()).unwrap().seq;
+                    let log = wait_for("the log", || client.list_events(&EventQuery::default()).ok()).log;
+                    assert!(log.oldest_seq > reached + 1, "nothing is missing behind {reached}: {log:?}");
+                    told.push(Told { begin: log.newest_seq, events: Vec::new(), end: log.newest_seq });
+                    at = Some(log.end());
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+            at = news.cursor().or(at);
+            if let (Some(told), Some(at)) = (told.last_mut(), at) {
+                told.end = at.seq;
+            }
+        }
+        hung_up.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes away what is older than a second, again and again, after the ledger has it.
+fn prune(store: &Store, runtime: &tokio::runtime::Runtime) {
+    let pruned = store.write(|tx| tx.prune(Timestamp::from_clock(), Duration::from_secs(1), 10_000));
+    runtime.block_on(pruned).unwrap();
+}
+
+fn everybody_is_told_everything(servers: &mut [Server], pruner: Option<&Store>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (ledger, load, hung_up) = (Ledger::default(), Load::default(), AtomicUsize::new(0));
+    let instance = join(&servers[0].admin(), "web-1", 1);
+    let clients: Vec<Client> =
+        servers.iter().map(|server| server.admin().with_patience(Duration::ZERO)).collect();
+    let filters = filters();
+    let told: Vec<(usize, Vec<Told>)> = std::thread::scope(|scope| {
+        let (clients, hung_up) = (&clients, &hung_up);
+        let watchers: Vec<_> = (0..16)
+            .map(|number| {
+                let filter = &filters[number % filters.len()];
+                scope.spawn(move || (number, watch(clients, filter, Luck(number as u64), hung_up)))
+            })
+            .collect();
+        let keep = |rounds: usize| {
+            for _ in 0..rounds {
+                load.wait_for_more(60);
+                ledger.read_on(&clients[0]).unwrap();
+                if let Some(store) = pruner {
+                    prune(store, &runtime);
+                }
+            }
+        };
+        let both: Vec<&Server> = servers.iter().collect();
+        load.during(&both, instance, || keep(4));
+        // The last one is killed in the middle of its work.
+        let pid = servers.last().unwrap().process.id();
+        load.during(&servers.iter().collect::<Vec<_>>(), instance, || {
+            load.wait_for_more(40);
+            kill(pid);
+        });
+        servers.last_mut().unwrap().process.kill();
+        servers.last_mut().unwrap().restart();
+        ledger.read_on(&servers[0].admin()).unwrap();
+        load.during(&servers.iter().collect::<Vec<_>>(), instance, || keep(3));
+        let patch = InstancePatch { name: Some("the-end".parse().unwrap()), ..InstancePatch::default() };
+        servers[0].admin().update_instance(&instance.into(), &patch).unwrap();
+        ledger.read_on(&servers[0].admin()).unwrap();
+        watchers.into_iter().map(|watcher| watcher.join().unwrap()).collect()
+    });
+    let ledger = ledger.events.into_inner().unwrap();
+    let newest = ledger.len() as u64;
+    for (number, told) in &told {
+        let filter = &filters[number % filters.len()];
+        for Told { begin, events, end } in told {
+            let expected = ledger.range(begin + 1..=*end).map(|(_, event)| event);
+            let expected: Vec<String> = expected.filter(|event| passes(filter, event)).map(line).collect();
+            let told: Vec<String> = events.iter().map(line).collect();
+            let differ = (0..told.len().max(expected.len())).find(|at| told.get(*at) != expected.get(*at));
+            if let Some(at) = differ {
+                let (told, expected) = (told.get(at), expected.get(at));
+                panic!("watcher {number}, {begin} to {end}, at {at}: {told:?} instead of {expected:?}");
+            }
+        }
+        assert_eq!(told.last().unwrap().end, newest, "watcher {number} was told the end");
+    }
+    assert!(hung_up.into_inner() > 16, "the watchers hung up now and then");
+}
+
+#[test]
+fn watch_is_ordered_unique_gapless_resumable() {
+    let place = Place::new();
+    everybody_is_told_everything(&mut [Server::start(&place.join("one"))], None);
+
+    let url = cluster::shared().create_url();
+    let servers =
+        &mut [Server::start_on(&url, &place.join("two")), Server::start_on(&url, &place.join("three"))];
+    let database: DatabaseUrl = url.parse().unwrap();
+    let config = StoreConfig {
+        database: Some(database),
+        database_clock: false,
+        ..StoreConfig::embedded(place.join("pruner"))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = runtime.block_on(Store::open(config, Timestamp::from_clock())).unwrap();
+    everybody_is_told_everything(servers, Some(&store));
+    store.close();
+}
+
+fn over_tcp(server: &Server, token: &Secret) -> Client {
+    let address: ServerAddress = format!("http://{}", server.address).parse().unwrap();
+    Client::new(address, Some(token.clone()))
+}
+
+/// The next thing that is told and is no bookmark.
+fn next(watch: &mut gk_client::Watch) -> Result<News, ClientError> {
+    loop {
+        match watch.next().expect("a watch ends with an error") {
+            Ok(News::Bookmark) => {}
+            other => return other,
+        }
+    }
+}
+
+#[test]
+fn what_one_server_writes_the_watchers_of_another_are_told_within_a_second_until_their_token_ends() {
+    let place = Place::new();
+    let url = cluster::shared().create_url();
+    let (here, there) =
+        (Server::start_on(&url, &place.join("here")), Server::start_on(&url, &place.join("there")));
+    let instance = join(&here.admin(), "web-1", 1);
+    let secret = Secret::from_random(SecretKind::Subject, &[7; 32]);
+    let mut wanted = TokenRequest::for_subject("ada".parse().unwrap(), Role::Viewer);
+    wanted.hash = Some(secret.hash());
+    let made = here.admin().create_token(&wanted).unwrap();
+    let mut watch = over_tcp(&there, &secret).watch(&WatchQuery::default());
+    assert!(matches!(watch.next(), Some(Ok(News::Bookmark))));
+    let mut delays = Vec::new();
+    for _ in 0..9 {
+        here.admin().reserve(&ReserveRequest::next_free(instance)).unwrap();
+        let written_at = Instant::now();
+        assert!(matches!(next(&mut watch).unwrap(), News::Event(event) if event.kind == EventKind::Reserved));
+        delays.push(written_at.elapsed());
+    }
+    delays.sort_unstable();
+    assert!(delays[4] < Duration::from_secs(1), "{delays:?}");
+    here.admin().revoke_token(made.token.id).unwrap();
+    let ended_at = Instant::now();
+    let refused = loop {
+        match next(&mut watch) {
+            Ok(News::Lost(_) | News::Event(_)) => {}
+            other => break other.unwrap_err(),
+        }
+    };
+    assert_eq!(refused.problem().unwrap().code, Code::Unauthenticated);
+    assert!(ended_at.elapsed() < Duration::from_secs(3), "{:?}", ended_at.elapsed());
+}
+
+/// `gkctl` with its output in a pipe.
+fn piped(server: &Server, place: &Place, words: &[&str]) -> Child {
+    let socket = format!("unix:{}", server.data.join("gatekeeper.sock").display());
+    let mut command = program("gkctl");
+    command.args(words).env("GATEKEEPER_SERVER", socket).env("GATEKEEPER_STATE", place.join("state"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn reserve(server: &Server, instance: InstanceId, port: u16) {
+    let request = ReserveRequest { port: Port::new(port), ..ReserveRequest::next_free(instance) };
+    server.admin().reserve(&request).unwrap();
+}
+
+#[test]
+fn what_is_followed_comes_as_json_lines_over_a_restart_until_nobody_reads() {
+    let place = Place::new();
+    let mut server = Server::start(&place.join("data"));
+    let instance = join(&server.admin(), "web-1", 1);
+    reserve(&server, instance, 8100);
+    let words: [&[&str]; 3] = [
+        &["events", "--follow", "--since", "1h", "--kind", "reserved,released"],
+        &["port", "watch", "8100-8109", "--instance", "web-1", "-o", "json"],
+        &["port", "history", "--follow", "--since", "1h", "--instance", "web-1"],
+    ];
+    let mut children: Vec<Child> = words.iter().map(|words| piped(&server, &place, words)).collect();
+    let mut lines: Vec<_> =
+        children.iter_mut().map(|child| BufReader::new(child.stdout.take().unwrap()).lines()).collect();
+    let mut line = |of: usize| -> serde_json::Value {
+        serde_json::from_str(&lines[of].next().unwrap().unwrap()).unwrap()
+    };
+    assert_eq!((line(0)["first_port"].as_u64(), line(2)["first_port"].as_u64()), (Some(8100), Some(8100)));
+    wait_for("all three to watch", || {
+        let metrics = metrics(&server);
+        metrics.lines().any(|line| line == "gatekeeper_watchers 3").then_some(())
+    });
+    for port in [8101, 8200] {
+        reserve(&server, instance, port);
+        assert_eq!(
+            (line(0)["first_port"].as_u64(), line(2)["first_port"].as_u64()),
+            (Some(port.into()), Some(port.into()))
+        );
+    }
+    assert_eq!((line(1)["kind"].as_str(), server.process.id() > 0), (Some("reserved"), true));
+    server.process.kill();
+    server.restart();
+    reserve(&server, instance, 8102);
+    assert_eq!([0, 1, 2].map(|of| line(of)["first_port"].as_u64()), [Some(8102); 3], "8200 is not watched");
+    drop(lines);
+    reserve(&server, instance, 8103);
+    for mut child in children {
+        assert!(child.wait().unwrap().success(), "whoever hung up had seen enough");
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(
+            said.contains("going on as soon as it answers") && said.contains("nothing is missed"),
+            "{said}"
+        );
+    }
+}
+
+fn metrics(server: &Server) -> String {
+    use std::io::Write as _;
+    let mut stream = std::os::unix::net::UnixStream::connect(server.data.join("gatekeeper.sock")).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn a_place_that_is_gone_is_told_as_that_and_a_server_that_is_away_at_once() {
+    let place = Place::new();
+    let server = Server::start(&place.join("data"));
+    join(&server.admin(), "web-1", 1);
+    let listed = stdout(&gkctl(&server, &place.join("state"), &["events", "-o", "json"]));
+    assert!(listed.contains("joined"), "{listed}");
+    let log = server.admin().list_events(&EventQuery::default()).unwrap().log;
+    let beyond =
+        WatchQuery { after: Some(log.cursor(99)), protocol: Some(Protocol::Tcp), ..Default::default() };
+    let gone = server.admin().watch(&beyond).next().unwrap().unwrap_err();
+    assert!(matches!(&gone, ClientError::Gone(problem) if problem.code == Code::StaleCursor), "{gone:?}");
+    drop(server);
+    let away = super::harness::gkctl_at("http://127.0.0.1:1", &place.join("state"), &["events", "--follow"]);
+    assert_eq!(away.status.code(), Some(6));
+}
