@@ -142,6 +142,6 @@ mod tests {
     fn every_index_of_the_long_tables_is_found() {
         let names = |filling| list_indexes(filling).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(Filling::Events), ["event_instance", "event_kind", "event_actor", "event_at"]);
-        assert_eq!(names(Filling::Intervals).len(), 19, "{:?}", names(Filling::Intervals));
+        assert_eq!(names(Filling::Intervals).len(), 14, "{:?}", names(Filling::Intervals));
     }
 }

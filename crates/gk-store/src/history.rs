@@ -2,7 +2,6 @@
 
 use gk_model::history::{History, Interval, IntervalKind};
 use gk_model::id::{InstanceId, InstanceRef};
-use gk_model::labels::Labels;
 use gk_model::listener::Listener;
 use gk_model::port::{PortRange, Protocol};
 use gk_model::query::{HistoryQuery, Page};
@@ -10,10 +9,10 @@ use gk_model::reservation::Reservation;
 use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 
-use crate::arms;
+use crate::arms::{self, FEW, Whose};
 use crate::driver::{Access, Connection};
 use crate::error::{Error, StoreError};
-use crate::page;
+use crate::page::{self, Filters};
 use crate::rows::Row;
 use crate::space::{Names, Space};
 use crate::tx::{Reader, Tx};
@@ -174,17 +173,18 @@ impl Reader<'_> {
     }
 
     /// The instances that a list is about; nothing when it is about all of them.
-    fn list_asked(&mut self, query: &HistoryQuery) -> Result<Option<Vec<InstanceId>>, Error> {
+    fn list_asked(&mut self, query: &HistoryQuery) -> Result<Option<Whose>, Error> {
         let one = self.resolve(query.instance.as_ref())?;
-        let Some(selector) = &query.label else { return Ok(one.map(|one| vec![one])) };
-        let mut chosen = Vec::new();
-        for mut row in self.query("select id, labels from instance order by id", &[])? {
-            let (id, Json(labels)): (InstanceId, Json<Labels>) = (row.take()?, row.take()?);
-            if selector.matches(&labels) && one.is_none_or(|one| one == id) {
-                chosen.push(id);
-            }
+        if one.is_none() && query.label.is_none() {
+            return Ok(None);
         }
-        Ok(Some(chosen))
+        let filters = Filters::new("id is not null", &[]).and("id = $?", one);
+        let filters = filters.and_chosen("labels", query.label.as_ref());
+        let (sql, values) = filters.finish("select id from instance", "id", u32::MAX - 1);
+        let ids = self.query(&sql, &values)?.into_iter().map(|mut row| row.take());
+        let ids = ids.collect::<Result<Vec<InstanceId>, StoreError>>()?;
+        let some = self.query("select 1 from instance limit $1", values![FEW as u64 + 1])?;
+        Ok(Some(Whose { ids, is_of_few: some.len() <= FEW }))
     }
 
     /// Intervals by the time that they began, the last first unless the oldest are asked for.
@@ -193,13 +193,14 @@ impl Reader<'_> {
     /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::BadCursor`].
     pub fn list_history(&mut self, query: &HistoryQuery) -> Result<History, Error> {
         let whose = self.list_asked(query)?;
-        let (sql, values) = arms::select(COLUMNS, query, whose.as_deref())?;
+        let (sql, values) = arms::select(COLUMNS, query, whose.as_ref())?;
         let rows = self.query(&sql, &values)?;
         let names = self.list_names(&rows, INSTANCE)?;
         let read = |row| read_interval(row, &names);
         let cursor_of = |last: &Interval| page::cursor(&[&last.began_at.as_micros(), &last.seq]);
         let Page { items, next } = page::page(rows, query.limit(), read, cursor_of)?;
-        let gaps = self.list_gaps(query, whose.as_deref(), items.last().filter(|_| next.is_some()))?;
+        let ids = whose.as_ref().map(|whose| whose.ids.as_slice());
+        let gaps = self.list_gaps(query, ids, items.last().filter(|_| next.is_some()))?;
         Ok(History { items, gaps, next })
     }
 
@@ -210,7 +211,7 @@ impl Reader<'_> {
     #[doc(hidden)]
     pub fn explain_history(&mut self, query: &HistoryQuery, how: &str) -> Result<Vec<String>, Error> {
         let whose = self.list_asked(query)?;
-        let (sql, values) = arms::select(COLUMNS, query, whose.as_deref())?;
+        let (sql, values) = arms::select(COLUMNS, query, whose.as_ref())?;
         let lines = self.query(&format!("{how} {sql}"), &values)?;
         Ok(lines.into_iter().map(|mut row| row.take()).collect::<Result<_, StoreError>>()?)
     }

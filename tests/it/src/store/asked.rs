@@ -10,7 +10,6 @@ use crate::store::world::World;
 
 const ROWS: u64 = 6_000;
 const FIRST: u64 = 1_000_001;
-const INSTANCES: u64 = 3;
 
 /// What the filler has written, by the number of the row.
 #[derive(Clone)]
@@ -50,7 +49,7 @@ impl Known {
             time.is_none_or(|time| self.ended_at.is_none_or(|ended| ended > time.as_micros()))
         };
         let account = if self.seq % 100 == 1 { "www-data" } else { "root" };
-        let instance = InstanceRef::Id(instances[(self.seq / 10 % INSTANCES) as usize]);
+        let instance = InstanceRef::Id(instances[self.seq as usize / 10 % instances.len()]);
         query.instance.as_ref().is_none_or(|asked| *asked == instance)
             && query.kind.is_none_or(|kind| (kind == IntervalKind::Held) == self.is_held())
             && query.port.is_none_or(|range| {
@@ -70,10 +69,10 @@ impl Known {
 }
 
 /// Also the instances, in the order of their ids, by which the filler goes.
-async fn filled() -> (World, Vec<InstanceId>) {
+async fn filled(count: u64) -> (World, Vec<InstanceId>) {
     let world = super::new_world().await;
     let mut instances = Vec::new();
-    for number in 0..INSTANCES {
+    for number in 0..count {
         instances.push(world.join(&format!("node-{number}"), number as u8).await);
     }
     instances.sort_by_key(ToString::to_string);
@@ -100,7 +99,17 @@ async fn pages(world: &World, query: &HistoryQuery) -> Vec<Interval> {
 
 #[tokio::test]
 async fn every_form_of_history_answers_what_the_rows_say() {
-    let (world, instances) = filled().await;
+    ask_everything(3).await;
+}
+
+/// Of which one has a small part of history, so that other indexes are the better ones.
+#[tokio::test]
+async fn of_more_instances_every_form_of_history_answers_what_the_rows_say() {
+    ask_everything(10).await;
+}
+
+async fn ask_everything(count: u64) {
+    let (world, instances) = filled(count).await;
     let rows: Vec<Known> = (FIRST..FIRST + ROWS).map(Known::new).collect();
     let time = |row: u64| Some(Timestamp::from_micros(Known::new(FIRST + row).began_at));
     let plain = || HistoryQuery { limit: Some(Limit::at_most(97)), ..Default::default() };
@@ -158,5 +167,5 @@ async fn every_form_of_history_answers_what_the_rows_say() {
             }
         }
     }
-    assert!(found_any > 200, "only {found_any} forms found something");
+    assert!(found_any > 150, "only {found_any} forms found something");
 }
