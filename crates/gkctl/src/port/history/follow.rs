@@ -4,6 +4,7 @@
 //! watched is known afterwards only, and is not told here; `gkctl events --follow` tells who is offline.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::Result;
 use gk_client::{Client, ClientError};
@@ -52,7 +53,9 @@ pub(crate) fn follow(context: &Context, wanted: &HistoryFilters) -> Result<()> {
         let Some(range) = range.and_then(|(first, last)| PortRange::new(first, last).ok()) else {
             return Ok(());
         };
-        let touched = HistoryQuery { port: Some(range), since: Some(event.at), ..asked.clone() };
+        // What ended at a moment does not last beyond it.
+        let before = event.at.minus(Duration::from_micros(1));
+        let touched = HistoryQuery { port: Some(range), since: Some(before), ..asked.clone() };
         // What only goes on beside it is no news.
         let is_news = |interval: &Interval| interval.seq == event.seq || interval.ended_at == Some(event.at);
         tell(read(&client, &touched, is_news)?)
