@@ -168,3 +168,18 @@ async fn each_gap_is_on_one_page() {
         assert_eq!(found, expected, "{limit} {oldest:?}");
     }
 }
+
+#[tokio::test]
+async fn an_opening_that_comes_again_may_be_that_of_the_next_run() {
+    let world = super::new_world().await;
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    beat(&world, &agent, &[], 50).await;
+    let kept = agent.session;
+    restart(&world, &mut agent, &[], 100).await;
+    // That run was killed before it kept the answer; the next one asks again, under the same id.
+    (agent.session, agent.sequence) = (kept, 0);
+    let mut again = agent.report(&[], at(130));
+    again.opening = Some(Uuid::from_u128(100));
+    world.contact(&agent, again, at(130)).await.unwrap();
+    assert_eq!(gaps(&world, HistoryQuery::default()).await, [(50, Some(130))]);
+}
