@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use gk_model::history::{Event, Interval};
+use gk_model::history::{Event, History, Interval, IntervalKind};
 use gk_model::query::{EventQuery, HistoryQuery, Limit, Page};
 use gk_model::time::Timestamp;
 use gk_store::{Error, Filling, Reader, Store, StoreConfig, fill_history, filled_from};
@@ -20,6 +20,9 @@ const FIRST: u64 = 1_000_001;
 const INSTANCES: usize = 100;
 
 const ROUNDS: usize = 31;
+
+/// Below what people notice.
+const FORM: &str = "≤ 25 ms";
 
 const RATIO: &str = "≤ 1.3×";
 
@@ -114,7 +117,52 @@ async fn measure(bed: &Bed, store: &Store, count: u64) -> Result<Vec<Row>> {
     for ends in of_history {
         rows.extend(time_ends(bed, store, count, ends, list_history).await?);
     }
+    for (what, query) in forms(count)? {
+        rows.push(time_form(bed, store, count, what, query).await?);
+    }
     Ok(rows)
+}
+
+/// How else history is asked for: each must be as quick as a page from the end, however much lies before and after.
+fn forms(count: u64) -> Result<Vec<(&'static str, HistoryQuery)>> {
+    let plain = HistoryQuery::default;
+    let middle = Timestamp::from_micros(filled_from().as_micros() + ((FIRST + count / 2) * 1000) as i64);
+    Ok(vec![
+        ("history at a moment", HistoryQuery { at: Some(middle), ..plain() }),
+        ("history of one instance at a moment", {
+            HistoryQuery { at: Some(middle), instance: Some("node-7".parse()?), ..plain() }
+        }),
+        ("history since a moment", HistoryQuery { since: Some(middle), until: Some(middle), ..plain() }),
+        ("history of one port everywhere", HistoryQuery { port: Some("8123".parse()?), ..plain() }),
+        ("history of one port at a moment", {
+            HistoryQuery { port: Some("8123".parse()?), at: Some(middle), ..plain() }
+        }),
+        ("history of a service", HistoryQuery { service: Some("service-7".parse()?), ..plain() }),
+        ("history of a process", HistoryQuery { process: Some("worker-7".to_owned()), ..plain() }),
+        ("history of a process at a moment", {
+            HistoryQuery { process: Some("worker-7".to_owned()), at: Some(middle), ..plain() }
+        }),
+        ("history of a unit", HistoryQuery { unit: Some("unit-7.service".to_owned()), ..plain() }),
+        ("history of a container", HistoryQuery { container: Some("web-7".to_owned()), ..plain() }),
+        ("history of an account", HistoryQuery { account: Some("www-data".to_owned()), ..plain() }),
+        ("the first use of a port", {
+            let kind = Some(IntervalKind::Listened);
+            let limit = Some(Limit::at_most(1));
+            HistoryQuery { port: Some("8123".parse()?), kind, limit, oldest: Some(true), ..plain() }
+        }),
+    ])
+}
+
+async fn time_form(bed: &Bed, store: &Store, count: u64, what: &str, query: HistoryQuery) -> Result<Row> {
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let (time, page) = time(store, query.clone(), list_history).await?;
+        ensure!(!page.items.is_empty(), "{what}: nothing found");
+        times.push(time);
+    }
+    let median = quantile(&mut times, 0.5);
+    let what = format!("{}, {what} of {count}", bed.name);
+    Ok(Row::new(what, milliseconds(median)).with(FORM, median <= 0.025))
 }
 
 // The methods themselves are not general enough to be passed.
@@ -123,7 +171,8 @@ fn list_events(reader: &mut Reader<'_>, query: &EventQuery) -> Result<Page<Event
 }
 
 fn list_history(reader: &mut Reader<'_>, query: &HistoryQuery) -> Result<Page<Interval>, Error> {
-    reader.list_history(query)
+    let History { items, next, .. } = reader.list_history(query)?;
+    Ok(Page { items, next })
 }
 
 type List<Q, T> = fn(&mut Reader<'_>, &Q) -> Result<Page<T>, Error>;

@@ -142,6 +142,9 @@ pub(crate) struct ServerArgs {
     /// How many days history is kept, at least 1.
     #[arg(long, env = "GATEKEEPER_RETENTION", hide_env_values = true, default_value = "400", value_name = "DAYS", value_parser = retention)]
     pub(crate) retention: Duration,
+    /// How many events are kept at most, however young, as 500k or 50M; left out, all of those days.
+    #[arg(long, env = "GATEKEEPER_RETENTION_EVENTS", hide_env_values = true, value_name = "COUNT", value_parser = event_count)]
+    pub(crate) retention_events: Option<u64>,
     #[command(flatten)]
     pub(crate) tls: TlsArgs,
     /// Serve plain HTTP where others can reach it, as behind a proxy that speaks TLS.
@@ -359,6 +362,16 @@ fn retention(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
+/// `50000`, `500k` or `50M`. Fewer than a thousand would not tell what happened this morning.
+fn event_count(text: &str) -> Result<u64, &'static str> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1_000),
+        None => text.strip_suffix(['m', 'M']).map_or((text, 1), |digits| (digits, 1_000_000)),
+    };
+    let count = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit));
+    count.filter(|count| *count >= 1_000).ok_or("a number of events, at least 1000, as 500k or 50M")
+}
+
 /// The environment as `gk_model::paths` wants it.
 pub(crate) fn env(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from)
@@ -393,6 +406,19 @@ mod tests {
         assert_eq!(sockets(&[""]), sockets(&[]), "empty is as good as unset");
         assert_eq!(sockets(&["/a", "/b"]), ["/a", "/b"].map(std::path::PathBuf::from));
         assert!(sockets(&["none"]).is_empty());
+    }
+
+    #[test]
+    fn events_are_counted_in_thousands_and_millions() {
+        let table = [("1000", 1_000), ("500k", 500_000), ("500K", 500_000), ("50M", 50_000_000)];
+        for (text, count) in table {
+            assert_eq!(super::event_count(text), Ok(count), "{text}");
+        }
+        for bad in
+            ["0", "999", "", "k", "1.5M", "-5k", "50G", "99999999999999999999", "18446744073709551615M"]
+        {
+            assert!(super::event_count(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use gk_model::health::Health;
@@ -15,7 +14,7 @@ use gk_model::paths::SOCKET_FILE;
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 use gk_server::{Cidr, Config, Listeners, Tls};
-use gk_store::Store;
+use gk_store::{Retention, Store};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -92,7 +91,7 @@ pub(crate) struct Server {
     pub(crate) socket: PathBuf,
     database: String,
     store: Store,
-    retention: Duration,
+    retention: Retention,
     surface: SurfaceArgs,
     listeners: Listeners,
     tls: Option<Tls>,
@@ -125,7 +124,8 @@ impl Server {
             args.tls.url(address, &tls.as_ref().map(Tls::names).unwrap_or_default()),
             args.tls.trusted_proxy.clone(),
         );
-        let (retention, surface) = (args.retention, args.surface.clone());
+        let retention = Retention { age: args.retention, most_events: args.retention_events };
+        let surface = args.surface.clone();
         Ok(Server {
             address,
             socket,

@@ -3,7 +3,7 @@
 use gk_model::contact::{Contact, ContactAnswer};
 use gk_model::drift::Drift;
 use gk_model::health::Health;
-use gk_model::history::Interval;
+use gk_model::history::History;
 use gk_model::id::{InstanceId, InstanceRef, ReservationId, TokenId};
 use gk_model::ignore::{Ignore, IgnoreSpec};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
@@ -217,7 +217,7 @@ impl Client {
     }
 
     /// A page of intervals, newest first.
-    pub fn list_history(&self, query: &HistoryQuery) -> Result<Page<Interval>, ClientError> {
+    pub fn list_history(&self, query: &HistoryQuery) -> Result<History, ClientError> {
         self.fetch(&Call::get(paths::HISTORY, query))
     }
 

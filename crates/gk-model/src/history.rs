@@ -64,6 +64,10 @@ words! {
         PoolDeleted = "pool_deleted",
         /// A listener came, went or changed hands so often that this is told by its number; the message has the counts.
         Churn = "churn",
+        /// An instance was heard of no more.
+        Offline = "offline",
+        /// An instance that was offline was heard of again.
+        Online = "online",
     }
 }
 
@@ -154,4 +158,38 @@ pub struct Interval {
     pub reservation: Option<ReservationId>,
     /// For listened ones: the listener.
     pub listener: Option<Box<Listener>>,
+}
+
+/// From when to when nobody watched the listeners of an instance: its agent did not run, or has not told yet. What is
+/// said to have been listened on then is what was seen before and after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Gap {
+    /// The instance.
+    pub instance: InstanceLink,
+    /// When its listeners were last confirmed.
+    pub from: Timestamp,
+    /// When they were seen again; none while it is offline.
+    pub until: Option<Timestamp>,
+}
+
+impl Gap {
+    /// The most that one page of history tells.
+    pub const MOST: u32 = 1000;
+
+    /// Whether a moment is in it.
+    pub fn contains(&self, at: Timestamp) -> bool {
+        self.from < at && self.until.is_none_or(|until| at < until)
+    }
+}
+
+/// One page of history: intervals, and in which part of that time nobody watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct History {
+    /// The intervals.
+    pub items: Vec<Interval>,
+    /// The gaps that began in the time of this page, the last first; of all pages together, those of the whole time that
+    /// was asked for. A page tells the newest 1000 of its time.
+    pub gaps: Vec<Gap>,
+    /// The cursor of the next page; none on the last.
+    pub next: Option<String>,
 }

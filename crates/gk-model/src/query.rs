@@ -312,6 +312,23 @@ query! {
         until: Timestamp,
         /// Only those that lasted at this time.
         at: Timestamp,
+        /// Only what was held for this service.
+        service: ServiceName,
+        /// Only what was held by this subject.
+        holder: Subject,
+        /// Only what was listened on by a process of this name, without regard to case. Of several processes that share
+        /// a socket the first one counts that is not the init of the machine.
+        process: String,
+        /// Only what was listened on by this systemd unit.
+        unit: String,
+        /// Only what was listened on by the container of this name, or whose id begins with these 12 characters or more.
+        container: String,
+        /// Only what was listened on by a socket that this account had opened.
+        account: String,
+        /// Only on instances with these labels now.
+        label: Selector,
+        /// Whether the oldest come first.
+        oldest: bool,
     }
 }
 

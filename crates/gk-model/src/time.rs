@@ -61,26 +61,69 @@ impl Timestamp {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// Reads what people type: RFC 3339, a civil date or date and time in UTC, or an age (`90s`, `30m`, `2h`, `7d`)
-    /// counted back from `now`.
+    /// Reads what people type: RFC 3339, a date or a date and time in their own time zone, or an age (`90s`, `30m`, `2h`,
+    /// `7d`, also as `-2h` or `2h ago`) counted back from `now`.
     ///
     /// # Errors
     /// [`TimestampError`] with the accepted forms.
-    pub fn parse_from_people(text: &str, now: Timestamp) -> Result<Timestamp, TimestampError> {
-        let civil = || {
-            text.parse::<jiff::civil::DateTime>()
-                .ok()?
-                .to_zoned(jiff::tz::TimeZone::UTC)
-                .ok()
-                .map(|zoned| zoned.timestamp())
-        };
-        parse_span(text)
+    pub fn parse_from_people(text: &str, now: Timestamp, zone: &Zone) -> Result<Timestamp, TimestampError> {
+        let age = text.strip_suffix(" ago").or_else(|| text.strip_prefix('-')).unwrap_or(text);
+        parse_span(age)
             .map(|age| now.minus(age))
             .or_else(|| text.parse().ok())
-            .or_else(|| civil().map(|instant| Timestamp(instant.as_microsecond())))
+            .or_else(|| zone.parse(text))
             .ok_or_else(|| {
-                TimestampError::new(text, "an age like 30m, 2h or 7d, or in UTC as 2026-11-21, 2026-11-21 12:00 or 2026-11-21T12:00:00Z")
+                TimestampError::new(
+                    text,
+                    "an age like 30m, 2h or 7d, or as 2026-11-21, 2026-11-21 12:00 or 2026-11-21T12:00:00Z",
+                )
             })
+    }
+
+    /// `2026-11-21 12:00:05` in a time zone, in a form that [`Timestamp::parse_from_people`] takes.
+    pub fn in_zone(self, zone: &Zone) -> String {
+        match jiff::Timestamp::from_microsecond(self.0) {
+            Ok(instant) => instant.to_zoned(zone.0.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+            Err(_) => self.to_string(),
+        }
+    }
+}
+
+/// By what people tell the time.
+#[derive(Clone, Debug)]
+pub struct Zone(jiff::tz::TimeZone);
+
+impl Zone {
+    /// As everybody's clock is compared.
+    pub fn utc() -> Zone {
+        Zone(jiff::tz::TimeZone::UTC)
+    }
+
+    /// What this machine is set to; UTC where it is set to nothing. For the edges only.
+    pub fn of_machine() -> Zone {
+        Zone(jiff::tz::TimeZone::try_system().unwrap_or(jiff::tz::TimeZone::UTC))
+    }
+
+    /// A fixed number of hours ahead of UTC.
+    pub fn ahead(hours: i8) -> Zone {
+        Zone(
+            jiff::tz::Offset::from_hours(hours)
+                .map_or(jiff::tz::TimeZone::UTC, jiff::tz::Offset::to_time_zone),
+        )
+    }
+
+    /// How people call it at a moment: `UTC`, `CET`, `+02`.
+    pub fn word(&self, at: Timestamp) -> String {
+        match jiff::Timestamp::from_microsecond(at.0) {
+            Ok(instant) => instant.to_zoned(self.0.clone()).strftime("%Z").to_string(),
+            Err(_) => "UTC".to_owned(),
+        }
+    }
+
+    fn parse(&self, text: &str) -> Option<Timestamp> {
+        let civil = text.parse::<jiff::civil::DateTime>().ok()?;
+        let zoned = civil.to_zoned(self.0.clone()).ok()?;
+        Some(Timestamp(zoned.timestamp().as_microsecond()))
     }
 }
 
@@ -234,13 +277,28 @@ mod tests {
     #[test]
     fn people_may_write_a_date_or_an_age() {
         let now = Timestamp::from_micros(1_700_000_000_000_000);
-        let read = |text| Timestamp::parse_from_people(text, now).unwrap().to_string();
-        assert_eq!(read("2h"), "2023-11-14T20:13:20.000000Z");
+        let read = |text| Timestamp::parse_from_people(text, now, &Zone::utc()).unwrap().to_string();
+        for age in ["2h", "-2h", "2h ago"] {
+            assert_eq!(read(age), "2023-11-14T20:13:20.000000Z");
+        }
         assert_eq!(read("2023-11-14"), "2023-11-14T00:00:00.000000Z");
         assert_eq!(read("2023-11-14 10:00"), "2023-11-14T10:00:00.000000Z");
-        for bad in ["", "yesterday", "h", "-3h", "3", "99999999999999999999d"] {
-            assert!(Timestamp::parse_from_people(bad, now).is_err(), "{bad:?} was taken for a time");
+        for bad in ["", "yesterday", "h", "--3h", "-3h ago", "ago", "3", "99999999999999999999d"] {
+            assert!(
+                Timestamp::parse_from_people(bad, now, &Zone::utc()).is_err(),
+                "{bad:?} was taken for a time"
+            );
         }
+    }
+
+    #[test]
+    fn people_tell_the_time_of_their_own_zone() {
+        let (now, ahead) = (Timestamp::from_micros(1_700_000_000_000_000), Zone::ahead(2));
+        assert_eq!(now.in_zone(&ahead), "2023-11-15 00:13:20");
+        let read = |text: &str| Timestamp::parse_from_people(text, now, &ahead).unwrap();
+        assert_eq!(read(&now.in_zone(&ahead)), now);
+        assert_eq!(read("2023-11-14T22:13:20Z"), now, "whoever names a zone means it");
+        assert_eq!((Zone::utc().word(now).as_str(), ahead.word(now).as_str()), ("UTC", "+02"));
     }
 
     #[test]

@@ -5,11 +5,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
-use gk_store::Store;
+use gk_store::{Retention, Store};
 
 use crate::crowd::Crowd;
 use crate::hosts::Hosts;
@@ -44,8 +43,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// The proxies that are believed when they say for whom they speak.
     pub trusted_proxies: Vec<Cidr>,
-    /// How long history is kept.
-    pub retention: Duration,
+    /// How much history is kept.
+    pub retention: Retention,
     /// The names by which clients may call it.
     pub hosts: Hosts,
     /// How often one client may ask.

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use gk_model::id::InstanceId;
-use gk_model::lease::Tick;
+use gk_model::instance::OFFLINE_AFTER;
+use gk_model::lease::{ClockVerdict, Tick, judge};
 use gk_model::time::Timestamp;
-use gk_store::{Error, ExpiryReport, Pruned, Store};
+use gk_store::{Error, ExpiryReport, Pruned, Retention, Store};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -34,6 +35,9 @@ const EXPIRE_LEASES_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether changed ignore rules are to be applied.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is looked for who is offline: by this much later it is told.
+const MARK_OFFLINE_EVERY: Duration = Duration::from_secs(5);
 
 /// The rhythm of a job, and whether it does what it should.
 struct Job {
@@ -94,8 +98,8 @@ pub(crate) async fn flush_contacts(store: Store, stop: watch::Receiver<bool>) {
     }
 }
 
-/// Takes away what is older than the retention.
-pub(crate) async fn prune(store: Store, clock: Clock, retention: Duration, stop: watch::Receiver<bool>) {
+/// Takes away what is more than the retention.
+pub(crate) async fn prune(store: Store, clock: Clock, retention: Retention, stop: watch::Receiver<bool>) {
     let mut job = Job::new(PRUNE_EVERY, "old history is not taken away", stop);
     while job.is_due().await {
         let pruned = tokio::select! {
@@ -109,7 +113,7 @@ pub(crate) async fn prune(store: Store, clock: Clock, retention: Duration, stop:
 }
 
 /// Batch after batch until nothing old is left, with pauses in which others write. Answers the number of events.
-async fn prune_all(store: &Store, clock: &Clock, retention: Duration) -> Result<u64, Error> {
+async fn prune_all(store: &Store, clock: &Clock, retention: Retention) -> Result<u64, Error> {
     let mut events = 0;
     let mut turns = tokio::time::interval(PRUNE_TURNS);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -155,6 +159,47 @@ impl Silence {
         }
         let is_due = |since: &Instant| here.duration_since(*since) >= FORGET_GRACE;
         self.0.iter().filter(|(_, since)| is_due(since)).map(|(instance, _)| *instance).collect()
+    }
+}
+
+/// Writes down which instances have become offline.
+pub(crate) async fn mark_offline(store: Store, clock: Clock, stop: watch::Receiver<bool>) {
+    let mut job = Job::new(MARK_OFFLINE_EVERY, "it is not written down who is offline", stop);
+    let mut calm = Calm::default();
+    while job.is_due().await {
+        // Monotonic time first, as for leases.
+        let (here, now) = (Instant::now(), clock());
+        if !calm.look(now, here) {
+            continue;
+        }
+        let marked = store.mark_offline(now).await;
+        if let Some(count @ 1..) = job.report(marked) {
+            tracing::info!(instances.count = count, "instances are offline");
+        }
+    }
+}
+
+/// Since when the wall clock has gone on without a step, look after look. After one, and after a start, everybody seems
+/// silent: nobody is called offline until every agent has had the time to be heard of.
+#[derive(Default)]
+struct Calm {
+    since: Option<Instant>,
+    last: Option<(Timestamp, Instant)>,
+}
+
+impl Calm {
+    /// One look; answers whether silence means something by now.
+    fn look(&mut self, now: Timestamp, here: Instant) -> bool {
+        let since = *self.since.get_or_insert(here);
+        let elapsed = self.last.map(|(_, last)| here.duration_since(last));
+        let tick = Tick { now, elapsed, since_start: here.duration_since(since) };
+        let verdict = judge(self.last.map(|(last_at, _)| last_at), &tick);
+        self.last = Some((now, here));
+        if matches!(verdict, ClockVerdict::Stepped(_)) {
+            self.since = Some(here);
+            return false;
+        }
+        tick.since_start >= OFFLINE_AFTER
     }
 }
 
@@ -212,6 +257,28 @@ async fn expire_all(store: &Store, clock: &Clock, time: &mut LeaseClock) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_means_nothing_after_a_start_or_a_step_of_the_clock() {
+        let (mut calm, start) = (Calm::default(), Instant::now());
+        let noon = Timestamp::from_micros(1_700_000_000_000_000);
+        // Seconds of a clock that never steps; what the wall clock is off by; whether silence means something.
+        let table = [
+            (0, 0, false),
+            (89, 0, false),
+            (90, 0, true),
+            (95, 0, true),
+            (100, 7200, false),
+            (189, 7200, false),
+            (190, 7200, true),
+            (195, -60, false),
+            (290, -60, true),
+        ];
+        for (row, (seconds, off, means)) in table.into_iter().enumerate() {
+            let now = Timestamp::from_micros(noon.as_micros() + (seconds as i64 + off) * 1_000_000);
+            assert_eq!(calm.look(now, start + Duration::from_secs(seconds)), means, "row {row}");
+        }
+    }
 
     #[test]
     fn only_who_stays_silent_is_forgotten() {

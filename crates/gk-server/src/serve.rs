@@ -116,6 +116,7 @@ fn start(most: usize, config: Config, listeners: Listeners, stopping: &watch::Re
     tasks.spawn(jobs::expire_leases(config.store.clone(), clock.clone(), stopping.clone()));
     tasks.spawn(jobs::sweep(config.store.clone(), clock.clone(), stopping.clone()));
     tasks.spawn(jobs::prune(config.store.clone(), clock, retention, stopping.clone()));
+    tasks.spawn(jobs::mark_offline(config.store.clone(), config.clock.clone(), stopping.clone()));
     tasks.spawn(jobs::forget_silent(config.store.clone(), config.clock.clone(), stopping.clone()));
     let (tls, trusted) = (config.tls.clone(), Arc::from(config.trusted_proxies.as_slice()));
     if let Some(tls) = tls.clone() {

@@ -125,6 +125,3 @@ create table interval (
     reservation text,
     listener text
 );
-create index interval_time on interval (began_at, seq);
-create index interval_instance on interval (instance, began_at, seq);
-create index interval_port on interval (instance, first_port, began_at, seq);

@@ -9,7 +9,6 @@ create table log (
 create index event_kind on event (kind, seq);
 create index event_actor on event (actor, seq);
 create index event_at on event (at, seq);
-create index interval_kind on interval (kind, began_at, seq);
 
 -- Pruning by age: each batch begins at the oldest row.
 create index interval_ended on interval (ended_at) where ended_at is not null;

@@ -63,6 +63,8 @@ pub(crate) enum BeatChange {
     Applied(InstanceId, Applied, Timestamp),
     /// The identity of the instance ended or began anew.
     Ended(InstanceId),
+    /// The instance was found offline: its next contact is to go through the database.
+    Silent(InstanceId),
     /// A token ended.
     Revoked(TokenId),
 }
@@ -111,7 +113,7 @@ impl Beats {
     pub(crate) fn apply(&self, change: BeatChange) {
         match change {
             BeatChange::Applied(instance, applied, at) => self.note(instance, applied, at),
-            BeatChange::Ended(instance) => self.forget(instance),
+            BeatChange::Ended(instance) | BeatChange::Silent(instance) => self.forget(instance),
             BeatChange::Revoked(_) => {}
         }
     }

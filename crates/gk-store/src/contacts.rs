@@ -45,13 +45,18 @@ struct Known {
     subject: Subject,
     /// The ports it occupies without a listener, as they are stored.
     occupied: String,
+    /// Since when it is offline, if that was written down.
+    offline_since: Option<Timestamp>,
+    /// When its listeners were last confirmed; where they never were, when it was last heard of, or joined.
+    watched_at: Timestamp,
 }
 
 impl Reader<'_> {
     /// The credential is looked at once more, because it may have been replaced since the door let the caller in.
     fn get_known(&mut self, instance: InstanceId, credential: SecretHash) -> Result<Known, Error> {
         let sql = "select credential, previous_credential, coalesce(credential_at, joined_at), session, opening, \
-                   sequence, digest, complete, previous_sequence, subject, occupied \
+                   sequence, digest, complete, previous_sequence, subject, occupied, \
+                   offline_since, coalesce(observed_at, last_contact_at, joined_at) \
                    from instance where id = $1 and left_at is null";
         let row = self.query_one(sql, values![instance])?;
         let mut row = row.ok_or(Refusal::NoSuchInstance(InstanceRef::Id(instance)))?;
@@ -68,7 +73,11 @@ impl Reader<'_> {
             complete: row.take()?,
             previous: row.take()?,
         };
-        Ok(Known { state, credential_at, subject: row.take()?, occupied: row.take()? })
+        let (subject, occupied, offline_since) = (row.take()?, row.take()?, row.take()?);
+        let stored: Timestamp = row.take()?;
+        let observed_at = self.shared.beats.times(instance).and_then(|times| times.observed_at);
+        let watched_at = stored.max(observed_at.unwrap_or(stored));
+        Ok(Known { state, credential_at, subject, occupied, offline_since, watched_at })
     }
 }
 
@@ -86,9 +95,16 @@ impl Tx<'_> {
         received_at: Timestamp,
     ) -> Result<ContactAnswer, Error> {
         let known = self.get_known(instance, credential)?;
-        let Known { state, credential_at, subject, occupied: occupied_before } = known;
+        let Known { state, credential_at, subject, occupied: occupied_before, offline_since, watched_at } =
+            known;
         let session_before = state.session;
         let before = admit(state, contact)?;
+        if let Some(since) = offline_since {
+            self.record_online(instance, &subject, since, received_at)?;
+        }
+        if begins_anew(session_before, &before, contact) {
+            self.record_gap(instance, watched_at, received_at)?;
+        }
         let observation = Observation { instance, subject, received_at, sent_at: contact.sent_at };
         let (after, occupied) = self.apply_body(&observation, before, contact)?;
         let applied = Applied {
@@ -106,7 +122,8 @@ impl Tx<'_> {
         self.later(
             "update instance set session = $2, opening = $3, sequence = $4, digest = $5, complete = $6, \
              last_contact_at = $7, observed_at = coalesce(cast($8 as bigint), observed_at), \
-             occupied = coalesce(cast($9 as text), occupied), previous_sequence = cast($10 as bigint) where id = $1",
+             occupied = coalesce(cast($9 as text), occupied), previous_sequence = cast($10 as bigint), \
+             offline_since = null where id = $1",
             values![
                 instance,
                 after.session,
@@ -224,6 +241,15 @@ fn admit(state: SyncState, contact: &Contact) -> Result<SyncState, Refusal> {
         return Ok(SyncState::new(presented, None, None));
     }
     Ok(state)
+}
+
+/// Whether nobody can say what was between the contact before and this one, which says what is: it opens a session, or what
+/// came in between never came here. An opening that is repeated may be that of an agent that was killed at once.
+fn begins_anew(session_before: Session, before: &SyncState, contact: &Contact) -> bool {
+    let is_whole = matches!(&contact.body, ContactBody::Report { piece: Piece { base: None, .. }, .. });
+    let opens = contact.opening.is_some() && contact.sequence >= before.sequence;
+    let follows = before.session == session_before && contact.sequence == before.sequence.saturating_add(1);
+    is_whole && (opens || contact.sequence > before.sequence && !follows)
 }
 
 /// Whether every protocol and family of the home namespace is there.

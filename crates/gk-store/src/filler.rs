@@ -6,6 +6,7 @@
 use gk_model::time::Timestamp;
 
 use crate::StoreConfig;
+use crate::arms::class_of;
 use crate::driver::{Access, Connection, Location};
 use crate::error::{Error, StoreError};
 use crate::migrate::STEPS;
@@ -20,7 +21,7 @@ const CHUNK: u64 = 250_000;
 pub enum Filling {
     /// Rows of the event log, a microsecond apart.
     Events,
-    /// Ended intervals.
+    /// Intervals, of which nearly all have ended.
     Intervals,
 }
 
@@ -78,19 +79,18 @@ fn write(connection: &mut Connection, filling: Filling, first: u64, last: u64) -
             "insert into event (seq, at, recorded_at, kind, instance, protocol, first_port, last_port, actor, message) \
              select n.x, n.x * 1000 + $3, n.x * 1000 + $3, case when n.x % 2 = 0 then 'reserved' else 'released' end, \
              i.id, 'tcp', 8000 + n.x % 2000, 8000 + n.x % 2000, 'ada', '8000/tcp reserved by ada'"
+                .to_owned()
         }
-        Filling::Intervals => {
-            "insert into interval (seq, kind, instance, protocol, first_port, last_port, began_at, ended_at, service, \
-             holder) select n.x, 'held', i.id, 'tcp', 8000 + n.x % 2000, 8000 + n.x % 2000, n.x * 1000 + $3, \
-             n.x * 1000 + 500 + $3, 'web', 'ada'"
-        }
+        Filling::Intervals => intervals(),
     };
     let numbers = "with recursive numbers (x) as (select cast($1 as bigint) union all \
                    select x + 1 from numbers where x < cast($2 as bigint)), \
                    instances (id, number, total) as (select id, row_number() over (order by id) - 1, count(*) over () \
                    from instance)";
+    // What few rows of the kind have in common is to be found on every instance.
+    let instance = if filling == Filling::Intervals { "(n.x / 10)" } else { "n.x" };
     let text = format!(
-        "{numbers} {} from numbers n join instances i on i.number = n.x % i.total",
+        "{numbers} {} from numbers n join instances i on i.number = {instance} % i.total",
         sql.replace("$3", "cast($3 as bigint)")
     );
     connection.begin(Access::Write)?;
@@ -101,6 +101,39 @@ fn write(connection: &mut Connection, filling: Filling, first: u64, last: u64) -
     connection.commit()
 }
 
+/// One of three is held, by one of 200 services; the others are listened on by one of 500 processes. Most last half a
+/// millisecond, one of ten five seconds, one of 1,000 hundred seconds, and one of 5,000 lasts still.
+fn intervals() -> String {
+    let lasted = "(case when n.x % 5000 = 2 then null when n.x % 1000 = 1 then 100000000 \
+                  when n.x % 10 = 0 then 5000000 else 500 end)";
+    let lasting = class_of(lasted);
+    let listened = |value: &str| format!("case when n.x % 3 = 0 then null else {value} end");
+    let [process, unit, container, account, listener] = [
+        "'worker-' || (n.x % 500)",
+        "'unit-' || (n.x % 100) || '.service'",
+        "'web-' || (n.x % 300)",
+        "case when n.x % 100 = 1 then 'www-data' else 'root' end",
+        LISTENER,
+    ]
+    .map(listened);
+    format!(
+        "insert into interval (seq, kind, instance, protocol, first_port, last_port, began_at, ended_at, lasting, service, \
+         holder, process, unit, container, account, listener) \
+         select n.x, case when n.x % 3 = 0 then 'held' else 'listened' end, i.id, 'tcp', 8000 + n.x % 2000, \
+         8000 + n.x % 2000, n.x * 1000 + $3, n.x * 1000 + $3 + {lasted}, {lasting}, \
+         case when n.x % 3 = 0 then 'service-' || (n.x % 200) end, case when n.x % 3 = 0 then 'ada' end, \
+         {process}, {unit}, {container}, {account}, {listener}"
+    )
+}
+
+/// The same listener in every row: what is read is as long as in life, whatever it says.
+const LISTENER: &str = "'{\"netns\":\"home\",\"protocol\":\"tcp\",\"address\":\"0.0.0.0\",\"interface\":null,\
+                        \"port\":8000,\"v6only\":false,\"account\":\"root\",\"owners\":[{\"pid\":812,\
+                        \"started_ticks\":7,\"name\":\"worker\",\"exe\":\"/usr/bin/worker\",\
+                        \"account\":\"root\"}],\"unit\":null,\"container\":null,\
+                        \"first_seen_at\":\"2023-11-14T22:13:20.000000Z\",\
+                        \"last_seen_at\":\"2023-11-14T22:13:20.000000Z\"}'";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +142,6 @@ mod tests {
     fn every_index_of_the_long_tables_is_found() {
         let names = |filling| list_indexes(filling).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(Filling::Events), ["event_instance", "event_kind", "event_actor", "event_at"]);
-        assert_eq!(names(Filling::Intervals).len(), 5, "{:?}", names(Filling::Intervals));
+        assert_eq!(names(Filling::Intervals).len(), 14, "{:?}", names(Filling::Intervals));
     }
 }

@@ -126,7 +126,9 @@ fn follow_events(connection: &mut Connection, seq: u64, maps: &mut PortMaps) -> 
                 | EventKind::Split
                 | EventKind::Expiring
                 | EventKind::ConflictBegan
-                | EventKind::ConflictEnded,
+                | EventKind::ConflictEnded
+                | EventKind::Offline
+                | EventKind::Online,
                 ..,
             ) => {}
             (EventKind::IgnoreSet | EventKind::IgnoreDeleted, ..) => maps.ignores = None,

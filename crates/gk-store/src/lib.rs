@@ -8,6 +8,7 @@
 //! Promises: what was answered is on disk (unchanged heartbeats excepted, see [`Store::contact`]); events are numbered
 //! in commit order without a gap; a refusal has written nothing.
 
+mod arms;
 mod backup;
 mod beats;
 mod claims;
@@ -26,6 +27,7 @@ mod events;
 mod explain;
 mod filler;
 mod follow;
+mod gaps;
 mod history;
 mod idempotency;
 mod ignores;
@@ -45,6 +47,7 @@ mod pool_use;
 mod pools;
 mod port_map;
 mod ports;
+mod presence;
 mod private;
 mod prune;
 mod release;
@@ -95,7 +98,7 @@ use crate::metrics::Statements;
 pub use crate::metrics::{Distribution, Histogram, StatementCounters, StoreMetrics};
 pub use crate::pool_use::PoolFill;
 pub use crate::private::Exposed;
-pub use crate::prune::Pruned;
+pub use crate::prune::{Pruned, Retention};
 pub use crate::restore::restore;
 pub use crate::tokens::may_see;
 pub use crate::tx::{Reader, Tx};
@@ -193,7 +196,7 @@ impl Shared {
         match change {
             BeatChange::Ended(instance) => self.door.forget(instance),
             BeatChange::Revoked(token) => self.door.forget_token(token),
-            BeatChange::Applied(..) => {}
+            BeatChange::Applied(..) | BeatChange::Silent(_) => {}
         }
         self.beats.apply(change);
     }
@@ -429,5 +432,6 @@ fn prepare(location: &Location, now: Timestamp) -> Result<(), StoreError> {
     connection.take_all_time()?;
     migrate::refuse_backup(&mut connection)?;
     migrate::migrate(&mut connection, now)?;
+    history::search_old(&mut connection)?;
     log::ensure_log(&mut connection, now)
 }

@@ -4,7 +4,7 @@ use gk_model::access::{Actor, Authority};
 use gk_model::facts::Facts;
 use gk_model::history::EventKind;
 use gk_model::id::{InstanceId, InstanceRef};
-use gk_model::instance::{Instance, InstanceLink, InstancePatch, JoinRequest, OVERLAP};
+use gk_model::instance::{Instance, InstanceLink, InstancePatch, JoinRequest, OVERLAP, Presence};
 use gk_model::labels::Labels;
 use gk_model::listener::Digest;
 use gk_model::secret::SecretHash;
@@ -384,14 +384,17 @@ impl Tx<'_> {
             leaving.id,
             last_seen_at,
         )?;
+        if leaving.presence == Presence::Offline {
+            self.record_gap(leaving.id, leaving.observed_at.unwrap_or(last_seen_at), now)?;
+        }
         self.end_listeners(leaving.id, now)?;
         // As they are without anybody who listens.
         for reservation in &self.list_live_of(leaving.id)? {
             self.end_reservation(EventKind::Released, actor.into(), reservation, now)?;
         }
         self.later(
-            "update instance set left_at = $2, credential = null, previous_credential = null, last_contact_at = $3, version = version + 1 \
-             where id = $1",
+            "update instance set left_at = $2, credential = null, previous_credential = null, last_contact_at = $3, \
+             offline_since = null, version = version + 1 where id = $1",
             values![leaving.id, now, leaving.last_contact_at],
         )?;
         self.counts().instances -= 1;

@@ -80,6 +80,22 @@ impl Filters {
         self
     }
 
+    /// One more condition: that a column is one of these.
+    #[must_use]
+    pub(crate) fn among<T: Into<Value> + Clone>(mut self, column: &str, values: &[T]) -> Filters {
+        let first = self.values.len();
+        self.values.extend(values.iter().cloned().map(Into::into));
+        let numbers = (first..self.values.len()).map(|number| format!("${}", number + 1));
+        match values.is_empty() {
+            true => self.text.push_str(" and 1 = 0"),
+            false => {
+                let numbers = numbers.collect::<Vec<_>>().join(", ");
+                self.text.push_str(&format!(" and {column} in ({numbers})"));
+            }
+        }
+        self
+    }
+
     /// Only where the JSON of labels in this column is chosen. By `replace`, because what looks for a text in another one
     /// has other names, and another opinion of capitals, in each database.
     #[must_use]

@@ -1,4 +1,4 @@
-//! Pruning: what is older than the retention goes, in batches so small that the other writers do not notice.
+//! Pruning: what is older than the retention, or more of it than it allows, goes, in batches so small that the other writers do not notice.
 //!
 //! Never lost: anything that lasts (open intervals, live reservations, quarantine under way), and the newest event. The
 //! log loses its beginning only, so its numbers stay without a gap and `oldest_seq` says all about what is gone.
@@ -15,6 +15,21 @@ use crate::value::values;
 /// How long what only serves retries and picks is kept after it ended: a clock may step by hours, not by more.
 const SHORT: Duration = Duration::from_secs(86_400);
 
+/// How much history is kept: what is too old goes, and of what is too much the oldest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// For how long.
+    pub age: Duration,
+    /// How many events at most. What ended before the oldest of them was recorded goes with those before it.
+    pub most_events: Option<u64>,
+}
+
+impl From<Duration> for Retention {
+    fn from(age: Duration) -> Retention {
+        Retention { age, most_events: None }
+    }
+}
+
 /// What one batch took away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
@@ -24,6 +39,15 @@ pub struct Pruned {
     pub rows: u64,
     /// Whether there may be more to take.
     pub is_partial: bool,
+}
+
+/// What is too much.
+#[derive(Clone, Copy)]
+struct Surplus {
+    /// The events with lower numbers.
+    below: u64,
+    /// The rest of what had ended by then.
+    before: Timestamp,
 }
 
 /// Rows that are done with when a time in them is long past.
@@ -66,6 +90,13 @@ const AGED: &[Aged] = &[
         by: "released_at",
         keep: Keep::Retention,
     },
+    Aged {
+        table: "gap",
+        key: "instance, from_at",
+        past: "until_at < $1",
+        by: "until_at",
+        keep: Keep::Retention,
+    },
     Aged { table: "token", key: "hash", past: "expires_at < $1", by: "expires_at", keep: Keep::Retention },
     Aged { table: "token", key: "hash", past: "revoked_at < $1", by: "revoked_at", keep: Keep::Retention },
     Aged {
@@ -85,15 +116,23 @@ const AGED: &[Aged] = &[
 ];
 
 impl Tx<'_> {
-    /// Takes away what is older than `retention`, at most so many rows of each table.
+    /// Takes away what is more than `retention`, at most so many rows of each table.
     ///
     /// # Errors
     /// Only when the database fails.
-    pub fn prune(&mut self, now: Timestamp, retention: Duration, most: u32) -> Result<Pruned, Error> {
+    pub fn prune(
+        &mut self,
+        now: Timestamp,
+        retention: impl Into<Retention>,
+        most: u32,
+    ) -> Result<Pruned, Error> {
+        let Retention { age, most_events } = retention.into();
         // Of several servers, one whose clock is far ahead must not take away what the others still need.
         let now = self.clock(now)?;
-        let cutoff = now.minus(retention);
-        let events = self.prune_events(cutoff, most)?;
+        let surplus = most_events.map_or(Ok(None), |most_events| self.find_surplus(most_events))?;
+        let aged = now.minus(age);
+        let cutoff = surplus.map_or(aged, |surplus| surplus.before.max(aged));
+        let events = self.prune_events(cutoff, surplus, most)?;
         let mut pruned = Pruned { events, rows: 0, is_partial: events == u64::from(most) };
         for aged in AGED {
             let before = match aged.keep {
@@ -108,16 +147,32 @@ impl Tx<'_> {
         Ok(pruned)
     }
 
+    /// What is more than so many events, if there are more.
+    fn find_surplus(&mut self, most_events: u64) -> Result<Option<Surplus>, StoreError> {
+        // Numbers have no gap: the oldest event to keep is found by counting back from the newest one.
+        let sql = "select seq, recorded_at from event where seq = (select max(seq) from event) - $1 + 1";
+        let row = self.query_one(sql, values![most_events.max(1)])?;
+        row.map(|mut row| Ok(Surplus { below: row.take()?, before: row.take()? })).transpose()
+    }
+
     /// The oldest events up to the first that is young, whatever follows it: where the clock stepped back, older ones
     /// wait behind younger ones, because a hole in the numbers would look like a loss.
-    fn prune_events(&mut self, cutoff: Timestamp, most: u32) -> Result<u64, StoreError> {
+    fn prune_events(
+        &mut self,
+        cutoff: Timestamp,
+        surplus: Option<Surplus>,
+        most: u32,
+    ) -> Result<u64, StoreError> {
         let sql = "select seq, recorded_at from event order by seq limit $1";
         let rows = self.query(sql, values![most + 1])?;
         let oldest = rows.into_iter().map(|mut row| Ok((row.take::<u64>()?, row.take::<Timestamp>()?)));
         let oldest = oldest.collect::<Result<Vec<_>, StoreError>>()?;
         // The last one read either is the newest event or stays for the next batch.
         let candidates = oldest.len().saturating_sub(1);
-        let old = oldest.iter().take(candidates).take_while(|(_, recorded_at)| *recorded_at < cutoff);
+        let is_old = |seq: u64, recorded_at: Timestamp| {
+            recorded_at < cutoff || surplus.is_some_and(|surplus| seq < surplus.below)
+        };
+        let old = oldest.iter().take(candidates).take_while(|(seq, recorded_at)| is_old(*seq, *recorded_at));
         let (last, count) = old.fold((None, 0), |(_, count), (seq, _)| (Some(*seq), count + 1));
         if let Some(last) = last {
             self.later("delete from event where seq <= $1", values![last])?;
@@ -198,7 +253,7 @@ mod tests {
         let next_day = prune(directory.path(), at(3 * 86_400), 500);
         assert_eq!((next_day.events, next_day.rows), (0, 1), "the quarantine");
         let next_year = prune(directory.path(), at(0).plus(YEAR + YEAR), 2);
-        assert_eq!((next_year.events, next_year.rows), (events - 1, 2), "interval and reservation");
+        assert_eq!((next_year.events, next_year.rows), (events - 1, 4), "interval, reservation, two gaps");
 
         assert_eq!(tables.map(count), kept);
         assert_eq!((count("event"), count("quarantine")), (1, 0));

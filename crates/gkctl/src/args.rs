@@ -37,6 +37,7 @@ pub(crate) use self::reservation::{Edit, OneReservation, Renew, ReservationFilte
 pub(crate) use self::reserve::{Check, RELEASE_EXAMPLES, RESERVE_EXAMPLES, Release, Reserve};
 pub(crate) use self::token::{CreateToken, RevokeTokens, TokenFilters, TokenVerb};
 pub(crate) use self::watch::WatchPorts;
+use crate::output::age;
 
 const LOGIN_EXAMPLE: &str = "\
 Example: gkctl login --server http://127.0.0.1:5000
@@ -59,8 +60,8 @@ macro_rules! with_times {
     ($example:literal) => {
         concat!(
             $example,
-            "\n\nTIME is in UTC: an age (30m, 2h, 7d), 2026-11-21, '2026-11-21 12:00', or RFC 3339 \
-             (2026-11-21T12:00:00Z)."
+            "\n\nTIME is an age (30m, 2h, 7d), or in the time zone of this machine 2026-11-21 or \
+             '2026-11-21 12:00', or RFC 3339 (2026-11-21T12:00:00Z)."
         )
     };
 }
@@ -200,8 +201,15 @@ pub(crate) enum PortVerb {
     /// Show who may use a port, and who does.
     #[command(after_help = "Example: gkctl port show 8080")]
     Show(OnePort),
-    /// List who held or listened on ports, newest first.
-    #[command(after_help = with_times!("Example: gkctl port history --port 8080 --since 7d"))]
+    /// List who listened on ports and who held them, from when to when, newest first.
+    #[command(after_help = with_times!(
+        "Example: gkctl port history 8080 --at '2026-11-17 14:00'\n\n\
+         Who has used a port since when:       gkctl port history 8080 --summary\n\
+         What a service used, fleet-wide:      gkctl port history -A --service billing-api\n\
+         Where a process listened this week:   gkctl port history -A --process nginx --since 7d\n\n\
+         Nobody knows who listened while an agent was away; such times are shown as lines of\n\
+         their own, in -o json also those of less than 90 s."
+    ))]
     History(HistoryFilters),
     /// Show ports as they change.
     #[command(after_help = "Example: gkctl port watch 8000-8099\n\n\
@@ -261,10 +269,13 @@ pub(crate) struct OnePort {
 
 #[derive(Debug, Default, ClapArgs)]
 pub(crate) struct HistoryFilters {
+    /// Only this port or range.
+    #[arg(value_name = "PORT|RANGE", allow_negative_numbers = true, conflicts_with = "port")]
+    pub(crate) number: Option<PortRange>,
     /// Of the whole fleet.
     #[arg(short = 'A', long)]
     pub(crate) all_instances: bool,
-    /// Only this port or range.
+    /// The port or range, as an option.
     #[arg(long, value_name = "RANGE", allow_negative_numbers = true)]
     pub(crate) port: Option<PortRange>,
     /// Only tcp or udp.
@@ -273,20 +284,44 @@ pub(crate) struct HistoryFilters {
     /// Only held, or only listened.
     #[arg(long)]
     pub(crate) kind: Option<IntervalKind>,
+    /// Only what was held for this service.
+    #[arg(long)]
+    pub(crate) service: Option<ServiceName>,
+    /// Only what was held by this subject.
+    #[arg(long, value_name = "SUBJECT")]
+    pub(crate) holder: Option<Subject>,
+    /// Only what a process of this name listened on.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) process: Option<String>,
+    /// Only what this systemd unit listened on.
+    #[arg(long)]
+    pub(crate) unit: Option<String>,
+    /// Only what this container listened on, by name or 12 characters of its id.
+    #[arg(long)]
+    pub(crate) container: Option<String>,
+    /// Only what this account listened on.
+    #[arg(long)]
+    pub(crate) account: Option<String>,
+    /// Only on instances with these labels, as env=prod,team in (web,api).
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) label: Option<Selector>,
     /// Only what lasted beyond this time.
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     pub(crate) since: Option<Timestamp>,
     /// Only what began before this time.
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     pub(crate) until: Option<Timestamp>,
     /// Only what lasted at this time.
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
     pub(crate) at: Option<Timestamp>,
+    /// Only tell when it was first used and when last, and by whom.
+    #[arg(long, conflicts_with_all = ["at", "limit"])]
+    pub(crate) summary: bool,
     /// At most so many.
     #[arg(long, value_name = "COUNT", value_parser = at_least_one)]
     pub(crate) limit: Option<NonZeroU32>,
     /// Go on with what begins and ends from now, oldest first.
-    #[arg(short, long, conflicts_with_all = ["until", "at", "limit"])]
+    #[arg(short, long, conflicts_with_all = ["until", "at", "limit", "summary"])]
     pub(crate) follow: bool,
 }
 
@@ -332,7 +367,7 @@ fn switch(text: &str) -> Result<bool, &'static str> {
 
 /// An age counts back from the moment it was typed.
 fn time(text: &str) -> Result<Timestamp, TimestampError> {
-    Timestamp::parse_from_people(text, Timestamp::from_clock())
+    Timestamp::parse_from_people(text, Timestamp::from_clock(), age::zone())
 }
 
 fn at_least_one(text: &str) -> Result<NonZeroU32, String> {
@@ -400,6 +435,9 @@ mod tests {
         "gkctl port list -A -o json",
         "gkctl port show 8080 --instance web-1",
         "gkctl port history --port 8000:8009 --since 2h --limit 5",
+        "gkctl port history 8080 --at -2h --process nginx --unit nginx.service --container web --account www-data",
+        "gkctl port history -A 8000-8009 --service s --holder ada --label env=prod,team --until 2026-11-21",
+        "gkctl port history 8080 --summary",
         "gkctl events --actor local:root --kind reserved",
         "gkctl events --origin",
         "gkctl events --follow --since 2h --kind opened,closed --label env=prod --protocol udp",
@@ -471,7 +509,7 @@ mod tests {
         fn check(command: &mut clap::Command) {
             let help = command.render_long_help().to_string();
             let takes_times = help.contains("<TIME>");
-            assert_eq!(takes_times, help.contains("TIME is in UTC: an age (30m"), "{}", command.get_name());
+            assert_eq!(takes_times, help.contains("TIME is an age (30m"), "{}", command.get_name());
             command.get_subcommands_mut().for_each(check);
         }
         check(&mut Args::command());
@@ -513,7 +551,10 @@ mod tests {
         "gkctl port list --limit 0",
         "gkctl port list -o yaml",
         "gkctl port history --since yesterday",
+        "gkctl port history 80 --port 80",
+        "gkctl port history 80 --summary --at 2h",
         "gkctl port history --follow --at 2h",
+        "gkctl port history --follow --summary",
         "gkctl events --follow --limit 5",
         "gkctl port watch --label env=prod",
         "gkctl pool set",

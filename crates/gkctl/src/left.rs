@@ -25,7 +25,7 @@ pub(crate) fn or_left<T>(
     };
     let InstanceRef::Name(name) = instance else { return Err(refused) };
     let Some(left) = find_left(client, name)? else { return Err(refused) };
-    let when = left.left_at.map(|at| format!(" at {} UTC", age::exact(at))).unwrap_or_default();
+    let when = left.left_at.map(|at| format!(" at {}", age::moment(at))).unwrap_or_default();
     note(format_args!("note: {} left{when}; this is what is known of it (id {})", left.name, left.id));
     read(&left.id.into())
 }

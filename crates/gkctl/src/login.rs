@@ -139,7 +139,7 @@ fn describe(who: &Whoami, now: Timestamp) -> Vec<(&'static str, String)> {
 
 fn describe_end(expires_at: Option<Timestamp>, now: Timestamp) -> String {
     match expires_at {
-        Some(end) => format!("{} UTC ({})", age::exact(end), age::around(end, now)),
+        Some(end) => format!("{} ({})", age::moment(end), age::around(end, now)),
         None => "when it is revoked".to_owned(),
     }
 }

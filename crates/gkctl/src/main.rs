@@ -13,7 +13,6 @@ mod drift;
 mod error;
 mod event;
 mod follow;
-mod history;
 mod ignore;
 mod instance;
 mod invitation;

@@ -1,6 +1,7 @@
 //! `gkctl port list` and `gkctl port show`: who may use a port, and who does.
 
 pub(crate) mod check;
+pub(crate) mod history;
 pub(crate) mod release;
 pub(crate) mod reserve;
 pub(crate) mod watch;

@@ -160,7 +160,7 @@ fn known(held: &Reservation, now: Timestamp) -> Vec<(&'static str, String)> {
         ("expected", held.expect.as_ref().map(ToString::to_string)),
         ("pool", held.pool.as_ref().map(ToString::to_string)),
         ("reserved", at(Some(held.created_at))),
-        ("ends", held.expires_at.map(|end| format!("{} UTC ({})", age::exact(end), age::around(end, now)))),
+        ("ends", held.expires_at.map(|end| format!("{} ({})", age::moment(end), age::around(end, now)))),
         ("idle since", at(held.idle_since).filter(|_| held.released_at.is_none())),
         ("released", at(held.released_at)),
         ("released by", held.released_by.as_ref().map(ToString::to_string)),

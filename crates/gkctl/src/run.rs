@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::args::{IgnoreVerb, InstanceVerb, PoolVerb, PortVerb, ReservationVerb, TokenVerb, Verb};
 use crate::context::Context;
-use crate::{adopt, doctor, drift, event, history, ignore, instance, join, label, login, pool};
+use crate::{adopt, doctor, drift, event, ignore, instance, join, label, login, pool};
 use crate::{port, reservation, status, token};
 
 /// Does what was typed.
@@ -57,8 +57,8 @@ fn of_port(context: &Context, verb: &PortVerb) -> Result<()> {
         PortVerb::Adopt(wanted) => adopt::adopt(context, wanted),
         PortVerb::List(wanted) => port::list(context, wanted),
         PortVerb::Show(wanted) => port::show(context, wanted),
-        PortVerb::History(wanted) if wanted.follow => history::follow(context, wanted),
-        PortVerb::History(wanted) => history::list(context, wanted),
+        PortVerb::History(wanted) if wanted.follow => port::history::follow(context, wanted),
+        PortVerb::History(wanted) => port::history::list(context, wanted),
         PortVerb::Watch(wanted) => port::watch::watch(context, wanted),
     }
 }

@@ -84,7 +84,7 @@ fn config(store: Store) -> Config {
         url: None,
         tls: None,
         trusted_proxies: Vec::new(),
-        retention: Duration::from_secs(86_400),
+        retention: Duration::from_secs(86_400).into(),
         hosts: Hosts::new("web-1", None),
         rate_limit: RateLimit::Off,
     }

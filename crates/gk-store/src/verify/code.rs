@@ -7,6 +7,7 @@ use gk_model::port::{Port, PortRange};
 use gk_model::port_set::PortSet;
 
 use super::{Checked, SHOWN};
+use crate::arms;
 use crate::error::StoreError;
 use crate::pool_cache::{Pools, Source};
 use crate::rows::Row;
@@ -117,10 +118,8 @@ type Stretches = BTreeMap<u64, Held>;
 
 /// Walks through all held intervals in the order in which they began, with those at hand that may still last.
 pub(super) fn check_held_once(reader: &mut Reader<'_>, checked: &mut Checked) -> Result<(), StoreError> {
-    let sql = format!(
-        "select seq, instance, protocol, first_port, last_port, began_at, ended_at, reservation from interval \
-         where kind = 'held' and (began_at, seq) > ($1, $2) order by began_at, seq limit {PAGE}"
-    );
+    let columns = "seq, instance, protocol, first_port, last_port, began_at, ended_at, reservation";
+    let sql = arms::select_held(columns, PAGE);
     let mut lasting: BTreeMap<(String, String), Stretches> = BTreeMap::new();
     let mut after = (i64::MIN, 0);
     loop {

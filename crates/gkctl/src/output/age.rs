@@ -1,9 +1,17 @@
 //! Times as people say them: `3m ago`, and `2026-11-21 12:00:05` for what is long ago. One unit is enough for an age;
-//! whoever needs microseconds asks for JSON. Every time is UTC.
+//! whoever needs microseconds asks for JSON. Every time is that of the zone
+//! that this machine is set to, as what is typed is.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use gk_model::time::Timestamp;
+use gk_model::time::{Timestamp, Zone};
+
+/// The time zone of this machine, looked at once.
+pub(crate) fn zone() -> &'static Zone {
+    static ZONE: OnceLock<Zone> = OnceLock::new();
+    ZONE.get_or_init(|| if cfg!(test) { Zone::utc() } else { Zone::of_machine() })
+}
 
 /// The oldest that is still an age in a table.
 const LONG_AGO: Duration = Duration::from_hours(48);
@@ -26,14 +34,17 @@ pub(crate) fn ago_until(longest: Duration, then: Timestamp, now: Timestamp) -> S
 
 /// `2026-11-21 12:00:05`, in a form that `--at` takes.
 pub(crate) fn exact(time: Timestamp) -> String {
-    let text = time.to_string();
-    let to_the_second = text.split_once('.').map_or(text.as_str(), |(seconds, _)| seconds);
-    to_the_second.replacen('T', " ", 1)
+    time.in_zone(zone())
+}
+
+/// `2026-11-21 12:00:05 UTC`, for sentences.
+pub(crate) fn moment(time: Timestamp) -> String {
+    format!("{} {}", exact(time), zone().word(time))
 }
 
 /// `2026-11-21 12:00:05 UTC (3 h ago)`, for sentences.
 pub(crate) fn exact_in_words(then: Timestamp, now: Timestamp) -> String {
-    format!("{} UTC ({})", exact(then), ago_in_words(then, now))
+    format!("{} ({})", moment(then), ago_in_words(then, now))
 }
 
 /// `3 h ago`, for sentences.
@@ -122,7 +133,7 @@ mod tests {
     fn an_exact_time_can_be_typed_again() {
         let time = Timestamp::from_micros(1_700_000_000_123_456);
         assert_eq!(exact(time), "2023-11-14 22:13:20");
-        let typed = Timestamp::parse_from_people(&exact(time), time).unwrap();
+        let typed = Timestamp::parse_from_people(&exact(time), time, zone()).unwrap();
         assert_eq!(typed, Timestamp::from_micros(1_700_000_000_000_000));
     }
 }

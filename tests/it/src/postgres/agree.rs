@@ -142,6 +142,12 @@ async fn history(world: &World, instance: &Instance) -> Vec<serde_json::Value> {
         HistoryQuery { kind: Some(IntervalKind::Held), ..plain() },
         HistoryQuery { since: Some(at(9)), until: Some(at(13)), ..plain() },
         HistoryQuery { at: Some(at(5)), ..plain() },
+        HistoryQuery { service: Some("A_b".parse().unwrap()), ..plain() },
+        HistoryQuery { holder: Some("Bob".parse().unwrap()), since: Some(at(4)), ..plain() },
+        HistoryQuery { process: Some("WORKER-1".into()), ..plain() },
+        HistoryQuery { account: Some("ada".into()), at: Some(at(9)), ..plain() },
+        HistoryQuery { port: Some(port(8001).into()), oldest: Some(true), ..plain() },
+        HistoryQuery { label: Some("env!=prod".parse().unwrap()), ..plain() },
     ];
     let mut answers = Vec::new();
     for query in &queries {

@@ -2,6 +2,7 @@
 
 mod agree;
 mod faults;
+mod history;
 mod lost;
 mod proxy;
 mod servers;

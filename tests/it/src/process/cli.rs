@@ -68,7 +68,7 @@ fn the_seeds_commands_work_word_for_word() {
     }
     desk.ok(&["port", "release", &number.to_string()]);
     let history = desk.ok(&["port", "history", "--port", &number.to_string()]);
-    assert!(history.contains(&format!("{number}/tcp")) && history.contains("held"), "{history}");
+    assert!(history.contains(&format!("{number}/tcp")) && history.contains("HELD BY"), "{history}");
 }
 
 #[test]

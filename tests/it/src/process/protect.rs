@@ -12,7 +12,7 @@ const INSIDE: &str = "IT_TEST_INSIDE";
 
 /// Runs the test that calls it, by the name of its thread, once more in a process with a network namespace of its own,
 /// where `lo` is up. Where that is not permitted it fails under CI, and elsewhere says what was not exercised.
-fn in_new_namespace(what: &str, test: impl FnOnce()) {
+pub(super) fn in_new_namespace(what: &str, test: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return test();
     }

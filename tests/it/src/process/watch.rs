@@ -14,7 +14,7 @@ use gk_model::id::InstanceId;
 use gk_model::instance::InstancePatch;
 use gk_model::port::{Port, Protocol};
 use gk_model::problem::Code;
-use gk_model::query::{EventQuery, Limit};
+use gk_model::query::{EventQuery, Limit, ReservationQuery};
 use gk_model::reservation::ReserveRequest;
 use gk_model::secret::{Secret, SecretKind};
 use gk_model::time::Timestamp;
@@ -321,6 +321,13 @@ fn what_is_followed_comes_as_json_lines_over_a_restart_until_nobody_reads() {
             (Some(port.into()), Some(port.into()))
         );
     }
+    let held = server.admin().list_reservations(&ReservationQuery::default()).unwrap().items;
+    server
+        .admin()
+        .release(held.iter().find(|held| held.first_port.get() == 8200).unwrap().id, false)
+        .unwrap();
+    let (event, interval) = (line(0), line(2));
+    assert_eq!((event["kind"].as_str(), &interval["ended_at"]), (Some("released"), &event["at"]));
     assert_eq!((line(1)["kind"].as_str(), server.process.id() > 0), (Some("reserved"), true));
     server.process.kill();
     server.restart();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gk_model::access::Role;
 use gk_model::query::HistoryQuery;
 use gk_model::reservation::ReserveRequest;
-use gk_store::Pruned;
+use gk_store::{Pruned, Retention};
 
 use crate::store::world::{World, actor, at};
 
@@ -54,6 +54,41 @@ async fn pruning_moves_the_beginning_of_the_log_and_nothing_else() {
     assert_eq!(numbers(&world).await, (22, 22), "the newest event stays, however old");
     world.reserve(&ada, &ReserveRequest::next_free(id), at(40 * DAY)).await.unwrap();
     assert_eq!(numbers(&world).await, (22, 23), "and the numbers go on");
+}
+
+#[tokio::test]
+async fn of_too_many_events_the_oldest_go_and_what_had_ended_by_then() {
+    let world = super::new_world().await;
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    let mut held = Vec::new();
+    for second in 1..=10 {
+        held.push(world.reserve(&ada, &ReserveRequest::next_free(id), at(second)).await.unwrap());
+    }
+    for (second, made) in (11..).zip(&held[..4]) {
+        world.release(&ada, made, at(second)).await.unwrap();
+    }
+    assert_eq!(numbers(&world).await, (1, 15));
+    let prune = async |most_events, most| {
+        let keep = Retention { age: Duration::from_secs(400 * DAY), most_events: Some(most_events) };
+        let pruned = world.store.write(move |tx| tx.prune(at(20), keep, most)).await.unwrap();
+        assert_eq!(world.store.verify().await.unwrap().problems(), Vec::<String>::new());
+        pruned
+    };
+    assert_eq!(prune(15, 500).await, Pruned::default(), "just as many as there may be");
+    assert_eq!(prune(1000, 500).await, Pruned::default());
+    // Events 14 and 15 stay, of seconds 13 and 14; what ended in seconds 11 and 12 goes with their events.
+    for (events, is_partial) in [(8, true), (5, false)] {
+        let pruned = prune(2, 8).await;
+        assert_eq!((pruned.events, pruned.is_partial), (events, is_partial));
+    }
+    assert_eq!(numbers(&world).await, (14, 15));
+    let history = world.store.read(|reader| reader.list_history(&HistoryQuery::default())).await.unwrap();
+    let ended = history.items.iter().filter_map(|interval| interval.ended_at).collect::<Vec<_>>();
+    assert_eq!(ended, [at(14), at(13)], "and still says who held them since when, whose beginning is gone");
+    assert_eq!(history.items.len(), 8, "what lasts stays");
+    assert_eq!(prune(0, 500).await.events, 1, "the newest stays, whatever is asked for");
+    assert_eq!(world.live().await.len(), 6);
 }
 
 #[tokio::test]

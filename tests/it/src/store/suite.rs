@@ -2,6 +2,7 @@
 //! database its tests run.
 
 mod allocation;
+mod asked;
 mod backup;
 mod batches;
 mod contacts;
@@ -9,6 +10,7 @@ mod drift;
 mod ensure;
 mod fleet;
 mod forms;
+mod gaps;
 mod groups;
 mod history;
 mod idempotency;
