@@ -207,7 +207,7 @@ pub(crate) enum PortVerb {
          Who has used a port since when:       gkctl port history 8080 --summary\n\
          What a service used, fleet-wide:      gkctl port history -A --service billing-api\n\
          Where a process listened this week:   gkctl port history -A --process nginx --since 7d\n\n\
-         Nobody knows who listened while an agent was away; such times are shown as lines of\n\
+         Nobody knows who listened while an agent was away; such times are shown as lines of \
          their own, in -o json also those of less than 90 s."
     ))]
     History(HistoryFilters),

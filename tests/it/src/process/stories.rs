@@ -82,7 +82,9 @@ fn intervals(here: &Joined, port: &str) -> Vec<String> {
     let json = here.ok(&["port", "history", "--all-instances", "--port", port, "-o", "json"]);
     let items: Vec<Value> = serde_json::from_str(&json).unwrap();
     let word = |item: &Value, field: &str| item[field].as_str().unwrap_or_default().to_owned();
-    let told = items.iter().map(|item| {
+    // Nobody watches between joining and the agent's start.
+    let intervals = items.iter().filter(|item| item["kind"] != "not_observed");
+    let told = intervals.map(|item| {
         let end = if item["ended_at"].is_null() { "goes on" } else { "ended" };
         format!("{} {} {} {end}", word(item, "kind"), word(&item["instance"], "name"), word(item, "service"))
     });
