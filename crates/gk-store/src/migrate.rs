@@ -35,13 +35,19 @@ const REMEMBERED: &str =
 /// Where several servers start at once, each step is taken by the one whose row for it comes first; the others wait for
 /// that row, fail on it, and look again.
 pub(crate) fn migrate(connection: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
+    let mut steps = 0;
     loop {
         let version = find_known_version(connection)?;
         connection.adopt()?;
         let next = usize::try_from(version).ok().and_then(|version| STEPS.get(version));
-        let Some(step) = next else { return Ok(()) };
+        let Some(step) = next else {
+            if steps > 0 {
+                tracing::info!(schema.version = version, steps, "database migrated");
+            }
+            return Ok(());
+        };
         match take_step(connection, version + 1, step, now) {
-            Ok(()) => tracing::info!(schema.version = version + 1, "database migrated"),
+            Ok(()) => steps += 1,
             Err(error) => {
                 connection.rollback()?;
                 if find_version(connection)? == version {
