@@ -157,10 +157,14 @@ impl Tx<'_> {
         self.check_name_is_free(&name, None)?;
         let id = InstanceId::generate(now);
         let subject = self.choose_subject(&name, id)?;
+        // The number of its event, which nothing else begins with: a version that was read of an instance of this name
+        // that has left is not that of this one.
+        let version =
+            self.record_instance(EventKind::Joined, id, actor.into(), format!("{name} joined"), now)?;
         self.later(
             "insert into instance (id, name, name_key, subject, credential, facts, boot_id, netns_inode, joined_at, \
              version, session, sequence, digest, complete, occupied, labels, forget_after, credential_at) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, 0, 0, $10, 0, '[]', $11, $12, $9)",
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11, 0, '[]', $12, $13, $9)",
             values![
                 id,
                 &name,
@@ -171,6 +175,7 @@ impl Tx<'_> {
                 request.facts.boot_id,
                 request.facts.netns_inode,
                 now,
+                version,
                 Digest::default(),
                 Json(&terms.labels),
                 terms.forget_after_seconds,
@@ -178,7 +183,6 @@ impl Tx<'_> {
         )?;
         self.counts().instances += 1;
         token.map_or(Ok(()), |token| self.use_join_token(token, now))?;
-        self.record_instance(EventKind::Joined, id, actor.into(), format!("{name} joined"), now)?;
         self.get_instance(&id.into(), now)
     }
 

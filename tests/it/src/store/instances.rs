@@ -6,6 +6,7 @@ use gk_model::access::{Actor, Authority, Role};
 use gk_model::contact::{Contact, Session};
 use gk_model::facts::Facts;
 use gk_model::history::EventKind;
+use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::instance::{Instance, JoinRequest, Presence};
 use gk_model::port::Protocol;
 use gk_model::query::{HistoryQuery, InstanceQuery, Limit};
@@ -267,4 +268,21 @@ async fn a_silent_instance_is_forgotten_unless_it_holds_something() {
         world.store.read(|reader| reader.list_instances(&InstanceQuery::default(), at(601))).await.unwrap();
     let names: Vec<_> = names.items.iter().map(|instance| instance.name.as_str()).collect();
     assert_eq!(names, ["stays", "web-2"]);
+}
+
+#[tokio::test]
+async fn whoever_read_an_instance_that_left_changes_none_that_has_its_name_now() {
+    let world = super::new_world().await;
+    let (id, name) = (world.join("web-1", 1).await, InstanceRef::Name("web-1".parse().unwrap()));
+    let get = |id: InstanceId| world.store.read(move |reader| reader.get_instance(&id.into(), at(1)));
+    let read = get(id).await.unwrap().version;
+    world.leave(id, false, at(2)).await.unwrap();
+    let again = world.join("web-1", 2).await;
+    let now = get(again).await.unwrap().version;
+    let leave = |version| {
+        let (admin, name) = (actor("root", Role::Admin), name.clone());
+        world.store.write(move |tx| tx.leave(&admin, &name, true, Some(version), at(3)))
+    };
+    assert!(matches!(refused(leave(read).await), Refusal::VersionMismatch { current } if current == now));
+    leave(now).await.unwrap();
 }
