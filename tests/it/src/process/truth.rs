@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gk_model::history::{Gap, History, IntervalKind};
+use gk_model::listener::Netns;
 use gk_model::port::Port;
 use gk_model::query::{HistoryQuery, Limit};
 use gk_model::time::Timestamp;
@@ -20,15 +21,18 @@ use super::agent::Joined;
 use super::harness::{Process, wait_for};
 use super::protect::in_new_namespace;
 
-const PORTS: std::ops::Range<u16> = 21_000..21_008;
+const PORTS: std::ops::Range<u16> = 21_000..21_016;
 
 /// How long an agent may need to see a change: it looks twice a second, and a loaded machine makes it late.
-const TO_SEE: Duration = Duration::from_millis(1500);
+const TO_SEE: Duration = Duration::from_secs(3);
 
 /// How far the offset of a clock is mismeasured at most: as long as a contact travels.
 const TO_TRAVEL: Duration = Duration::from_millis(250);
 
 const QUESTIONS: usize = 1000;
+
+/// How often the schedule goes on at most, when the dice had nobody watch for most of the time.
+const ROUNDS: u32 = 5;
 
 fn lasts() -> Duration {
     Duration::from_secs(if std::env::var_os("GATEKEEPER_SOAK").is_some() { 600 } else { 16 })
@@ -112,6 +116,26 @@ struct World {
 }
 
 impl World {
+    /// The schedule for a while, with one kill of each kind at least, whatever the dice say.
+    fn happen(&mut self, dice: &mut Dice) {
+        let begun = Instant::now();
+        while begun.elapsed() < lasts() {
+            self.step(dice);
+            // The schedule has its own pace.
+            let next = Instant::now() + Duration::from_millis(200 + dice.below(600));
+            wait_for("the next moment of the schedule", || (Instant::now() >= next).then_some(()));
+        }
+        self.serve();
+        self.watch();
+        self.here.server.process.kill();
+        self.is_served = false;
+        self.change(PORTS.start, dice);
+        self.agent.take().unwrap().kill();
+        self.gone_at = Timestamp::from_clock();
+        self.change(PORTS.start + 1, dice);
+        self.settle();
+    }
+
     /// One step of the schedule.
     fn step(&mut self, dice: &mut Dice) {
         match dice.below(40) {
@@ -208,14 +232,15 @@ impl Drop for World {
     }
 }
 
-/// By port, the process that is not this one.
+/// By port, the process that is not this one; the agent sees the namespaces of other tests too.
 fn shown(history: &History) -> BTreeMap<u16, u32> {
     let owner = |listener: &gk_model::listener::Listener| {
         let mut owners = listener.owners.iter().map(|owner| owner.pid);
         owners.find(|pid| *pid != std::process::id()).unwrap_or_default()
     };
     let listeners = history.items.iter().filter_map(|interval| interval.listener.as_deref());
-    listeners.map(|listener| (Port::get(listener.key.port), owner(listener))).collect()
+    let at_home = listeners.filter(|listener| listener.key.netns == Netns::Home);
+    at_home.map(|listener| (Port::get(listener.key.port), owner(listener))).collect()
 }
 
 #[test]
@@ -236,30 +261,18 @@ fn history_tells_what_happened() {
             gone_at: began_at,
         };
         world.settle();
-        let (from, begun) = (Timestamp::from_clock(), Instant::now());
-        while begun.elapsed() < lasts() {
-            world.step(&mut dice);
-            // The schedule has its own pace.
-            let next = Instant::now() + Duration::from_millis(200 + dice.below(600));
-            wait_for("the next moment of the schedule", || (Instant::now() >= next).then_some(()));
-        }
-        // One kill of each kind at least, whatever the dice say.
-        world.serve();
-        world.watch();
-        world.here.server.process.kill();
-        world.is_served = false;
-        world.change(PORTS.start, &mut dice);
-        world.agent.take().unwrap().kill();
-        world.gone_at = Timestamp::from_clock();
-        world.change(PORTS.start + 1, &mut dice);
-        world.settle();
-        let until = Timestamp::from_clock();
-        compare(&world, &mut dice, from, until);
+        let from = Timestamp::from_clock();
+        let is_told = (0..ROUNDS).any(|_| {
+            world.happen(&mut dice);
+            compare(&world, &mut dice, from, Timestamp::from_clock())
+        });
+        assert!(is_told, "most of the time nobody watched");
         account_for_gaps(&world, from);
     });
 }
 
-fn compare(world: &World, dice: &mut Dice, from: Timestamp, until: Timestamp) {
+/// Whether the greater part of the questions had an answer; each one is the truth.
+fn compare(world: &World, dice: &mut Dice, from: Timestamp, until: Timestamp) -> bool {
     let span = until.since(from).as_micros() as u64;
     let (mut compared, mut close, mut unwatched) = (0, 0, 0);
     for _ in 0..QUESTIONS {
@@ -281,10 +294,8 @@ fn compare(world: &World, dice: &mut Dice, from: Timestamp, until: Timestamp) {
         }
     }
     let watched = (QUESTIONS - unwatched) * PORTS.len();
-    let told =
-        format!("{compared} of {watched} compared, {close} close to a change, {unwatched} questions in gaps");
-    println!("{told}");
-    assert!(compared > watched / 2 && unwatched < QUESTIONS * 3 / 4, "{told}");
+    println!("{compared} of {watched} compared, {close} close to a change, {unwatched} questions in gaps");
+    compared > watched / 2 && unwatched < QUESTIONS / 2
 }
 
 /// Nobody watched while no agent ran, and is said to have watched nearly all the rest of the time.
