@@ -83,6 +83,20 @@ fn key_values(instance: InstanceId, key: &ListenerKey) -> [Value; 7] {
     ]
 }
 
+// The listeners of an instance, each in the order of the primary key, which it therefore follows from where it begins.
+
+const SELECT_IN_WINDOW: &str = "select body from listener where instance = $1 and port between $2 and $3 \
+    and (cast($4 as text) is null or protocol = $4) \
+    and (protocol, port) > ($5, $6) and (protocol, port) <= ($7, $8) \
+    order by protocol, port, netns, address, interface, v6only";
+
+const SELECT_ON_PORTS: &str = "select body from listener where instance = $1 and protocol = $2 \
+    and port between $3 and $4 order by port, netns, address, interface, v6only";
+
+const SELECT_NTH_PORT: &str = "select protocol, port from listener where instance = $1 and port between $2 and $3 \
+    and (cast($4 as text) is null or protocol = $4) and (protocol, port) > ($5, $6) \
+    order by protocol, port limit 1 offset $7";
+
 fn read_stored(mut row: Row) -> Result<Stored, StoreError> {
     let Json(listener) = row.take()?;
     Ok(Stored { listener, began_seq: row.take()? })
@@ -140,10 +154,7 @@ impl Reader<'_> {
         let range = range.unwrap_or(PortRange::ALL);
         let (after, until) = (window.after.map_or(Window::BEFORE_ALL, Window::numbers), window.last());
         let rows = self.query(
-            "select body from listener where instance = $1 and port between $2 and $3 \
-             and (cast($4 as text) is null or protocol = $4) \
-             and (protocol, port) > ($5, $6) and (protocol, port) <= ($7, $8) \
-             order by protocol, port, netns, address, interface, v6only",
+            SELECT_IN_WINDOW,
             values![instance, range.first(), range.last(), protocol, after.0, after.1, until.0, until.1],
         )?;
         rows.into_iter().map(|mut row| row.take().map(|Json(listener)| listener)).collect()
@@ -156,11 +167,7 @@ impl Reader<'_> {
         protocol: Protocol,
         range: PortRange,
     ) -> Result<Vec<Listener>, StoreError> {
-        let rows = self.query(
-            "select body from listener where instance = $1 and protocol = $2 and port between $3 and $4 \
-             order by port, netns, address, interface, v6only",
-            values![instance, protocol, range.first(), range.last()],
-        )?;
+        let rows = self.query(SELECT_ON_PORTS, values![instance, protocol, range.first(), range.last()])?;
         rows.into_iter().map(|mut row| row.take().map(|Json(listener)| listener)).collect()
     }
 
@@ -176,12 +183,9 @@ impl Reader<'_> {
     ) -> Result<Option<(Protocol, Port)>, StoreError> {
         let range = range.unwrap_or(PortRange::ALL);
         let after = after.map_or(Window::BEFORE_ALL, Window::numbers);
-        let sql = "select protocol, port from listener where instance = $1 and port between $2 and $3 \
-                   and (cast($4 as text) is null or protocol = $4) and (protocol, port) > ($5, $6) \
-                   order by protocol, port limit 1 offset $7";
         let before_it = i64::try_from(before_it).unwrap_or(i64::MAX);
         let values = values![instance, range.first(), range.last(), protocol, after.0, after.1, before_it];
-        self.query_one(sql, values)?.map(|mut row| Ok((row.take()?, row.take()?))).transpose()
+        self.query_one(SELECT_NTH_PORT, values)?.map(|mut row| Ok((row.take()?, row.take()?))).transpose()
     }
 }
 
@@ -449,4 +453,33 @@ fn by_key(seen: &[Listener]) -> BTreeMap<&ListenerKey, &Listener> {
 fn place(key: &ListenerKey) -> String {
     let address = SocketAddr::new(key.address, key.port.get());
     format!("{address}/{}{}", key.protocol, key.netns.remark())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::plan;
+
+    #[test]
+    fn listeners_are_read_from_where_they_are_asked_for_and_in_their_order() {
+        let instance = InstanceId::generate(Timestamp::from_micros(0));
+        let (first, last) = (Port::try_from(1).unwrap(), Port::MAX);
+        let protocol: Option<Protocol> = None;
+        let window = values![instance, first, last, protocol, Protocol::Tcp, 0i64, Protocol::Udp, last];
+        let on_ports = values![instance, Protocol::Tcp, first, last];
+        let nth = values![instance, first, last, protocol, Protocol::Tcp, 0i64, 100i64];
+        let table = [
+            (
+                SELECT_IN_WINDOW,
+                &window[..],
+                "(instance=? AND (protocol,port)>(?,?) AND (protocol,port)<(?,?))",
+            ),
+            (SELECT_ON_PORTS, &on_ports[..], "(instance=? AND protocol=? AND port>? AND port<?)"),
+            (SELECT_NTH_PORT, &nth[..], "(instance=? AND (protocol,port)>(?,?))"),
+        ];
+        for (sql, values, searched) in table {
+            let plan = plan(sql, values);
+            assert!(plan.contains(searched) && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
+        }
+    }
 }
