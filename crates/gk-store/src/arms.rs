@@ -14,11 +14,12 @@
 
 use gk_model::history::IntervalKind;
 use gk_model::id::InstanceId;
+use gk_model::labels::Selector;
 use gk_model::port::{PortRange, Protocol};
 use gk_model::query::HistoryQuery;
 
 use crate::error::Refusal;
-use crate::page;
+use crate::page::{self, Filters};
 use crate::value::Value;
 
 /// A class holds what lasted less than so many microseconds; the last class, which is not here, all that lasted longer
@@ -55,10 +56,25 @@ const NOT_THE_LAST: &str = "i.lasting < 7";
 const ANY: fn(usize) -> bool = |_| true;
 
 /// Of which instances history is asked for.
-pub(crate) struct Whose {
-    pub(crate) ids: Vec<InstanceId>,
-    /// Whether there are no more than [`FEW`] at all, so that one of them may have most of the history.
-    pub(crate) is_of_few: bool,
+pub(crate) enum Whose {
+    /// Of these, no more than [`FEW`].
+    These {
+        ids: Vec<InstanceId>,
+        /// Whether there are no more than [`FEW`] at all, so that one of them may have most of the history.
+        is_of_few: bool,
+    },
+    /// Of all with these labels, which are more.
+    Labelled(Selector),
+}
+
+impl Whose {
+    /// Only those rows in which this column names one of them.
+    pub(crate) fn choose(&self, filters: Filters, column: &str) -> Filters {
+        match self {
+            Whose::These { ids, .. } => filters.among(column, ids),
+            Whose::Labelled(selector) => filters.and_labelled(column, selector),
+        }
+    }
 }
 
 /// A place in the order of history: began at, number.
@@ -241,18 +257,17 @@ impl Statement<'_> {
         if kinds.is_empty() || self.classes.is_empty() {
             return Vec::new();
         }
-        let ids: Option<Vec<String>> = whose.map(|whose| whose.ids.iter().map(|id| self.bind(*id)).collect());
-        let is_few = whose.is_some_and(|whose| whose.ids.len() <= FEW);
-        let is_small_part = whose.is_some_and(|whose| !whose.is_of_few);
-        match (self.query.port, ids) {
-            (_, Some(ids)) if ids.is_empty() => Vec::new(),
-            (Some(ports), ids) if ports.count() <= NARROW => self.by_ports(ports, ids),
-            (_, Some(ids)) if is_few && (is_small_part || self.words.is_empty()) => {
-                let places: Vec<String> = ids.iter().map(|id| format!("i.instance = {id} and ")).collect();
+        match (self.query.port, whose) {
+            (_, Some(Whose::These { ids, .. })) if ids.is_empty() => Vec::new(),
+            (Some(ports), _) if ports.count() <= NARROW => self.by_ports(ports, whose),
+            (_, Some(Whose::These { ids, is_of_few })) if !is_of_few || self.words.is_empty() => {
+                let place = |id: &InstanceId| format!("i.instance = {} and ", self.bind(*id));
+                let places: Vec<String> = ids.iter().map(place).collect();
                 self.walk(&places, &kinds, ANY)
             }
-            (_, ids) => {
-                self.rest.extend(ids.map(|ids| among(&ids)));
+            _ => {
+                let among = whose.map(|whose| self.among(whose));
+                self.rest.extend(among);
                 match self.words.is_empty() {
                     true => self.walk(&[String::new()], &kinds, ANY),
                     false => self.by_word(&kinds),
@@ -261,12 +276,21 @@ impl Statement<'_> {
         }
     }
 
-    fn by_ports(&mut self, ports: PortRange, ids: Option<Vec<String>>) -> Vec<String> {
+    fn among(&mut self, whose: &Whose) -> String {
+        let ids = match whose {
+            Whose::These { ids, .. } => ids.iter().map(|id| self.bind(*id)).collect::<Vec<_>>().join(", "),
+            Whose::Labelled(selector) => page::labelled(selector, &mut self.values),
+        };
+        format!("{} in ({ids})", unindexed("instance"))
+    }
+
+    fn by_ports(&mut self, ports: PortRange, whose: Option<&Whose>) -> Vec<String> {
+        let among = whose.map(|whose| self.among(whose));
         let one = |port| format!("i.first_port = {} and i.first_port >= i.last_port", self.bind(port));
         let mut keys: Vec<String> = ports.ports().map(one).collect();
         keys.push(format!("i.first_port < i.last_port and {}", self.touches(ports)));
         let mut rest: Vec<&str> = self.words.iter().map(|word| word.rest.as_str()).collect();
-        let (among, kind) = (ids.map(|ids| among(&ids)), self.kind());
+        let kind = self.kind();
         rest.extend(among.as_deref().into_iter().chain(kind.as_deref()));
         self.each(&keys, &rest, ANY)
     }
@@ -329,10 +353,6 @@ impl Statement<'_> {
     }
 }
 
-fn among(ids: &[String]) -> String {
-    format!("{} in ({})", unindexed("instance"), ids.join(", "))
-}
-
 /// The first 12 characters of what may be the id of a container.
 pub(crate) fn short_id(id: &str) -> Option<String> {
     let short: String = id.chars().take(12).collect();
@@ -377,7 +397,7 @@ mod tests {
                     account: text("account"),
                     ..Default::default()
                 };
-                let whose = on(0).map(|()| Whose { ids: vec![id], is_of_few: on(5).is_some() });
+                let whose = on(0).map(|()| Whose::These { ids: vec![id], is_of_few: on(5).is_some() });
                 let (sql, values) = select("i.seq, i.began_at", &query, whose.as_ref()).unwrap();
                 let plan = plan(&sql, &values);
                 assert_eq!(indexes(&plan), expected(&query, whose.as_ref(), word), "{query:?}: {plan}");
@@ -414,7 +434,7 @@ mod tests {
             _ if is_contradiction => &[],
             _ if query.port.is_some_and(|ports| ports.count() <= NARROW) => &["number", "range"],
             "" if whose.is_some() => &["instance_lasting"],
-            _ if whose.is_some_and(|whose| !whose.is_of_few) => &["instance_lasting"],
+            _ if matches!(whose, Some(Whose::These { is_of_few: false, .. })) => &["instance_lasting"],
             "" => &["lasting"],
             "service" | "process" => &[word],
             "container" => &["container", "container_id", "lasting"],

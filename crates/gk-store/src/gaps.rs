@@ -13,6 +13,7 @@ use gk_model::instance::InstanceLink;
 use gk_model::query::HistoryQuery;
 use gk_model::time::Timestamp;
 
+use crate::arms::Whose;
 use crate::error::{Error, StoreError};
 use crate::page::{self, Filters};
 use crate::tx::{Reader, Tx};
@@ -89,12 +90,12 @@ impl Reader<'_> {
     pub(crate) fn list_gaps(
         &mut self,
         query: &HistoryQuery,
-        whose: Option<&[InstanceId]>,
+        whose: Option<&Whose>,
         last: Option<&Interval>,
     ) -> Result<Vec<Gap>, Error> {
         let window = Window::of(query, last)?;
-        let mut gaps = self.list_open_gaps()?;
-        gaps.retain(|gap| window.holds(gap) && whose.is_none_or(|whose| whose.contains(&gap.instance.id)));
+        let mut gaps = self.list_open_gaps(whose)?;
+        gaps.retain(|gap| window.holds(gap));
         let (sql, values) = select(&window, whose);
         let rows = self.query(&sql, &values)?;
         let names = self.list_names(&rows, 0)?;
@@ -109,12 +110,11 @@ impl Reader<'_> {
     }
 
     /// Of those that are offline: as many rows as there are such instances, by an index.
-    fn list_open_gaps(&mut self) -> Result<Vec<Gap>, StoreError> {
-        let rows = self.query(
-            "select id, name, coalesce(observed_at, offline_since) from instance \
-             where offline_since is not null and left_at is null order by id",
-            &[],
-        )?;
+    fn list_open_gaps(&mut self, whose: Option<&Whose>) -> Result<Vec<Gap>, StoreError> {
+        let offline = Filters::new("offline_since is not null and left_at is null", &[]);
+        let select = "select id, name, coalesce(observed_at, offline_since) from instance";
+        let (sql, values) = of(whose, offline, "id").finish(select, "id", u32::MAX - 1);
+        let rows = self.query(&sql, &values)?;
         let read = rows.into_iter().map(|mut row| {
             let instance = InstanceLink { id: row.take()?, name: row.take()? };
             Ok(Gap { instance, from: row.take()?, until: None })
@@ -125,7 +125,7 @@ impl Reader<'_> {
 
 /// Gaps that are over. Where only those after a moment are asked for, the index of their ends has them together, and
 /// those few are sorted; else that of their beginnings has them in order.
-fn select(window: &Window, whose: Option<&[InstanceId]>) -> (String, Vec<Value>) {
+fn select(window: &Window, whose: Option<&Whose>) -> (String, Vec<Value>) {
     let beginning = match window.beyond {
         Some(beyond) => Filters::new(
             "g.until_at > $1 and g.from_at + 0 >= $2 and g.from_at + 0 < $3",
@@ -133,11 +133,13 @@ fn select(window: &Window, whose: Option<&[InstanceId]>) -> (String, Vec<Value>)
         ),
         None => Filters::new("g.from_at >= $1 and g.from_at < $2", values![window.from, window.until]),
     };
-    let filters = match whose {
-        None => beginning,
-        Some([one]) => beginning.and("g.instance = $?", Some(*one)),
-        Some(several) => beginning.among("g.instance", several),
-    };
     let select = "select g.instance, g.from_at, g.until_at from gap g";
-    filters.finish(select, "g.from_at desc, g.instance", Gap::MOST - 1)
+    of(whose, beginning, "g.instance").finish(select, "g.from_at desc, g.instance", Gap::MOST - 1)
+}
+
+fn of(whose: Option<&Whose>, filters: Filters, column: &str) -> Filters {
+    match whose {
+        Some(whose) => whose.choose(filters, column),
+        None => filters,
+    }
 }

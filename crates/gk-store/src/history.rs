@@ -180,11 +180,14 @@ impl Reader<'_> {
         }
         let filters = Filters::new("id is not null", &[]).and("id = $?", one);
         let filters = filters.and_chosen("labels", query.label.as_ref());
-        let (sql, values) = filters.finish("select id from instance", "id", u32::MAX - 1);
+        let (sql, values) = filters.finish("select id from instance", "id", FEW as u32);
         let ids = self.query(&sql, &values)?.into_iter().map(|mut row| row.take());
         let ids = ids.collect::<Result<Vec<InstanceId>, StoreError>>()?;
+        if let Some(selector) = query.label.as_ref().filter(|_| ids.len() > FEW) {
+            return Ok(Some(Whose::Labelled(selector.clone())));
+        }
         let some = self.query("select 1 from instance limit $1", values![FEW as u64 + 1])?;
-        Ok(Some(Whose { ids, is_of_few: some.len() <= FEW }))
+        Ok(Some(Whose::These { ids, is_of_few: some.len() <= FEW }))
     }
 
     /// Intervals by the time that they began, the last first unless the oldest are asked for.
@@ -199,8 +202,7 @@ impl Reader<'_> {
         let read = |row| read_interval(row, &names);
         let cursor_of = |last: &Interval| page::cursor(&[&last.began_at.as_micros(), &last.seq]);
         let Page { items, next } = page::page(rows, query.limit(), read, cursor_of)?;
-        let ids = whose.as_ref().map(|whose| whose.ids.as_slice());
-        let gaps = self.list_gaps(query, ids, items.last().filter(|_| next.is_some()))?;
+        let gaps = self.list_gaps(query, whose.as_ref(), items.last().filter(|_| next.is_some()))?;
         Ok(History { items, gaps, next })
     }
 

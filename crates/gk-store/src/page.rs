@@ -56,6 +56,30 @@ pub(crate) fn contains(text: &str) -> String {
     pattern
 }
 
+/// That the JSON of labels in a column is chosen, as further conditions. By `replace`, because what looks for a text in
+/// another one has other names, and another opinion of capitals, in each database.
+fn chosen(column: &str, selector: &Selector, values: &mut Vec<Value>) -> String {
+    let mut conditions = String::new();
+    for clause in selector.clauses() {
+        let (texts, is) = match clause {
+            Clause::AnyOf(texts) => (texts, "<>"),
+            Clause::Without(text) => (vec![text], "="),
+        };
+        let contains = texts.into_iter().map(|text| {
+            values.push(text.into());
+            format!("replace({column}, ${}, '') {is} {column}", values.len())
+        });
+        let any = contains.collect::<Vec<_>>().join(" or ");
+        conditions.push_str(&format!(" and ({any})"));
+    }
+    conditions
+}
+
+/// The statement that answers the ids of the instances whose labels are chosen, however many these are.
+pub(crate) fn labelled(selector: &Selector, values: &mut Vec<Value>) -> String {
+    format!("select n.id from instance n where n.id is not null{}", chosen("n.labels", selector, values))
+}
+
 /// The conditions of a list: those that were asked for, and no others, so that the database can choose an index.
 pub(crate) struct Filters {
     text: String,
@@ -96,22 +120,20 @@ impl Filters {
         self
     }
 
-    /// Only where the JSON of labels in this column is chosen. By `replace`, because what looks for a text in another one
-    /// has other names, and another opinion of capitals, in each database.
+    /// Only where the JSON of labels in this column is chosen.
     #[must_use]
     pub(crate) fn and_chosen(mut self, column: &str, selector: Option<&Selector>) -> Filters {
-        for clause in selector.into_iter().flat_map(Selector::clauses) {
-            let (texts, is) = match clause {
-                Clause::AnyOf(texts) => (texts, "<>"),
-                Clause::Without(text) => (vec![text], "="),
-            };
-            let contains = texts.into_iter().map(|text| {
-                self.values.push(text.into());
-                format!("replace({column}, ${}, '') {is} {column}", self.values.len())
-            });
-            let any = contains.collect::<Vec<_>>().join(" or ");
-            self.text.push_str(&format!(" and ({any})"));
+        if let Some(selector) = selector {
+            self.text.push_str(&chosen(column, selector, &mut self.values));
         }
+        self
+    }
+
+    /// Only where a column names an instance whose labels are chosen.
+    #[must_use]
+    pub(crate) fn and_labelled(mut self, column: &str, selector: &Selector) -> Filters {
+        let ids = labelled(selector, &mut self.values);
+        self.text.push_str(&format!(" and {column} in ({ids})"));
         self
     }
 

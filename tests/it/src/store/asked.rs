@@ -11,6 +11,9 @@ use crate::store::world::World;
 const ROWS: u64 = 6_000;
 const FIRST: u64 = 1_000_001;
 
+/// Chooses all instances but one, which has the label.
+const NOT_THE_FIRST: &str = "role!=first";
+
 /// What the filler has written, by the number of the row.
 #[derive(Clone)]
 struct Known {
@@ -51,6 +54,7 @@ impl Known {
         let account = if self.seq % 100 == 1 { "www-data" } else { "root" };
         let instance = InstanceRef::Id(instances[self.seq as usize / 10 % instances.len()]);
         query.instance.as_ref().is_none_or(|asked| *asked == instance)
+            && (query.label.is_none() || instance != InstanceRef::Id(instances[0]))
             && query.kind.is_none_or(|kind| (kind == IntervalKind::Held) == self.is_held())
             && query.port.is_none_or(|range| {
                 (u64::from(range.first().get())..=u64::from(range.last().get())).contains(&self.port())
@@ -81,7 +85,9 @@ async fn filled(count: u64) -> (World, Vec<InstanceId>) {
     tokio::task::spawn_blocking(move || fill_history(&config, Filling::Intervals, ROWS).unwrap())
         .await
         .unwrap();
-    (world.reopen(filled_from()).await, instances)
+    let world = world.reopen(filled_from()).await;
+    world.label(instances[0], "role=first").await;
+    (world, instances)
 }
 
 async fn pages(world: &World, query: &HistoryQuery) -> Vec<Interval> {
@@ -132,20 +138,25 @@ async fn ask_everything(count: u64) {
         (time(5000), None, time(4000)),
     ];
     let places = [
-        (None, None),
-        (Some(instances[1]), None),
-        (None, Some("8123")),
-        (Some(instances[1]), Some("8120-8125")),
-        (None, Some("8100-8200")),
+        (None, None, None),
+        (Some(instances[1]), None, None),
+        (None, None, Some("8123")),
+        (Some(instances[1]), None, Some("8120-8125")),
+        (None, None, Some("8100-8200")),
+        (None, Some(NOT_THE_FIRST), None),
+        (None, Some(NOT_THE_FIRST), Some("8120-8125")),
+        (None, Some(NOT_THE_FIRST), Some("8100-8200")),
     ];
     let mut found_any = 0;
     for word in &words {
         for (since, until, at) in times {
-            for (instance, port) in places {
+            for (instance, label, port) in places {
                 for oldest in [None, Some(true)] {
                     let instance = instance.map(InstanceRef::Id);
                     let port = port.map(|port| port.parse().unwrap());
-                    let query = HistoryQuery { since, until, at, instance, port, oldest, ..word.clone() };
+                    let label = label.map(|label| label.parse().unwrap());
+                    let query =
+                        HistoryQuery { since, until, at, instance, label, port, oldest, ..word.clone() };
                     let mut expected: Vec<u64> =
                         rows.iter().filter(|row| row.passes(&query, &instances)).map(|row| row.seq).collect();
                     if oldest.is_none() {
