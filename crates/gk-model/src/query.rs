@@ -333,7 +333,7 @@ query! {
 }
 
 query! {
-    /// Filters for events, oldest first.
+    /// Filters for events, in the order of their numbers.
     EventQuery {
         /// Only on this instance.
         instance: InstanceRef,
@@ -351,5 +351,7 @@ query! {
         since: Timestamp,
         /// Only those that happened before this time.
         until: Timestamp,
+        /// Whether the newest come first.
+        newest: bool,
     }
 }

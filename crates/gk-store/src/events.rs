@@ -31,19 +31,19 @@ pub struct Logged {
 }
 
 impl Reader<'_> {
-    /// Events in the order of their numbers. Without a port, those about no port are listed too.
+    /// Events in the order of their numbers, or against it. Without a port, those about no port are listed too.
     ///
     /// # Errors
     /// [`crate::Refusal::NoSuchInstance`], [`crate::Refusal::BadCursor`], [`crate::Refusal::StaleCursor`].
     pub fn list_events(&mut self, query: &EventQuery) -> Result<EventPage, Error> {
         let log = self.log()?;
         let begin = query.cursor.as_deref().map(page::part::<EventCursor>).transpose()?;
-        let mut after = begin.map(|cursor| check(log, cursor)).transpose()?;
+        let mut place = begin.map(|cursor| check(log, reachable(cursor, query, log))).transpose()?;
         let instance = self.resolve(query.instance.as_ref())?;
         let limit = query.limit() as usize;
         let (mut items, mut more) = (Vec::new(), true);
         for _ in 0..MOST_ROUNDS {
-            let read = self.read_events(query, after, instance)?;
+            let read = self.read_events(query, place, instance)?;
             let chosen = self.list_labelled(query, &read)?;
             more = read.len() > limit;
             let some = read.len().min(limit);
@@ -52,7 +52,7 @@ impl Reader<'_> {
                     more = true;
                     break;
                 }
-                after = Some(event.seq);
+                place = Some(if is_newest_first(query) { event.seq - 1 } else { event.seq });
                 if chosen.as_ref().is_none_or(|chosen| is_about(&event, chosen)) {
                     items.push(event);
                 }
@@ -61,7 +61,7 @@ impl Reader<'_> {
                 break;
             }
         }
-        let next = after.filter(|_| more).map(|seq| log.cursor(seq).to_string());
+        let next = place.filter(|_| more).map(|seq| log.cursor(seq).to_string());
         Ok(EventPage { items, next, log })
     }
 
@@ -101,20 +101,23 @@ impl Reader<'_> {
     fn read_events(
         &mut self,
         query: &EventQuery,
-        after: Option<u64>,
+        place: Option<u64>,
         instance: Option<InstanceId>,
     ) -> Result<Vec<Event>, StoreError> {
         let Some(kinds) = &query.kind else {
-            let (sql, values) = select(query, after, None, instance);
+            let (sql, values) = select(query, place, None, instance);
             return self.select_events(&sql, &values);
         };
         // Each kind by itself, in its own index: of several at once a database would have to sort all there are.
         let mut events = Vec::new();
         for kind in kinds.iter() {
-            let (sql, values) = select(query, after, Some(kind), instance);
+            let (sql, values) = select(query, place, Some(kind), instance);
             events.extend(self.select_events(&sql, &values)?);
         }
         events.sort_unstable_by_key(|event| event.seq);
+        if is_newest_first(query) {
+            events.reverse();
+        }
         events.truncate(query.limit() as usize + 1);
         Ok(events)
     }
@@ -154,10 +157,23 @@ const SELECT: &str = "select e.seq, e.at, e.recorded_at, e.kind, e.instance, e.p
 /// The place of the instance in it.
 const INSTANCE: usize = 4;
 
-/// The statement for one page. An index gives the order whatever the filters are, so no page sorts.
+const BEHIND_TIME: &str = "e.seq >= (select min(o.seq + 0) from event o where o.at >= $?)";
+
+fn is_newest_first(query: &EventQuery) -> bool {
+    query.newest == Some(true)
+}
+
+/// Whoever goes back comes to the end where the log was pruned to meanwhile, and has missed nothing.
+fn reachable(cursor: EventCursor, query: &EventQuery, log: Log) -> EventCursor {
+    let end = log.oldest_seq.saturating_sub(1);
+    if is_newest_first(query) { EventCursor { seq: cursor.seq.max(end), ..cursor } } else { cursor }
+}
+
+/// The statement for one page: of what is behind a place or, where the newest come first, of what is not. An index gives
+/// the order whatever the filters are, so no page sorts.
 fn select(
     query: &EventQuery,
-    after: Option<u64>,
+    place: Option<u64>,
     kind: Option<EventKind>,
     instance: Option<InstanceId>,
 ) -> (String, Vec<Value>) {
@@ -165,11 +181,12 @@ fn select(
     // have their cursor; of two lower bounds the database would use the first and read on to the second. Additions of 0
     // keep it from an index: from looking for the lowest number in the order of numbers, and from reading a page in the
     // order of times, which it would have to sort.
-    let beginning = match (after, query.since) {
-        (Some(after), _) => Filters::new("e.seq > $1", values![after]),
-        (None, Some(since)) => {
-            Filters::new("e.seq >= (select min(o.seq + 0) from event o where o.at >= $1)", values![since])
+    let beginning = match (place, query.since) {
+        (Some(place), since) if is_newest_first(query) => {
+            Filters::new("e.seq <= $1", values![place]).and(BEHIND_TIME, since)
         }
+        (Some(place), _) => Filters::new("e.seq > $1", values![place]),
+        (None, Some(since)) => Filters::new(&BEHIND_TIME.replace("$?", "$1"), values![since]),
         (None, None) => Filters::new("e.seq > 0", &[]),
     };
     let filters = beginning
@@ -181,7 +198,8 @@ fn select(
         .and("e.actor = $?", query.actor.as_ref())
         .and("e.at + 0 >= $?", query.since)
         .and("e.at + 0 < $?", query.until);
-    filters.finish(SELECT, "e.seq", query.limit())
+    let order = if is_newest_first(query) { "e.seq desc" } else { "e.seq" };
+    filters.finish(SELECT, order, query.limit())
 }
 
 fn read_event(mut row: Row, names: &Names) -> Result<Event, StoreError> {
@@ -215,7 +233,7 @@ mod tests {
     fn no_page_of_the_log_sorts_or_reads_from_the_beginning() {
         let now = Timestamp::from_micros(0);
         let id = InstanceId::generate(now);
-        for filters in 0..128 {
+        for filters in 0..256 {
             let on = |bit: u32| (filters >> bit & 1 == 1).then_some(());
             let query = EventQuery {
                 port: on(1).map(|()| "8000-8010".parse().unwrap()),
@@ -223,11 +241,12 @@ mod tests {
                 since: on(4).map(|()| now),
                 until: on(5).map(|()| now),
                 protocol: on(6).map(|()| Protocol::Tcp),
+                newest: on(7).map(|()| true),
                 ..Default::default()
             };
-            for after in [Some(7), None] {
+            for place in [Some(7), None] {
                 let kind = on(2).map(|()| EventKind::Joined);
-                let (sql, values) = select(&query, after, kind, on(0).map(|()| id));
+                let (sql, values) = select(&query, place, kind, on(0).map(|()| id));
                 let plan = plan(&sql, &values);
                 assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{query:?}: {plan}");
             }

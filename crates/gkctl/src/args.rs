@@ -348,7 +348,7 @@ pub(crate) struct EventFilters {
     /// Only what happened at this time or later.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
-    /// At most so many.
+    /// At most so many: the newest, or the first since a time [default: 100 without --since].
     #[arg(long, value_name = "COUNT", value_parser = at_least_one, conflicts_with = "follow")]
     pub(crate) limit: Option<NonZeroU32>,
     /// Go on with what happens from now; with --since, after what has happened since then.

@@ -1,5 +1,7 @@
 //! `gkctl events`: the log of the fleet, line by line.
 
+use std::num::NonZeroU32;
+
 use anyhow::Result;
 use gk_client::Client;
 use gk_model::history::{Event, Origin};
@@ -9,7 +11,7 @@ use gk_model::query::{EventQuery, Limit, Page};
 use gk_model::watch::WatchQuery;
 
 use crate::args::{EventFilters, Format};
-use crate::context::{Context, collect};
+use crate::context::{Context, collect, note};
 use crate::follow;
 use crate::left::or_left;
 use crate::output::{Column, Lines, List, age, exact, or_dash};
@@ -117,18 +119,32 @@ fn lines(context: &Context, asks_origin: bool) -> Lines<'static, Event> {
     Lines::new(List { columns, name: |event| event.seq.to_string(), when_empty: "" })
 }
 
-/// Lists events, oldest first: of the fleet, or of the instance named by `--instance`.
+/// As many as fill a screen or two.
+const FEW: NonZeroU32 = NonZeroU32::new(100).unwrap();
+
+/// Lists events, oldest first: of the fleet, or of the instance named by `--instance`. Unless told since when, the newest.
 pub(crate) fn list(context: &Context, wanted: &EventFilters) -> Result<()> {
     let client = context.client()?;
+    let (newest, limit) = match wanted.since {
+        Some(_) => (None, wanted.limit),
+        None => (Some(true), wanted.limit.or(Some(FEW))),
+    };
     let read = |instance: Option<&InstanceRef>| {
-        collect(wanted.limit, |cursor, limit| {
-            client.list_events(&EventQuery { cursor, limit, ..query(wanted, instance) }).map(Page::from)
+        collect(limit, |cursor, limit| {
+            let asked = EventQuery { cursor, limit, newest, ..query(wanted, instance) };
+            client.list_events(&asked).map(Page::from)
         })
     };
-    let events = match &context.global.instance {
+    let mut events = match &context.global.instance {
         Some(instance) => or_left(&client, instance, |instance| read(Some(instance)))?,
         None => read(None)?,
     };
+    if newest.is_some() {
+        events.reverse();
+        if wanted.limit.is_none() && events.len() == FEW.get() as usize {
+            note("These are the newest 100. For more: --limit 1000, or --since 7d.");
+        }
+    }
     let list = List {
         columns: match context.format() {
             Format::Csv => &EXACT_COLUMNS,

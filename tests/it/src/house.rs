@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use gk_model::history::EventKind;
+
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// Which room may depend on which; `ARCHITECTURE.md` draws it.
@@ -138,6 +140,17 @@ fn the_tests_that_documents_name_are_there() {
             assert!(code.contains(&format!("fn {name}(")), "{document} names {name}, which is not there");
         }
     }
+}
+
+/// Rule 11 says what history is made of.
+#[test]
+fn the_rules_name_every_kind_of_event() {
+    let domain = read(&Path::new(ROOT).join("docs/domain.md"));
+    let rule = domain.lines().find(|line| line.contains("**History is append-only**")).unwrap();
+    let kinds = rule.split_once(". An event has").unwrap().0;
+    let named: BTreeSet<&str> = kinds.split('`').skip(1).step_by(2).collect();
+    let known: BTreeSet<String> = EventKind::ALL.iter().map(ToString::to_string).collect();
+    assert_eq!(named, known.iter().map(String::as_str).collect());
 }
 
 #[test]

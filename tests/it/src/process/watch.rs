@@ -425,4 +425,12 @@ fn a_small_terminal_shows_what_changed_last() {
     wait_for_picture(&["8100", "8101", "8102", "8103", "8104", "8105", "8106", "*8200"]);
     reserve(&server, instance, 8150);
     wait_for_picture(&["8100", "8101", "8102", "8103", "8104", "8105", "*8150", "8200"]);
+    let told = |words: &[&str]| {
+        let words = [&["events", "--limit", "1", "-o", "json"], words].concat();
+        let events: serde_json::Value =
+            serde_json::from_str(&stdout(&gkctl(&server, &place.join("state"), &words))).unwrap();
+        events.as_array().unwrap().iter().map(|event| event["first_port"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&[]), [8150], "the newest, unless since when is asked for");
+    assert_eq!(told(&["--since", "1h"]), [serde_json::Value::Null], "that an instance joined");
 }

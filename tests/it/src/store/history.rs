@@ -123,20 +123,57 @@ async fn events_since_a_time_are_all_there_though_a_clock_stepped_back() {
     }
     for (since, expected) in [(0, vec![0, 100, 300, 200, 50, 400]), (200, vec![300, 200, 400]), (401, vec![])]
     {
-        let mut query =
-            EventQuery { since: Some(at(since)), limit: Some(Limit::at_most(1)), ..Default::default() };
-        let mut found = Vec::new();
-        loop {
-            let asked = query.clone();
-            let page = world.store.read(move |reader| reader.list_events(&asked)).await.unwrap();
-            found.extend(page.items.into_iter().map(|event| event.at));
-            match page.next {
-                None => break,
-                next => query.cursor = next,
-            }
-        }
-        assert_eq!(found, expected.into_iter().map(at).collect::<Vec<_>>(), "since {since}");
+        let query = EventQuery { since: Some(at(since)), ..Default::default() };
+        assert_eq!(times(&world, query.clone()).await, expected, "since {since}");
+        let backwards = EventQuery { newest: Some(true), ..query };
+        let expected: Vec<i64> = expected.into_iter().rev().collect();
+        assert_eq!(times(&world, backwards).await, expected, "since {since}, the newest first");
     }
+}
+
+/// When the events of a list happened, in seconds, page after page of one.
+async fn times(world: &World, query: EventQuery) -> Vec<i64> {
+    let (mut found, mut query) = (Vec::new(), EventQuery { limit: Some(Limit::at_most(1)), ..query });
+    loop {
+        let asked = query.clone();
+        let page = world.store.read(move |reader| reader.list_events(&asked)).await.unwrap();
+        found.extend(page.items.into_iter().map(|event| event.at.since(at(0)).as_secs() as i64));
+        match page.next {
+            None => return found,
+            next => query.cursor = next,
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_log_is_read_backwards_to_where_it_was_pruned_to() {
+    let world = super::new_world().await;
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    world.label(id, "env=prod").await;
+    for seconds in 1..=9 {
+        let request = gk_model::reservation::ReserveRequest::next_free(id);
+        let made = world.reserve(&ada, &request, at(seconds)).await.unwrap();
+        if seconds % 3 == 0 {
+            world.release(&ada, &made, at(seconds)).await.unwrap();
+        }
+    }
+    let newest = || EventQuery { newest: Some(true), ..Default::default() };
+    let reserved_and_released = [9, 9, 8, 7, 6, 6, 5, 4, 3, 3, 2, 1];
+    let kinds = EventQuery { kind: "reserved,released".parse().ok(), ..newest() };
+    assert_eq!(times(&world, kinds).await, reserved_and_released);
+    let labelled = EventQuery { label: "env=prod".parse().ok(), kind: "released".parse().ok(), ..newest() };
+    assert_eq!(times(&world, labelled).await, [9, 6, 3]);
+    let first = EventQuery { limit: Some(Limit::at_most(5)), ..newest() };
+    let page = world.store.read(move |reader| reader.list_events(&first)).await.unwrap();
+    let keep = std::time::Duration::from_secs(1);
+    world.store.write(move |tx| tx.prune(at(100), keep, 500)).await.unwrap();
+    let rest = EventQuery { cursor: page.next, ..newest() };
+    assert_eq!(
+        times(&world, rest).await,
+        Vec::<i64>::new(),
+        "it is gone, and whoever goes back misses nothing"
+    );
 }
 
 #[tokio::test]
