@@ -225,12 +225,11 @@ impl Reader<'_> {
         now: Timestamp,
     ) -> Result<Vec<Drift>, Error> {
         let rules = self.list_rules()?;
-        let mut instances = HashMap::new();
-        let mut found = Vec::new();
+        let until = now.minus(idle_for.duration());
+        let (mut instances, mut found, mut read) = (HashMap::new(), Vec::new(), most);
         loop {
-            let until = now.minus(idle_for.duration());
-            let held = self.list_idle_reservations(query, instance, (until, &after), most)?;
-            let is_complete = held.len() < most;
+            let held = self.list_idle_reservations(query, instance, (until, &after), read)?;
+            let is_complete = held.len() < read;
             for held in held {
                 after = (held.idle_since.unwrap_or(now), held.id.to_string());
                 let place = match &held.instance {
@@ -243,6 +242,7 @@ impl Reader<'_> {
                 found.truncate(most);
                 return Ok(found);
             }
+            read = page::wider(read);
         }
     }
 

@@ -43,6 +43,12 @@ pub(crate) fn page<R, T>(
     Ok(Page { items, next })
 }
 
+/// How much to read in the next round when the filters let too little of the last one through: sixteen times as much, so
+/// that a page of few that are far apart takes few rounds, and a thousand at most.
+pub(crate) fn wider(read: usize) -> usize {
+    read.max((read * 16).min(1000))
+}
+
 /// A `like` pattern (escape character `~`) for texts that contain this one, to be compared in lower case.
 pub(crate) fn contains(text: &str) -> String {
     let mut pattern = String::from("%");

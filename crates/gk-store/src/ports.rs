@@ -172,8 +172,8 @@ impl Reader<'_> {
         };
         let mut after = after.map_or_else(Place::first, After::into_place);
         let (limit, mut found) = (query.limit() as usize, Vec::new());
+        let mut most = limit + 1;
         loop {
-            let most = limit + 1 - found.len();
             let rows = self.list_drifting(&wanted, &after, most)?;
             let is_complete = rows.len() < most;
             after = rows.last().map_or(after, Listed::place);
@@ -184,6 +184,7 @@ impl Reader<'_> {
             if is_complete || found.len() > limit {
                 return page::page(found, query.limit(), Ok, cursor_of);
             }
+            most = page::wider(most);
         }
     }
 
@@ -199,14 +200,14 @@ impl Reader<'_> {
         most: usize,
     ) -> Result<Vec<PortState>, Error> {
         let held = self.list_live_of(instance.id)?;
-        let (mut found, mut after) = (Vec::new(), after);
+        let (mut found, mut after, mut read) = (Vec::new(), after, most);
         loop {
-            let until = self.find_listened_port(instance.id, query.port, query.protocol, after, most)?;
+            let until = self.find_listened_port(instance.id, query.port, query.protocol, after, read)?;
             let window = Window { after, until };
             let states = self.list_states_in(&window, instance, [&held, fleet_wide], query)?;
             found.extend(states.into_iter().filter(|state| lets_through(query, state)));
             match until {
-                Some(_) if found.len() <= most => after = until,
+                Some(_) if found.len() <= most => (after, read) = (until, page::wider(read)),
                 _ => return Ok(found),
             }
         }
