@@ -69,16 +69,34 @@ impl Bed {
         done
     }
 
+    /// A new database, with nothing in it.
+    pub(crate) fn create_data(&self) -> Result<Data> {
+        let directory = TempDir::new_in(self.directory.path())?.keep();
+        Ok(Data { directory, url: self.cluster.as_ref().map(Cluster::create_url).transpose()? })
+    }
+
     /// A new database.
     pub(crate) fn config(&self, max_batch: usize) -> Result<StoreConfig> {
-        let directory = TempDir::new_in(self.directory.path())?.keep();
-        let database = self.cluster.as_ref().map(Cluster::create_database).transpose()?;
-        Ok(StoreConfig { database, max_batch, ..StoreConfig::embedded(directory) })
+        self.create_data()?.config(max_batch)
     }
 
     /// A store on a new database.
     pub(crate) async fn open(&self, max_batch: usize) -> Result<Store> {
         Ok(Store::open(self.config(max_batch)?, Timestamp::from_clock()).await?)
+    }
+}
+
+/// Where a store keeps what it has.
+pub(crate) struct Data {
+    pub(crate) directory: PathBuf,
+    /// The address of its database, where that is not in the directory.
+    pub(crate) url: Option<String>,
+}
+
+impl Data {
+    pub(crate) fn config(&self, max_batch: usize) -> Result<StoreConfig> {
+        let database = self.url.as_deref().map(str::parse).transpose()?;
+        Ok(StoreConfig { database, max_batch, ..StoreConfig::embedded(&self.directory) })
     }
 }
 

@@ -11,7 +11,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use gk_store::DatabaseUrl;
 use tempfile::TempDir;
 
 use crate::fleet::wait;
@@ -73,11 +72,6 @@ impl Cluster {
         let schema = format!("bench_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.psql(&format!("create schema {schema}"))?;
         Ok(format!("{}&options=-c%20search_path%3D{schema}", self.url()))
-    }
-
-    /// The same, parsed.
-    pub(crate) fn create_database(&self) -> Result<DatabaseUrl> {
-        Ok(self.create_url()?.parse()?)
     }
 
     /// Runs SQL as the administrator.

@@ -4,6 +4,7 @@
 //! are ratios. No test asserts either.
 
 mod agents;
+mod attack;
 mod bed;
 mod callgrind;
 mod cluster;

@@ -12,7 +12,9 @@ use serde::Serialize;
 use crate::bed::{Bed, Disk};
 use crate::group::fill;
 use crate::report::Row;
+use crate::server::Server;
 use crate::stats::{microseconds, milliseconds, quantile};
+use crate::watching::{self, allow_files};
 
 /// The filler numbers its rows from here.
 const FIRST: u64 = 1_000_001;
@@ -41,9 +43,10 @@ pub(crate) fn postgres_rows(count: u64) -> Result<Vec<Row>> {
 
 fn rows(bed: &Bed, count: u64) -> Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let config = bed.config(StoreConfig::MAX_BATCH)?;
+    let data = bed.create_data()?;
+    let config = data.config(StoreConfig::MAX_BATCH)?;
     let store = runtime.block_on(Store::open(config.clone(), Timestamp::from_clock()))?;
-    runtime.block_on(fill(&store, INSTANCES))?;
+    let instances = runtime.block_on(fill(&store, INSTANCES))?;
     store.close();
     drop(store);
     let begun = Instant::now();
@@ -52,7 +55,13 @@ fn rows(bed: &Bed, count: u64) -> Result<Vec<Row>> {
     let store = runtime.block_on(Store::open(config, Timestamp::from_clock()))?;
     let rows = runtime.block_on(measure(bed, &store, count));
     store.close();
-    rows
+    drop(store);
+    let mut rows = rows?;
+    allow_files()?;
+    let server = Server::start_on(bed, &data)?;
+    let whose = format!("{}, {} M events", bed.name, count / 1_000_000);
+    rows.extend(watching::rows_of(&whose, &server, &instances, 1_000, 500)?);
+    Ok(rows)
 }
 
 /// One after the other into a file, both at once into a server.

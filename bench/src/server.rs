@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use gk_model::paths::SOCKET_FILE;
 use tempfile::TempDir;
 
-use crate::bed::Bed;
+use crate::bed::{Bed, Data};
 use crate::fleet::{resident_bytes, wait};
 use crate::loader::{Address, once, request};
 use crate::syncs::{Syncs, without_shim};
@@ -15,25 +15,41 @@ use crate::syncs::{Syncs, without_shim};
 /// A running `gatekeeper server`. Dropped, it is gone.
 pub(crate) struct Server {
     child: Child,
-    directory: TempDir,
+    path: PathBuf,
+    _directory: TempDir,
     syncs: Option<Syncs>,
 }
 
 impl Server {
     /// On a new database; a sync of its own database is slow when the bed's are.
     pub(crate) fn start(bed: &Bed, max_batch: Option<usize>) -> Result<Server> {
+        // One client measures what many would ask.
+        Server::launch(bed, None, max_batch, "off")
+    }
+
+    /// The same with the rate limits that it has unless told otherwise.
+    pub(crate) fn start_limited(bed: &Bed) -> Result<Server> {
+        Server::launch(bed, None, None, "")
+    }
+
+    /// On a database that is there.
+    pub(crate) fn start_on(bed: &Bed, data: &Data) -> Result<Server> {
+        Server::launch(bed, Some(data), None, "off")
+    }
+
+    fn launch(bed: &Bed, data: Option<&Data>, max_batch: Option<usize>, rate_limit: &str) -> Result<Server> {
         let directory = TempDir::new_in(bed.directory.path())?;
         let program = std::env::current_exe()?.with_file_name("gatekeeper");
         let mut command = Command::new(program);
         command.args(["server", "--listen", "127.0.0.1:0"]).env("GATEKEEPER_LOG", "warn");
-        // One client measures what many would ask.
-        command.env("GATEKEEPER_RATE_LIMIT", "off");
-        command.env("GATEKEEPER_DATA", directory.path().join("data"));
+        let path = data.map_or_else(|| directory.path().join("data"), |data| data.directory.clone());
+        command.env("GATEKEEPER_RATE_LIMIT", rate_limit).env("GATEKEEPER_DATA", &path);
         let mut syncs = None;
         match &bed.cluster {
             Some(cluster) => {
                 without_shim(&mut command);
-                command.env("GATEKEEPER_DATABASE", cluster.create_url()?);
+                let url = data.and_then(|data| data.url.clone());
+                command.env("GATEKEEPER_DATABASE", url.map_or_else(|| cluster.create_url(), Ok)?);
             }
             None => {
                 let own = Syncs::create(directory.path())?;
@@ -46,7 +62,7 @@ impl Server {
         }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().context("run `make release` first")?;
-        let server = Server { child, directory, syncs };
+        let server = Server { child, path, _directory: directory, syncs };
         let address = server.socket();
         wait(|| once(&address, request("GET", "/readyz", None, b"")).is_ok())?;
         Ok(server)
@@ -59,7 +75,7 @@ impl Server {
 
     /// Where we are admin.
     pub(crate) fn socket(&self) -> Address {
-        Address::Unix(self.path().join(SOCKET_FILE))
+        Address::Unix(self.path.join(SOCKET_FILE))
     }
 
     /// Where tokens are asked for.
@@ -75,10 +91,6 @@ impl Server {
 
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
         resident_bytes(self.child.id())
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.path().join("data")
     }
 }
 

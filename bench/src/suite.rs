@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use crate::fleet::{Fleet, describe_machine};
 use crate::options::Options;
 use crate::report::{Row, Section};
-use crate::{density, group, http, paging, presence, pressure, rows, scanning, size, watching};
+use crate::{attack, density, group, http, paging, presence, pressure, rows, scanning, size, watching};
 
 type Measure<'a> = Box<dyn Fn() -> Result<Vec<Row>> + 'a>;
 
@@ -61,6 +61,7 @@ fn sections(options: &Options) -> Vec<(&'static str, Measure<'_>)> {
         ("One allocation", Box::new(density::rows)),
         ("Heartbeats of a fleet", Box::new(pressure::heartbeat_rows)),
         ("Reserving while a fleet reports", Box::new(pressure::latency_rows)),
+        ("Under attack", Box::new(attack::rows)),
         ("Memory of a large fleet", Box::new(pressure::memory_rows)),
         ("A fleet of ten thousand", Box::new(|| size::rows(options.quick))),
         ("Watching", Box::new(|| watching::rows(options.quick))),

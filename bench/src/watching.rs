@@ -9,16 +9,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use gk_model::id::InstanceId;
 use gk_model::paths;
+use gk_model::reservation::ReserveRequest;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::agents::{Agent, join};
-use crate::bed::{Bed, Disk, on_both};
+use crate::agents::join;
+use crate::bed::{Disk, on_both};
 use crate::fleet::wait;
-use crate::loader::{Address, once};
+use crate::loader::{Address, once, request};
 use crate::report::Row;
 use crate::server::Server;
 use crate::stats::{milliseconds, quantile};
@@ -33,18 +35,28 @@ const PACE: Duration = Duration::from_millis(10);
 pub(crate) fn rows(quick: bool) -> Result<Vec<Row>> {
     let (watchers, events) = if quick { (100, 100) } else { (1_000, 1_000) };
     allow_files()?;
-    on_both(Disk::Memory, |bed| rows_of(bed, watchers, events))
+    on_both(Disk::Memory, |bed| {
+        let server = Server::start(bed, None)?;
+        let agents = join(&server.socket(), INSTANCES, 0)?;
+        let instances: Vec<InstanceId> = agents.iter().map(|agent| agent.id).collect();
+        rows_of(bed.name, &server, &instances, watchers, events)
+    })
 }
 
-fn rows_of(bed: &Bed, watchers: usize, events: usize) -> Result<Vec<Row>> {
-    let server = Server::start(bed, None)?;
+/// Of one server, while so many reservations are made for these instances.
+pub(crate) fn rows_of(
+    whose: &str,
+    server: &Server,
+    instances: &[InstanceId],
+    watchers: usize,
+    events: usize,
+) -> Result<Vec<Row>> {
     let Address::Unix(socket) = server.socket() else { bail!("a server has a socket") };
-    let agents = join(&server.socket(), INSTANCES, 0)?;
-    let mut alone = reserve(&server, &agents, events)?;
+    let mut alone = reserve(server, instances, events)?;
     let before = server.resident_bytes()?;
     let crowd = Crowd::gather(socket, watchers)?;
     let each = server.resident_bytes()?.saturating_sub(before) as f64 / watchers as f64 / 1024.0;
-    let mut watched = reserve(&server, &agents, events)?;
+    let mut watched = reserve(server, instances, events)?;
     wait(|| crowd.heard.load(Ordering::Relaxed) == watchers * events)?;
     let told = crowd.leave()?;
     let mut delays: Vec<Duration> = told
@@ -53,7 +65,7 @@ fn rows_of(bed: &Bed, watchers: usize, events: usize) -> Result<Vec<Row>> {
         .map(|(told, answered)| told.saturating_duration_since(*answered))
         .collect();
     ensure!(delays.len() == watchers * events, "{} delays", delays.len());
-    let what = |what: &str| format!("{}, {watchers} watchers: {what}", bed.name);
+    let what = |what: &str| format!("{whose}, {watchers} watchers: {what}");
     let both = |times: &mut [Duration]| {
         format!("p50 {}, p99 {}", milliseconds(quantile(times, 0.5)), milliseconds(quantile(times, 0.99)))
     };
@@ -74,7 +86,7 @@ struct Written {
 }
 
 /// One reservation after the other.
-fn reserve(server: &Server, agents: &[Agent], count: usize) -> Result<Written> {
+fn reserve(server: &Server, instances: &[InstanceId], count: usize) -> Result<Written> {
     let (mut answered_at, mut took) = (Vec::new(), Vec::new());
     let begun = Instant::now();
     for number in 0..count {
@@ -82,7 +94,8 @@ fn reserve(server: &Server, agents: &[Agent], count: usize) -> Result<Written> {
         while let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             std::thread::park_timeout(left);
         }
-        let request = agents[number % agents.len()].reserve()?;
+        let asked = ReserveRequest::next_free(instances[number % instances.len()]);
+        let request = request("POST", paths::RESERVATIONS, None, &serde_json::to_vec(&asked)?);
         let asked = Instant::now();
         once(&server.socket(), request)?;
         answered_at.push(Instant::now());
@@ -154,7 +167,7 @@ async fn listen(
 }
 
 /// As many files as this process may have at most, for itself and the servers it starts.
-fn allow_files() -> Result<()> {
+pub(crate) fn allow_files() -> Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls read or write one `rlimit` that outlives them.
     let allowed = unsafe {
