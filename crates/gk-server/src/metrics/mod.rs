@@ -16,7 +16,6 @@ mod traffic;
 use std::fmt;
 use std::time::Duration;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_TYPE, VARY};
@@ -49,7 +48,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
     (String = "text/plain"), (String = "application/openmetrics-text")))))]
 pub(crate) async fn metrics(
     State(app): State<App>,
-    Extension(traffic): Extension<Traffic>,
     headers: HeaderMap,
     _: NoQuery,
 ) -> Response {
@@ -60,7 +58,7 @@ pub(crate) async fn metrics(
         certificate_ends_at: app.tls.as_ref().and_then(Tls::ends_at),
         store: app.store.metrics(),
         watch: app.feed.metrics(),
-        traffic,
+        traffic: app.published().traffic.clone(),
         app,
         fleet,
     });
