@@ -26,7 +26,7 @@ const MOST_BYTES: usize = 9 << 20;
 /// How long for the rest of a body, once the answer is decided.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The layer. Its time counts towards the request's.
+/// The request, answered, and heard out. Its time counts towards the request's.
 pub(crate) async fn hear_out(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;

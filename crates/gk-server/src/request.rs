@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::auth::Peer;
+use crate::drain::hear_out;
 use crate::error::{ApiError, finish};
 use crate::headers::protect;
 use crate::metrics::Traffic;
@@ -71,7 +72,7 @@ pub(crate) async fn observe(State(traffic): State<Traffic>, mut request: Request
 
 async fn answer(traffic: &Traffic, request: Request, next: Next, id: &RequestId) -> Response {
     let (started, asked) = (Instant::now(), traffic.asked(request.method(), request.extensions()));
-    let response = match tokio::time::timeout(TIMEOUT, next.run(request)).await {
+    let response = match tokio::time::timeout(TIMEOUT, hear_out(request, next)).await {
         Ok(response) => response,
         Err(_) => ApiError::TimedOut.into_response(),
     };

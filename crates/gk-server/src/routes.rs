@@ -13,7 +13,7 @@ use std::any::Any;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse as _;
 use gk_model::access::Permission;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -26,7 +26,6 @@ use crate::app::{App, Config, Published};
 use crate::auth::{Guarded, guard};
 use crate::docs::{self, Docs};
 use crate::document;
-use crate::drain::hear_out;
 use crate::error::ApiError;
 use crate::metrics::Traffic;
 use crate::pages::Document;
@@ -63,9 +62,7 @@ pub fn router(config: Config) -> (Router, OpenApi) {
 pub(crate) fn guarded_against_faults(router: Router, traffic: Traffic) -> Router {
     let caught = |payload: Box<dyn Any + Send>| ApiError::from_panic(payload.as_ref()).into_response();
     // As one: each `layer` by itself is a box, and a box is copied for each request, with all that are in it.
-    let layers =
-        (from_fn_with_state(traffic, observe), from_fn(hear_out), CatchPanicLayer::custom(caught));
-    router.layer(layers)
+    router.layer((from_fn_with_state(traffic, observe), CatchPanicLayer::custom(caught)))
 }
 
 fn all(routes: Routes) -> Routes {
