@@ -65,12 +65,7 @@ impl Docs {
         let schemas =
             entries(&document["components"]["schemas"]).map(|(name, schema)| describe(name, schema));
         let schemas = schemas.collect();
-        Docs {
-            title: escape(text("title")),
-            about: prose(text("description")),
-            routes,
-            schemas,
-        }
+        Docs { title: escape(text("title")), about: prose(text("description")), routes, schemas }
     }
 
     /// The page, with what holds all the words.

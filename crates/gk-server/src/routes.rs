@@ -9,14 +9,10 @@
 //! - the same function that puts up the door writes the permission into the OpenAPI document; one test compares the
 //!   document with a table, another calls every route of it with every authority.
 
-use std::any::Any;
-
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
-use axum::response::IntoResponse as _;
 use gk_model::access::Permission;
-use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
@@ -54,15 +50,13 @@ pub fn router(config: Config) -> (Router, OpenApi) {
     let router = router
         .fallback(async || ApiError::NoSuchRoute)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .layer((from_fn_with_state(app, admit), DefaultBodyLimit::max(BODY_BYTES)));
-    (guarded_against_faults(router, traffic), document)
-}
-
-/// Whatever happens inside, the caller gets an answer in time, and a refusal has the shape of a problem.
-pub(crate) fn guarded_against_faults(router: Router, traffic: Traffic) -> Router {
-    let caught = |payload: Box<dyn Any + Send>| ApiError::from_panic(payload.as_ref()).into_response();
-    // As one: each `layer` by itself is a box, and a box is copied for each request, with all that are in it.
-    router.layer((from_fn_with_state(traffic, observe), CatchPanicLayer::custom(caught)))
+        // As one: each `layer` by itself is a box, and a box is copied for each request, with all that are in it.
+        .layer((
+            from_fn_with_state(traffic, observe),
+            from_fn_with_state(app, admit),
+            DefaultBodyLimit::max(BODY_BYTES),
+        ));
+    (router, document)
 }
 
 fn all(routes: Routes) -> Routes {

@@ -46,11 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Metrics of this server and the fleet, as Prometheus reads them: in OpenMetrics where that is accepted.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content(
     (String = "text/plain"), (String = "application/openmetrics-text")))))]
-pub(crate) async fn metrics(
-    State(app): State<App>,
-    headers: HeaderMap,
-    _: NoQuery,
-) -> Response {
+pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap, _: NoQuery) -> Response {
     let fleet = ask_of_fleet(&app).await;
     let text = encoded(Moment {
         version: app.version,
