@@ -4,16 +4,18 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
 use gk_store::{Retention, Store};
 
 use crate::crowd::Crowd;
+use crate::docs::Docs;
 use crate::hosts::Hosts;
 use crate::idempotency::InFlight;
-use crate::metrics::Contacts;
+use crate::metrics::{Contacts, Traffic};
+use crate::pages::Document;
 use crate::proxy::Cidr;
 use crate::rates::{RateLimit, Rates};
 use crate::serve::max_connections;
@@ -108,6 +110,14 @@ pub struct Shared {
     pub(crate) feed: Arc<Feed>,
     pub(crate) places: Arc<Places>,
     pub(crate) contacts: Contacts,
+    published: OnceLock<Published>,
+}
+
+/// What is known only when every route is registered; and routes are registered with their state.
+pub(crate) struct Published {
+    pub(crate) document: Document,
+    pub(crate) docs: Docs,
+    pub(crate) traffic: Traffic,
 }
 
 impl App {
@@ -133,7 +143,17 @@ impl App {
             feed,
             places,
             contacts: Contacts::new(),
+            published: OnceLock::new(),
         }))
+    }
+
+    /// Once, before anything is answered.
+    pub(crate) fn publish(&self, published: Published) {
+        assert!(self.published.set(published).is_ok(), "each state is of one router");
+    }
+
+    pub(crate) fn published(&self) -> &Published {
+        self.published.get().expect("`router` publishes before it hands out the routes")
     }
 
     pub(crate) fn now(&self) -> Timestamp {

@@ -25,8 +25,7 @@ const CONTACT_BYTES: usize = 8 << 20;
 /// The route with its own layers. What is compressed in another way passes them and is refused by the extractor.
 pub(crate) fn routes() -> UtoipaMethodRouter<Guarded> {
     let gzip = RequestDecompressionLayer::new().pass_through_unaccepted(true);
-    routes!(contact)
-        .map(|methods| methods.route_layer(gzip).route_layer(DefaultBodyLimit::max(CONTACT_BYTES)))
+    routes!(contact).map(|methods| methods.route_layer((DefaultBodyLimit::max(CONTACT_BYTES), gzip)))
 }
 
 /// Takes a heartbeat, a delta or a full report. The body may be gzip; unknown fields are ignored.

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use axum::Extension;
+use axum::extract::State;
 use axum::http::header::CONTENT_SECURITY_POLICY;
 use axum::response::{Html, IntoResponse};
 use serde::Deserialize;
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use utoipa::IntoParams;
 use utoipa::openapi::OpenApi;
 
+use crate::app::App;
 use crate::extract::Query;
 
 const STYLE: &str = include_str!("docs.css");
@@ -23,11 +24,8 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action
                       base-uri 'none'";
 
 /// The parts of the page, made once.
-#[derive(Clone, Debug)]
-pub(crate) struct Docs(std::sync::Arc<Parts>);
-
 #[derive(Debug)]
-struct Parts {
+pub(crate) struct Docs {
     title: String,
     about: String,
     routes: Vec<Part>,
@@ -67,21 +65,12 @@ impl Docs {
         let schemas =
             entries(&document["components"]["schemas"]).map(|(name, schema)| describe(name, schema));
         let schemas = schemas.collect();
-        Docs(std::sync::Arc::new(Parts {
-            title: escape(text("title")),
-            about: prose(text("description")),
-            routes,
-            schemas,
-        }))
-    }
-
-    pub(crate) fn layer(self) -> Extension<Docs> {
-        Extension(self)
+        Docs { title: escape(text("title")), about: prose(text("description")), routes, schemas }
     }
 
     /// The page, with what holds all the words.
     fn page(&self, words: &str) -> String {
-        let Parts { title, about, routes, schemas } = &*self.0;
+        let Docs { title, about, routes, schemas } = self;
         let sought: Vec<String> = words.split_whitespace().map(str::to_lowercase).collect();
         let holds = |part: &&Part| sought.iter().all(|word| part.text.contains(word));
         let shown: Vec<&Part> = routes.iter().chain(schemas).filter(holds).collect();
@@ -125,10 +114,10 @@ pub(crate) struct DocsQuery {
 #[utoipa::path(get, path = "/docs", params(DocsQuery),
     responses((status = 200, body = String, content_type = "text/html")))]
 pub(crate) async fn docs(
-    Extension(docs): Extension<Docs>,
+    State(app): State<App>,
     Query(DocsQuery { q }): Query<DocsQuery>,
 ) -> impl IntoResponse {
-    ([(CONTENT_SECURITY_POLICY, POLICY)], Html(docs.page(&q)))
+    ([(CONTENT_SECURITY_POLICY, POLICY)], Html(app.published().docs.page(&q)))
 }
 
 fn contents(page: &mut String, parts: &[&Part]) {

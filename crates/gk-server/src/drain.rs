@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Body as _, Frame, SizeHint};
 
@@ -26,15 +25,18 @@ const MOST_BYTES: usize = 9 << 20;
 /// How long for the rest of a body, once the answer is decided.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The layer. Its time counts towards the request's.
-pub(crate) async fn hear_out(request: Request, next: Next) -> Response {
+/// The request, answered, and heard out. Its time counts towards the request's.
+pub(crate) async fn hear_out<F: Future<Output = Response>>(
+    request: Request,
+    answer: impl FnOnce(Request) -> F,
+) -> Response {
     if request.body().is_end_stream() {
-        return next.run(request).await;
+        return answer(request).await;
     }
     let (head, body) = request.into_parts();
     let (body, too_slow) = Paced::new(body);
     let body = Shared(Arc::new(Mutex::new(body)));
-    let response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
+    let response = answer(Request::from_parts(head, Body::new(body.clone()))).await;
     if too_slow.load(Ordering::Relaxed) {
         return ApiError::TooSlow.into_response();
     }

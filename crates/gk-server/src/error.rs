@@ -115,7 +115,7 @@ impl ApiError {
         }
     }
 
-    /// For the panic-catching layer.
+    /// Of what a handler panicked with.
     pub(crate) fn from_panic(payload: &(dyn Any + Send)) -> ApiError {
         let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| payload.downcast_ref::<String>().cloned());

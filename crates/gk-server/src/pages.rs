@@ -1,15 +1,16 @@
 //! What a browser finds: the front page, until there is a dashboard, and the contract.
 
-use axum::Extension;
 use axum::body::Bytes;
+use axum::extract::State;
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{Html, IntoResponse};
 use utoipa::openapi::OpenApi;
 
+use crate::app::App;
+
 const INDEX: &str = include_str!("index.html");
 
-/// The OpenAPI document as text, made once. It is an extension rather than a part of the state, because it is complete
-/// only when every route has been registered, and routes are registered with their state.
+/// The OpenAPI document as text, made once.
 #[derive(Clone, Debug)]
 pub(crate) struct Document(Bytes);
 
@@ -18,16 +19,12 @@ impl Document {
         let text = document.to_json().expect("a document made of strings and numbers is JSON");
         Document(text.into())
     }
-
-    pub(crate) fn layer(self) -> Extension<Document> {
-        Extension(self)
-    }
 }
 
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = Object)))]
-pub(crate) async fn openapi(Extension(document): Extension<Document>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/json")], document.0)
+pub(crate) async fn openapi(State(app): State<App>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], app.published().document.0.clone())
 }
 
 /// What this is, and three commands to begin with.

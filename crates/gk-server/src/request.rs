@@ -5,16 +5,19 @@
 //! gets an `x-request-id`, and a refusal its body, here.
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use futures_util::FutureExt as _;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::auth::Peer;
+use crate::drain::hear_out;
 use crate::error::{ApiError, finish};
 use crate::headers::protect;
 use crate::metrics::Traffic;
@@ -51,7 +54,7 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// The layer.
+/// The layer. Whatever happens inside, the caller gets an answer in time, and a refusal has the shape of a problem.
 pub(crate) async fn observe(State(traffic): State<Traffic>, mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
@@ -71,7 +74,8 @@ pub(crate) async fn observe(State(traffic): State<Traffic>, mut request: Request
 
 async fn answer(traffic: &Traffic, request: Request, next: Next, id: &RequestId) -> Response {
     let (started, asked) = (Instant::now(), traffic.asked(request.method(), request.extensions()));
-    let response = match tokio::time::timeout(TIMEOUT, next.run(request)).await {
+    let answering = hear_out(request, |request| survive(request, next));
+    let response = match tokio::time::timeout(TIMEOUT, answering).await {
         Ok(response) => response,
         Err(_) => ApiError::TimedOut.into_response(),
     };
@@ -84,6 +88,12 @@ async fn answer(traffic: &Traffic, request: Request, next: Next, id: &RequestId)
     let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     tracing::debug!(http.status = response.status().as_u16(), http.duration_us = duration_us, "answered");
     response
+}
+
+/// A panic is an answer too.
+async fn survive(request: Request, next: Next) -> Response {
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    answered.unwrap_or_else(|payload| ApiError::from_panic(payload.as_ref()).into_response())
 }
 
 #[cfg(test)]

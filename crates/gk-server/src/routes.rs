@@ -9,24 +9,19 @@
 //! - the same function that puts up the door writes the permission into the OpenAPI document; one test compares the
 //!   document with a table, another calls every route of it with every authority.
 
-use std::any::Any;
-
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn, from_fn_with_state};
-use axum::response::IntoResponse as _;
+use axum::middleware::from_fn_with_state;
 use gk_model::access::Permission;
-use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use crate::admission::admit;
-use crate::app::{App, Config};
+use crate::app::{App, Config, Published};
 use crate::auth::{Guarded, guard};
 use crate::docs::{self, Docs};
 use crate::document;
-use crate::drain::hear_out;
 use crate::error::ApiError;
 use crate::metrics::Traffic;
 use crate::pages::Document;
@@ -47,24 +42,21 @@ pub fn router(config: Config) -> (Router, OpenApi) {
     let app = App::new(config);
     let (router, document) = all(Routes::new(app.clone())).finish();
     let traffic = Traffic::of(&document);
+    app.publish(Published {
+        document: Document::new(&document),
+        docs: Docs::of(&document),
+        traffic: traffic.clone(),
+    });
     let router = router
         .fallback(async || ApiError::NoSuchRoute)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .layer(Document::new(&document).layer())
-        .layer(Docs::of(&document).layer())
-        .layer(traffic.clone().layer())
-        .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(from_fn_with_state(app, admit));
-    (guarded_against_faults(router, traffic), document)
-}
-
-/// Whatever happens inside, the caller gets an answer in time, and a refusal has the shape of a problem.
-pub(crate) fn guarded_against_faults(router: Router, traffic: Traffic) -> Router {
-    let caught = |payload: Box<dyn Any + Send>| ApiError::from_panic(payload.as_ref()).into_response();
-    router
-        .layer(CatchPanicLayer::custom(caught))
-        .layer(from_fn(hear_out))
-        .layer(from_fn_with_state(traffic, observe))
+        // As one: each `layer` by itself is a box, and a box is copied for each request, with all that are in it.
+        .layer((
+            from_fn_with_state(traffic, observe),
+            from_fn_with_state(app, admit),
+            DefaultBodyLimit::max(BODY_BYTES),
+        ));
+    (router, document)
 }
 
 fn all(routes: Routes) -> Routes {

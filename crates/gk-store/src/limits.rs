@@ -32,7 +32,7 @@ impl Tx<'_> {
         if limits.allow_instance(&labels) {
             return Ok(());
         }
-        let name = self.look_up(vec![instance], "name")?.remove(&instance).ok_or_else(nobody)?;
+        let name = self.look_up([instance].into(), "name")?.remove(&instance).ok_or_else(nobody)?;
         let place = (InstanceLink { id: instance, name }, labels);
         beyond(format!("it is for instances with {selector}, and {}", unlike(Some(&place))))
     }

@@ -2,7 +2,7 @@
 //!
 //! The same column form serves for whom a reservation is held: for one instance, or for all of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -98,11 +98,10 @@ impl Names {
 impl Reader<'_> {
     /// The names of all instances in one column of an answer.
     pub(crate) fn list_names(&mut self, rows: &Rows, column: usize) -> Result<Names, StoreError> {
-        let mut ids = Vec::new();
+        let mut ids = HashSet::new();
         for space in rows.column(column) {
-            match space? {
-                Some(Space::Instance(id)) if ids.last() != Some(&id) => ids.push(id),
-                _ => {}
+            if let Some(Space::Instance(id)) = space? {
+                ids.insert(id);
             }
         }
         self.look_up(ids, "name").map(Names)
@@ -111,12 +110,11 @@ impl Reader<'_> {
     /// One column of each of these instances.
     pub(crate) fn look_up<T: Column>(
         &mut self,
-        mut ids: Vec<InstanceId>,
+        ids: HashSet<InstanceId>,
         column: &str,
     ) -> Result<HashMap<InstanceId, T>, StoreError> {
-        ids.sort_unstable();
-        ids.dedup();
         let mut found = HashMap::with_capacity(ids.len());
+        let ids = Vec::from_iter(ids);
         for some in ids.chunks(MOST_IDS) {
             // Powers of two, so that there are only so many texts; that the last id is in one twice changes nothing.
             let count = some.len().next_power_of_two();

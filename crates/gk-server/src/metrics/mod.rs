@@ -16,7 +16,6 @@ mod traffic;
 use std::fmt;
 use std::time::Duration;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_TYPE, VARY};
@@ -47,12 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Metrics of this server and the fleet, as Prometheus reads them: in OpenMetrics where that is accepted.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content(
     (String = "text/plain"), (String = "application/openmetrics-text")))))]
-pub(crate) async fn metrics(
-    State(app): State<App>,
-    Extension(traffic): Extension<Traffic>,
-    headers: HeaderMap,
-    _: NoQuery,
-) -> Response {
+pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap, _: NoQuery) -> Response {
     let fleet = ask_of_fleet(&app).await;
     let text = encoded(Moment {
         version: app.version,
@@ -60,7 +54,7 @@ pub(crate) async fn metrics(
         certificate_ends_at: app.tls.as_ref().and_then(Tls::ends_at),
         store: app.store.metrics(),
         watch: app.feed.metrics(),
-        traffic,
+        traffic: app.published().traffic.clone(),
         app,
         fleet,
     });

@@ -12,7 +12,6 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::Extension;
 use axum::extract::MatchedPath;
 use axum::http::{Extensions, Method, StatusCode};
 use gk_model::problem::Code;
@@ -77,11 +76,6 @@ impl Traffic {
         let count = (routes.len() + 1) * (METHODS.len() + 1) * (statuses.len() + 1);
         let cells = (0..count).map(|_| OnceLock::new()).collect();
         Traffic(Arc::new(Table { routes, statuses: statuses.into_iter().collect(), cells }))
-    }
-
-    /// For the handler that shows it: complete only when every route is registered, as the document is.
-    pub(crate) fn layer(self) -> Extension<Traffic> {
-        Extension(self)
     }
 
     /// Looks up what a request asks for.

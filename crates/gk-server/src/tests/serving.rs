@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
+use axum::middleware::from_fn_with_state;
 use axum::{Router, routing};
 use gk_model::access::{Actor, Authority, Role};
 use gk_model::contact::{Contact, ContactBody, Piece, Session};
@@ -31,7 +32,7 @@ use tower::ServiceExt as _;
 use super::{config, secret};
 use crate::document;
 use crate::metrics::Traffic;
-use crate::routes::guarded_against_faults;
+use crate::request::observe;
 use crate::serve::run_within;
 use crate::{Config, Listeners, ServeError, run};
 
@@ -269,7 +270,7 @@ async fn what_takes_too_long_and_what_panics_is_answered() {
     #[expect(clippy::disallowed_methods, reason = "two routes that exist in this test only")]
     let router =
         Router::new().route("/waits", routing::get(waits_for_ever)).route("/panics", routing::get(panics));
-    let router = guarded_against_faults(router, Traffic::of(&document::empty()));
+    let router = router.layer(from_fn_with_state(Traffic::of(&document::empty()), observe));
     for (path, status, code) in [("/waits", 503, "unavailable"), ("/panics", 500, "internal")] {
         let asked_at = tokio::time::Instant::now();
         let request = Request::get(path).body(Body::empty()).unwrap();

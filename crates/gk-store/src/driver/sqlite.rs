@@ -121,8 +121,9 @@ fn create_private(path: &Path) -> rusqlite::Result<()> {
 
 fn query(connection: &rusqlite::Connection, sql: &str, values: &[Value]) -> rusqlite::Result<Rows> {
     let mut statement = connection.prepare_cached(sql)?;
+    let in_order = is_in_order(sql);
     for (index, value) in values.iter().enumerate() {
-        bind(&mut statement, index + 1, value)?;
+        bind(&mut statement, index + 1, in_order, value)?;
     }
     let width = statement.column_count();
     let mut found = Rows::new(width);
@@ -139,16 +140,30 @@ fn query(connection: &rusqlite::Connection, sql: &str, values: &[Value]) -> rusq
     Ok(found)
 }
 
-/// Binds by name: SQLite numbers `$2` by where it first appears in the text, not by its digit.
-fn bind(statement: &mut rusqlite::Statement<'_>, number: usize, value: &Value) -> rusqlite::Result<()> {
-    // Nearly every statement has the numbers in their order, so that the name at the place is the name.
-    let index = match statement.parameter_name(number) {
-        Some(name) if name.strip_prefix('$').is_some_and(|digits| digits.parse() == Ok(number)) => number,
-        _ => {
-            let name = format!("${number}");
-            let found = statement.parameter_index(&name)?;
-            found.ok_or(rusqlite::Error::InvalidParameterName(name))?
-        }
+/// Whether `$1`, `$2`, … first appear in this order, as they do in nearly every statement. SQLite numbers them by where
+/// they appear, not by their digits.
+fn is_in_order(sql: &str) -> bool {
+    let mut seen = 0;
+    sql.split('$').skip(1).all(|rest| {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit);
+        let number = digits.fold(0, |number, digit| number * 10 + usize::from(digit - b'0'));
+        seen += usize::from(number == seen + 1);
+        (1..=seen).contains(&number)
+    })
+}
+
+fn bind(
+    statement: &mut rusqlite::Statement<'_>,
+    number: usize,
+    in_order: bool,
+    value: &Value,
+) -> rusqlite::Result<()> {
+    let index = if in_order {
+        number
+    } else {
+        let name = format!("${number}");
+        let found = statement.parameter_index(&name)?;
+        found.ok_or(rusqlite::Error::InvalidParameterName(name))?
     };
     match value {
         Value::Null => statement.raw_bind_parameter(index, Null),
@@ -163,5 +178,36 @@ fn failure(error: &rusqlite::Error) -> StoreError {
         Some(ErrorCode::NotADatabase) => StoreError::NotOurs("it is not an SQLite database".to_owned()),
         Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt(error.to_string()),
         _ => StoreError::Database(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_value_is_bound_to_its_own_number_wherever_that_stands() {
+        let values: Vec<Value> = (1..=10).map(|number: i64| Value::from(number * 10)).collect();
+        let table: [(&str, bool, &[i64]); 6] = [
+            ("select $1, $2", true, &[10, 20]),
+            ("select $1, $2, $1, $2 * 2, $3", true, &[10, 20, 10, 40, 30]),
+            (
+                "select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10",
+                true,
+                &[10, 20, 30, 40, 50, 60, 70, 80, 90, 100],
+            ),
+            ("select $2, $1", false, &[20, 10]),
+            ("select $1, $3, $2", false, &[10, 30, 20]),
+            ("select length('$'), $1", false, &[1, 10]),
+        ];
+        let mut sqlite = Sqlite::in_memory().unwrap();
+        for (sql, in_order, expected) in table {
+            assert_eq!(is_in_order(sql), in_order, "{sql}");
+            let count = (1..=10).filter(|number| sql.contains(&format!("${number}"))).count();
+            let row = sqlite.query(sql, &values[..count]).unwrap().first();
+            let mut row = row.expect("a row");
+            let found: Vec<i64> = expected.iter().map(|_| row.take().unwrap()).collect();
+            assert_eq!(found, expected, "{sql}");
+        }
     }
 }
