@@ -78,14 +78,17 @@ pub(crate) fn read() -> anyhow::Result<Args> {
 
 fn parse() -> anyhow::Result<(Args, Configuration)> {
     let words: Vec<OsString> = std::env::args_os().collect();
-    let (all, command) = (Args::command(), without_empty_variables(Args::command()));
-    let told = command.clone().get_matches_from(&words);
+    let (all, command) = (Args::command(), || without_empty_variables(Args::command()));
+    let told = command().get_matches_from(&words);
     let roles: Vec<&str> = roles(&told);
+    if !can_name_a_file(&all, &roles) {
+        return Ok((from(&told), Configuration(Vec::new())));
+    }
     let below = below(&all, &roles, options(&told))?;
     let files = below.values().find(|(_, origin)| matches!(origin, Origin::File(_)));
     let about = files.map(|(_, origin)| origin.to_string());
     // Without the file it was accepted, so what is refused now is the file's.
-    let command = with_defaults(command, &below);
+    let command = with_defaults(command(), &below);
     let matches = command.try_get_matches_from(&words).map_err(|error| {
         let told = error.to_string();
         let reason = told.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
@@ -93,8 +96,23 @@ fn parse() -> anyhow::Result<(Args, Configuration)> {
     })?;
     let configuration = Configuration::of(&all, &roles, options(&matches), &below);
     configuration.check_database()?;
-    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    Ok((args, configuration))
+    Ok((from(&matches), configuration))
+}
+
+fn from(matches: &ArgMatches) -> Args {
+    Args::from_arg_matches(matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Whether the innermost subcommand has the option. Matches cannot be asked: in a release build they say that whatever is
+/// not in them was not given.
+fn can_name_a_file(command: &Command, roles: &[&str]) -> bool {
+    innermost(command, roles).any(|argument| argument.get_long() == Some(FILE_OPTION))
+}
+
+/// Its own options.
+fn innermost<'a>(command: &'a Command, roles: &[&str]) -> impl Iterator<Item = &'a Arg> {
+    let inner = roles.iter().try_fold(command, |command, role| command.find_subcommand(role));
+    inner.into_iter().flat_map(Command::get_arguments)
 }
 
 /// The names of the subcommands, outermost first.
@@ -132,7 +150,7 @@ fn each_argument(command: Command, change: &dyn Fn(Arg) -> Arg) -> Command {
 /// What the file says, and `DATABASE_URL`, for whoever has such options.
 fn below(command: &Command, roles: &[&str], options: &ArgMatches) -> anyhow::Result<Below> {
     let mut below = Below::new();
-    let Some(named) = options.try_get_one::<PathBuf>(FILE_OPTION).ok() else { return Ok(below) };
+    let named = options.get_one::<PathBuf>(FILE_OPTION);
     // Who asks for a backup means the server's database; `dev` is for a try, whatever is installed here.
     let (owner, usual) = match roles.last().copied().unwrap_or_default() {
         "agent" => ("agent", Some("/etc/gatekeeper/agent.toml")),
@@ -175,8 +193,7 @@ fn file<'a>(named: Option<&'a PathBuf>, usual: Option<&'static str>) -> Option<(
 
 /// The options that a file may hold: those of a command that the environment has a variable for.
 fn configurable<'a>(command: &'a Command, roles: &[&str]) -> Vec<&'a Arg> {
-    let inner = roles.iter().try_fold(command, |command, role| command.find_subcommand(role));
-    let own = inner.into_iter().flat_map(Command::get_arguments);
+    let own = innermost(command, roles);
     let of_every = command.get_arguments().filter(|argument| argument.is_global_set());
     let named = own.chain(of_every).filter(|argument| argument.get_long() != Some(FILE_OPTION));
     named.filter(|argument| argument.get_env().is_some()).collect()
@@ -256,5 +273,18 @@ impl Setting {
                 (format!("{key} = [{}]", list.join(", ")), self.origin.to_string())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_has_the_option_reads_a_file() {
+        let command = Args::command();
+        let can = |roles: &[&str]| can_name_a_file(&command, roles);
+        assert!(can(&["server"]) && can(&["agent"]) && can(&["backup"]) && can(&["config", "agent"]));
+        assert!(!can(&["scan"]), "it would refuse to work beside a server's file that is not its own");
     }
 }

@@ -1,10 +1,11 @@
 //! `gatekeeper scan`: what the agent sees, printed.
 
-use std::borrow::Cow;
+use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 
 use anyhow::Context as _;
 use gk_model::listener::{Container, Listener, Netns};
+use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 use gk_scan::{Scan, Scanner};
 
@@ -18,7 +19,7 @@ pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
     };
     let mut scanner = scanner.context("cannot ask the kernel")?;
     let now = Timestamp::from_clock();
-    let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan(now) };
+    let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan_once(now) };
     let mut scan = scan.context("cannot scan")?;
     if !args.no_processes {
         gk_agent::ask_engines(&args.engines.sockets()).apply(&mut scan.listeners, now);
@@ -53,59 +54,78 @@ fn json(scan: &Scan) -> anyhow::Result<String> {
 fn table(scan: &Scan, all: bool) -> String {
     // Where there is only the home namespace, two columns that say so for each listener would say nothing.
     let is_whole = scan.listeners.iter().any(is_elsewhere);
-    let mut rows = vec![["PORT", "LISTENER", "ADDRESS", "ACCOUNT", "NETNS", "CONTAINER"].map(Cow::from)];
+    let mut table = Table::default();
+    table.row(["PORT", "LISTENER", "ADDRESS", "ACCOUNT", "NETNS", "CONTAINER"]);
     for listener in &scan.listeners {
-        let port = format!("{}/{}", listener.key.port, listener.key.protocol).into();
-        let account = listener.account.as_ref().map_or(NOTHING, |account| account.as_str().into());
-        let container = listener.container.as_ref().map_or(NOTHING, |told| container(told).into());
-        let netns = if is_whole { listener.key.netns.to_string().into() } else { NOTHING };
-        rows.push([
-            port,
-            listener.describe().into(),
-            listener.key.bound_to().into(),
-            account,
-            netns,
-            container,
-        ]);
+        let key = &listener.key;
+        table.cell(format_args!("{}/{}", key.port, key.protocol));
+        table.cell(listener.describe());
+        table.cell(key.bound_to());
+        table.cell(listener.account.as_ref().map_or(NOTHING, Observed::as_str));
+        table.cell(key.netns);
+        match &listener.container {
+            Some(told) => table.cell(container(told)),
+            None => table.cell(NOTHING),
+        }
     }
     for occupied in scan.occupied.iter().filter(|_| all) {
-        let port = format!("{}/{}", occupied.port, occupied.protocol).into();
-        let home = Netns::Home.to_string().into();
-        rows.push([port, "(no listener)".into(), NOTHING, NOTHING, home, NOTHING]);
+        table.cell(format_args!("{}/{}", occupied.port, occupied.protocol));
+        table.row(["(no listener)", NOTHING, NOTHING, "home", NOTHING]);
     }
-    align(&rows, if is_whole { COLUMNS } else { COLUMNS - 2 })
+    table.align(if is_whole { COLUMNS } else { COLUMNS - 2 })
 }
 
 const COLUMNS: usize = 6;
 
-/// The first columns, flush left. A library of tables took as long for a thousand rows as the scan itself.
-fn align(rows: &[[Cow<'_, str>; COLUMNS]], columns: usize) -> String {
-    let count = |cell: &str| if cell.is_ascii() { cell.len() } else { cell.chars().count() };
-    let mut widths = [0; COLUMNS];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row).take(columns) {
-            *width = count(cell).max(*width);
-        }
-    }
-    let mut text = String::new();
-    for row in rows {
-        for (cell, width) in row.iter().zip(widths).take(columns) {
-            text.push_str(cell);
-            let length = text.len() + width - count(cell) + GAP;
-            while text.len() < length {
-                let blanks = BLANKS.len().min(length - text.len());
-                text.push_str(&BLANKS[..blanks]);
-            }
-        }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
-    }
-    text.pop();
-    text
+/// Cells in rows of [`COLUMNS`]. A library of tables took as long for a thousand rows as the scan itself.
+#[derive(Default)]
+struct Table {
+    /// One after the other: a text for each would take more memory than the listeners.
+    text: String,
+    /// Where each ends.
+    ends: Vec<usize>,
 }
 
-/// As many blanks as are written at once.
-const BLANKS: &str = "                                ";
+impl Table {
+    fn cell(&mut self, content: impl Display) {
+        write!(self.text, "{content}").expect("a string takes everything");
+        self.ends.push(self.text.len());
+    }
+
+    fn row<const N: usize>(&mut self, cells: [&str; N]) {
+        cells.iter().for_each(|cell| self.cell(cell));
+    }
+
+    fn cells(&self) -> impl Iterator<Item = &str> {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        starts.zip(&self.ends).map(|(start, end)| &self.text[*start..*end])
+    }
+
+    /// The first columns, flush left.
+    fn align(&self, columns: usize) -> String {
+        let count = |cell: &str| if cell.is_ascii() { cell.len() } else { cell.chars().count() };
+        let mut widths = [0; COLUMNS];
+        for (index, cell) in self.cells().enumerate() {
+            let width = &mut widths[index % COLUMNS];
+            *width = count(cell).max(*width);
+        }
+        let blanks = " ".repeat(widths.into_iter().max().unwrap_or_default() + GAP);
+        let mut text = String::new();
+        for (index, cell) in self.cells().enumerate() {
+            let column = index % COLUMNS;
+            if column < columns {
+                text.push_str(cell);
+                text.push_str(&blanks[..widths[column] - count(cell) + GAP]);
+            }
+            if column == COLUMNS - 1 {
+                text.truncate(text.trim_end().len());
+                text.push('\n');
+            }
+        }
+        text.pop();
+        text
+    }
+}
 
 /// Blanks between two columns.
 const GAP: usize = 2;
@@ -125,7 +145,7 @@ fn container(container: &Container) -> String {
     format!("{} {}{pod}", container.engine, if is_number { &id[..12] } else { id })
 }
 
-const NOTHING: Cow<'static, str> = Cow::Borrowed("-");
+const NOTHING: &str = "-";
 
 #[cfg(test)]
 mod tests {

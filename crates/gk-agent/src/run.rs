@@ -334,6 +334,7 @@ impl Agent {
         let mut snapshot = Snapshot {
             covered: scan.covered.clone(),
             listeners: Cow::Borrowed(&scan.listeners),
+            seen_at: scan.seen_at.clone(),
             occupied: for_occupied.then(|| scan.occupied.clone()),
             namespaces: Some(Namespaces {
                 known: scan.namespaces.clone(),

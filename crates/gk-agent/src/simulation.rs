@@ -206,10 +206,10 @@ impl World {
     }
 
     pub(crate) fn assert_equal_views(&self) {
-        let seen: Vec<&Listener> = self.agent.view.listeners().collect();
+        let seen: Vec<Listener> = self.agent.view.listeners().collect();
         assert_eq!(self.server.set.len(), seen.len());
         for listener in seen {
-            assert!(self.server.set[&listener.key].same_but_times(listener), "{listener:?}");
+            assert!(self.server.set[&listener.key].same_but_times(&listener), "{listener:?}");
         }
     }
 }

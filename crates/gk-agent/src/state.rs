@@ -230,7 +230,7 @@ impl SyncState {
     /// Whether listeners are seen in a part that the last report did not cover.
     pub(crate) fn sees_unreported(&self) -> bool {
         !self.view.covered().is_subset(&self.reported)
-            && self.view.listeners().any(|listener| !self.is_reported(listener.key.part()))
+            && self.view.parts().any(|part| !self.is_reported(part))
     }
 
     /// Whether the server knows other occupied ports than the agent.
@@ -314,7 +314,7 @@ impl SyncState {
         self.told = self.journal.take_all();
         self.pieces_seen_at = self.seen_at;
         self.namespaces_of_pieces = self.view.all_namespaces();
-        self.pieces = Piece::cut(self.view.listeners().cloned().collect(), PIECE_BYTES).into();
+        self.pieces = Piece::cut(self.view.listeners().collect(), PIECE_BYTES).into();
         let (piece, listeners) = self.pieces.pop_front().unwrap_or_default();
         let digest = Digest::of(&listeners);
         let body = ContactBody::Report {

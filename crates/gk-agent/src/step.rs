@@ -269,7 +269,8 @@ mod tests {
             assert_eq!(counted, counts.iter().flatten().sum::<u64>(), "{scans:?}");
             let mut digest = Digest::default();
             sum.carry(&mut digest);
-            assert_eq!(digest, Digest::of(view.listeners()), "{scans:?}");
+            let seen: Vec<Listener> = view.listeners().collect();
+            assert_eq!(digest, Digest::of(&seen), "{scans:?}");
             let mut set = view.set();
             sum.undo(&mut set);
             assert_eq!(set, Set::new(), "{scans:?}");

@@ -23,6 +23,8 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) covered: Vec<Part>,
     /// Every listener in them; the scanner's own list, since in most scans nothing of it is new.
     pub(crate) listeners: Cow<'a, [Listener]>,
+    /// When the listeners of each namespace were seen, if they do not say so themselves.
+    pub(crate) seen_at: BTreeMap<Netns, Timestamp>,
     /// Ports taken by something else; none when it was not looked for.
     pub(crate) occupied: Option<Vec<Occupied>>,
     /// The network namespaces; none when nothing was seen.
@@ -45,6 +47,9 @@ pub(crate) struct Namespaces {
 #[derive(Debug, Default)]
 pub(crate) struct View {
     seen: BTreeMap<ListenerKey, Seen>,
+    /// When those of each namespace were seen again, by scans that showed the same. To write that down for each of a thousand
+    /// listeners would take as long as half the scan.
+    seen_again_at: BTreeMap<Netns, Timestamp>,
     covered: BTreeSet<Part>,
     occupied: Vec<Occupied>,
     namespaces: Option<Namespaces>,
@@ -67,7 +72,7 @@ impl View {
 
     /// Everything in it, those kept from parts not covered included.
     pub(crate) fn set(&self) -> Set {
-        self.seen.iter().map(|(key, seen)| (key.clone(), seen.listener.clone())).collect()
+        self.seen.iter().map(|(key, seen)| (key.clone(), self.date(&seen.listener))).collect()
     }
 
     /// Whether nothing was looked at yet.
@@ -88,42 +93,56 @@ impl View {
         }
         let mut step = Step::default();
         if snapshot.is_same && self.seen.len() == snapshot.listeners.len() {
-            self.see_again(&snapshot.listeners);
+            debug_assert!(self.shows(&snapshot.listeners), "not the same");
+            self.seen_again_at = snapshot.seen_at;
             return step;
         }
+        self.write_times();
         for found in snapshot.listeners.iter() {
             if self.covered.contains(&found.key.part()) {
-                self.see(found, now, &mut step);
+                let seen_at = snapshot.seen_at.get(&found.key.netns).copied();
+                self.see(found, seen_at.unwrap_or(found.last_seen_at), now, &mut step);
             }
         }
         self.miss(now, &mut step);
         step
     }
 
-    /// The same listeners in the same order. To look each of a thousand up takes as long as the scan that showed them.
-    fn see_again(&mut self, listeners: &[Listener]) {
-        for (seen, found) in self.seen.values_mut().zip(listeners) {
-            debug_assert!(seen.listener.same_but_times(found), "{found:?} is not the same");
-            seen.round = self.round;
-            seen.listener.last_seen_at = found.last_seen_at;
+    fn shows(&self, listeners: &[Listener]) -> bool {
+        self.seen.values().zip(listeners).all(|(seen, found)| seen.listener.same_but_times(found))
+    }
+
+    /// Says of each listener itself when it was seen last.
+    fn write_times(&mut self) {
+        let seen_again_at = std::mem::take(&mut self.seen_again_at);
+        for seen in self.seen.values_mut() {
+            let again = seen_again_at.get(&seen.listener.key.netns);
+            seen.listener.last_seen_at = again.copied().unwrap_or(seen.listener.last_seen_at);
         }
     }
 
-    fn see(&mut self, found: &Listener, now: Timestamp, step: &mut Step) {
+    /// A listener with the time at which it was seen last.
+    fn date(&self, listener: &Listener) -> Listener {
+        let again = self.seen_again_at.get(&listener.key.netns).copied();
+        Listener { last_seen_at: again.unwrap_or(listener.last_seen_at), ..listener.clone() }
+    }
+
+    fn see(&mut self, found: &Listener, last_seen_at: Timestamp, now: Timestamp, step: &mut Step) {
         let round = self.round;
         let Some(seen) = self.seen.get_mut(&found.key) else {
-            step.record(None, Some(found.clone()), now);
-            self.seen.insert(found.key.clone(), Seen { listener: found.clone(), round });
+            let listener = Listener { last_seen_at, ..found.clone() };
+            step.record(None, Some(listener.clone()), now);
+            self.seen.insert(found.key.clone(), Seen { listener, round });
             return;
         };
         seen.round = round;
+        let first_seen_at = found.first_seen_at.min(seen.listener.first_seen_at);
         if seen.listener.same_but_times(found) {
-            seen.listener.first_seen_at = found.first_seen_at.min(seen.listener.first_seen_at);
-            seen.listener.last_seen_at = found.last_seen_at;
+            (seen.listener.first_seen_at, seen.listener.last_seen_at) = (first_seen_at, last_seen_at);
             return;
         }
-        let first_seen_at = found.first_seen_at.min(seen.listener.first_seen_at);
-        let before = std::mem::replace(&mut seen.listener, Listener { first_seen_at, ..found.clone() });
+        let after = Listener { first_seen_at, last_seen_at, ..found.clone() };
+        let before = std::mem::replace(&mut seen.listener, after);
         step.record(Some(before), Some(seen.listener.clone()), now);
     }
 
@@ -159,10 +178,15 @@ impl View {
         &self.occupied
     }
 
-    /// Every listener in the covered parts.
-    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
-        let listeners = self.seen.values().map(|seen| &seen.listener);
-        listeners.filter(|listener| self.covered.contains(&listener.key.part()))
+    /// Every listener in the covered parts, by key.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = Listener> {
+        let covered = self.seen.iter().filter(|(key, _)| self.covered.contains(&key.part()));
+        covered.map(|(_, seen)| self.date(&seen.listener))
+    }
+
+    /// Every part in which listeners are seen.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Part> {
+        self.seen.keys().map(ListenerKey::part).filter(|part| self.covered.contains(part))
     }
 }
 
@@ -190,14 +214,33 @@ mod tests {
         let mut view = View::default();
         let both = || [listener(80, 1), listener(81, 1)];
         view.observe(snapshot(both(), at(1)), at(1));
-        let again = view.observe(Snapshot { is_same: true, ..snapshot(both(), at(2)) }, at(2));
-        assert!(again.is_empty() && view.listeners().all(|listener| listener.last_seen_at == at(2)));
-        let step = view.observe(snapshot([listener(80, 1)], at(3)), at(3));
+        let seen_at = |seconds| BTreeMap::from([(Netns::Home, at(seconds))]);
+        // As the scanner shows it then: only the namespace says when.
+        let same = Snapshot { is_same: true, seen_at: seen_at(2), ..snapshot(both(), at(1)) };
+        assert!(view.observe(same, at(2)).is_empty());
+        assert!(view.listeners().chain(view.set().into_values()).all(|seen| seen.last_seen_at == at(2)));
+        let step =
+            view.observe(Snapshot { seen_at: seen_at(3), ..snapshot([listener(80, 1)], at(1)) }, at(3));
         assert_eq!((step.len(), view.len()), (1, 1));
-        // One that is still known from a part that is not covered any more is not among the same.
-        view.observe(Snapshot::default(), at(4));
-        let step = view.observe(Snapshot { is_same: true, ..snapshot([], at(5)) }, at(5));
+        assert_eq!(view.listeners().next().unwrap().last_seen_at, at(3));
+        // One that is still known from a part that is not covered any more was not seen again, and is not among the same.
+        let same = Snapshot { is_same: true, seen_at: seen_at(4), ..snapshot([listener(80, 1)], at(1)) };
+        view.observe(same, at(4));
+        view.observe(Snapshot { seen_at: seen_at(5), ..Snapshot::default() }, at(5));
+        assert!(view.set().values().all(|kept| kept.last_seen_at == at(4)));
+        let step = view.observe(Snapshot { is_same: true, ..snapshot([], at(6)) }, at(6));
         assert_eq!((step.len(), view.len()), (1, 0), "they are looked up, because there are not as many");
+    }
+
+    #[test]
+    fn what_is_new_or_another_was_seen_when_its_namespace_was() {
+        let mut view = View::default();
+        for (pid, seconds) in [(1, 2), (2, 3)] {
+            let seen_at = BTreeMap::from([(Netns::Home, at(seconds))]);
+            let scan = Snapshot { seen_at, ..snapshot([listener(80, pid)], at(1)) };
+            let step = view.observe(scan, at(seconds));
+            assert_eq!(step.listeners()[0].last_seen_at, at(seconds));
+        }
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! `getpwuid` would ask NSS, which may ask the network; a scan must not wait for an LDAP server that is down. An
 //! account that is only known elsewhere is therefore told by its number.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use gk_model::text::Observed;
 
+use crate::numbers::NumberMap;
 use crate::parse::Uid;
 
 /// Where the accounts of this machine are.
@@ -27,13 +27,13 @@ pub fn account_name(uid: u32) -> Observed {
 pub(crate) struct Accounts {
     file: PathBuf,
     read_at: Option<(SystemTime, u64)>,
-    names: HashMap<Uid, Observed>,
+    names: NumberMap<Uid, Observed>,
 }
 
 impl Accounts {
     /// Of this password file, not yet read.
     pub(crate) fn new(file: impl Into<PathBuf>) -> Accounts {
-        Accounts { file: file.into(), read_at: None, names: HashMap::new() }
+        Accounts { file: file.into(), read_at: None, names: NumberMap::default() }
     }
 
     /// Reads the file if it changed; whether names may have changed. A file that cannot be read has no names.
@@ -56,8 +56,8 @@ impl Accounts {
 }
 
 /// Lines of `name:password:uid:…`; of several names for one number the first counts, as with `getpwuid`.
-fn parse(file: &[u8]) -> HashMap<Uid, Observed> {
-    let mut names = HashMap::new();
+fn parse(file: &[u8]) -> NumberMap<Uid, Observed> {
+    let mut names = NumberMap::default();
     for line in String::from_utf8_lossy(file).lines() {
         let mut fields = line.split(':');
         let (name, uid) = (fields.next(), fields.nth(1).and_then(|uid| uid.parse().ok()));

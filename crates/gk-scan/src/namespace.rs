@@ -126,6 +126,11 @@ impl Namespace {
         self.seen_at = now;
     }
 
+    /// Which one it is.
+    pub(crate) fn netns(&self) -> Netns {
+        self.netns
+    }
+
     /// When it was dumped last.
     pub(crate) fn seen_at(&self) -> Timestamp {
         self.seen_at

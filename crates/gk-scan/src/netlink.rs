@@ -26,7 +26,6 @@ const DUMP_ATTEMPTS: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Netlink {
     socket: OwnedFd,
-    sequence: u32,
     buffer: Vec<u8>,
 }
 
@@ -34,7 +33,7 @@ impl Netlink {
     /// Opens it in the calling thread's network namespace.
     pub(crate) fn open() -> Result<Netlink, ScanError> {
         let socket = connected_socket().map_err(ScanError::Open)?;
-        Ok(Netlink { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
+        Ok(Netlink { socket, buffer: vec![0; RECEIVE_BYTES] })
     }
 
     /// Brings `dump` to what the query finds now. After an error it holds an unknown part of that, and this socket may
@@ -54,27 +53,25 @@ impl Netlink {
 
     /// Whether the table held still during the dump.
     fn dump_once(&mut self, query: Query, dump: &mut Dump) -> Result<bool, ScanError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        self.send(&query.encode(self.sequence)).map_err(ScanError::Exchange)?;
+        self.send(&query.encode()).map_err(ScanError::Exchange)?;
         let mut settled = true;
         loop {
             let length = self.receive().map_err(ScanError::Exchange)?;
             let datagram = self.buffer.get(..length).ok_or(ScanError::Malformed)?;
+            if dump.hear_again(datagram) {
+                continue;
+            }
             for envelope in messages(datagram) {
-                if let Message::Malformed = envelope.message {
-                    return Err(ScanError::Malformed);
-                }
-                if envelope.sequence != self.sequence {
-                    continue;
-                }
                 settled &= !envelope.interrupted;
                 match envelope.message {
-                    Message::Socket(told) => dump.hear(told),
+                    // What an interrupted dump tells is not kept: then what is told again was not interrupted.
+                    Message::Socket(told) if settled => dump.hear(told),
                     Message::Done => return Ok(settled),
                     Message::Failed(errno) => {
                         return Err(ScanError::Refused(io::Error::from_raw_os_error(errno)));
                     }
-                    Message::Other | Message::Malformed => {}
+                    Message::Malformed => return Err(ScanError::Malformed),
+                    Message::Socket(_) | Message::Other => {}
                 }
             }
         }
@@ -135,4 +132,76 @@ fn connected_socket() -> io::Result<OwnedFd> {
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::thread;
+
+    use gk_model::contact::Family;
+    use gk_model::port::Protocol;
+
+    use super::*;
+    use crate::parse::{State, States};
+
+    const NLM_F_DUMP_INTR: u8 = 0x10;
+
+    /// One socket with this cookie, told by a dump that may be interrupted.
+    fn told(cookie: u8, flags: u8) -> Vec<u8> {
+        let mut message = vec![0; 88];
+        (message[0], message[4], message[6]) = (88, 20, flags);
+        (message[16], message[17], message[21], message[60]) = (2, 10, 80, cookie);
+        message
+    }
+
+    fn done() -> Vec<u8> {
+        [&[20, 0, 0, 0, 3][..], &[0; 15]].concat()
+    }
+
+    /// Answers each query with the next of these.
+    fn kernel(answers: Vec<Vec<Vec<u8>>>) -> (Netlink, thread::JoinHandle<()>) {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let answer = move || {
+            for datagrams in answers {
+                theirs.recv(&mut [0; 128]).unwrap();
+                for datagram in datagrams.into_iter().chain([done()]) {
+                    theirs.send(&datagram).unwrap();
+                }
+            }
+        };
+        (Netlink { socket: ours.into(), buffer: vec![0; RECEIVE_BYTES] }, thread::spawn(answer))
+    }
+
+    #[test]
+    fn an_interrupted_dump_is_made_again_although_it_tells_what_was_told_before() {
+        let intr = NLM_F_DUMP_INTR;
+        let (mut netlink, kernel) = kernel(vec![
+            vec![told(1, 0), told(2, 0)],
+            // Interrupted in its first message, and later; then neither.
+            vec![told(1, intr), told(2, 0)],
+            vec![told(1, 0), told(3, intr)],
+            vec![told(1, 0), told(2, 0)],
+            // Three in a row, of which the third tells the same as the second.
+            vec![told(1, 0), told(4, intr)],
+            vec![told(1, intr), told(4, intr)],
+            vec![told(1, intr), told(4, intr)],
+            vec![told(1, 0), told(4, 0)],
+            // Never.
+            vec![told(1, intr)],
+            vec![told(1, intr)],
+            vec![told(1, intr)],
+            vec![told(1, intr)],
+        ]);
+        let query =
+            Query { protocol: Protocol::Tcp, family: Family::V4, states: States::of(&[State::LISTEN]) };
+        let mut dump = Dump::default();
+        for (cookies, is_news) in [([1, 2], true), ([1, 2], false), ([1, 4], true)] {
+            netlink.dump(query, &mut dump).unwrap();
+            assert_eq!(dump.sockets().iter().map(|socket| socket.cookie.0).collect::<Vec<_>>(), cookies);
+            assert_eq!(dump.is_news(), is_news, "{cookies:?}");
+        }
+        assert!(matches!(netlink.dump(query, &mut dump), Err(ScanError::Unsettled)));
+        kernel.join().unwrap();
+    }
 }

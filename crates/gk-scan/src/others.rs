@@ -8,7 +8,7 @@
 //! in it, no mount leads there, no visible process holds one of its listening sockets, and all of that twice. Until
 //! then its parts are not covered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 
 use gk_model::listener::Netns;
@@ -148,11 +148,6 @@ impl Others {
     /// When a namespace was seen last.
     pub(crate) fn seen_at(&self, inode: u64) -> Option<Timestamp> {
         self.known.get(&inode).map(|other| other.namespace.seen_at())
-    }
-
-    /// Those that are there, or may be.
-    pub(crate) fn list(&self) -> BTreeSet<Netns> {
-        self.known.keys().map(|inode| Netns::Other(*inode)).collect()
     }
 
     /// Whether there can be no others.

@@ -152,13 +152,13 @@ impl Owners {
         std::mem::take(&mut self.changed)
     }
 
-    /// The owners of every socket, each lowest pid first.
-    pub(crate) fn by_socket(&self) -> NumberMap<SocketId, Vec<&Description>> {
-        let mut owners: NumberMap<SocketId, Vec<&Description>> = NumberMap::default();
-        for (pid, socket) in self.holdings.keys() {
-            let process = self.processes.get(pid);
-            owners.entry(*socket).or_default().extend(process.map(|process| &process.description));
-        }
+    /// Every owner of every socket, by socket, each lowest pid first.
+    pub(crate) fn by_socket(&self) -> Vec<(SocketId, &Description)> {
+        let owner = |pid| self.processes.get(pid).map(|process| &process.description);
+        let held = self.holdings.keys();
+        let mut owners: Vec<_> = held.filter_map(|(pid, socket)| Some((*socket, owner(pid)?))).collect();
+        // They stand by pid, and those of one socket stay so.
+        owners.sort_by_key(|(socket, _)| *socket);
         owners
     }
 
@@ -405,7 +405,7 @@ mod tests {
         owners.refresh(&processes, new.as_deref(), &Accounts::new("/nonexistent"));
         let me = std::process::id();
         let is_mine = |owners: &Owners, id| {
-            owners.by_socket().get(&id).is_some_and(|found| found.iter().any(|found| found.owner.pid == me))
+            owners.by_socket().iter().any(|(held, by)| *held == id && by.owner.pid == me)
         };
         assert!(is_mine(&owners, one) && is_mine(&owners, other));
         owners.vanish(one);

@@ -68,14 +68,14 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    /// The request as the kernel wants it; its answers carry the same `sequence`.
-    pub(crate) fn encode(self, sequence: u32) -> [u8; QUERY_BYTES] {
+    /// The request as the kernel wants it. All have the same sequence number, zero, which its answers repeat: each is read
+    /// to its end before the next is sent, and so what did not change is told in the same bytes.
+    pub(crate) fn encode(self) -> [u8; QUERY_BYTES] {
         let mut bytes = [0; QUERY_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &(QUERY_BYTES as u32).to_ne_bytes());
         put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         put(6, &(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-        put(8, &sequence.to_ne_bytes());
         put(HEADER_BYTES, &[family_number(self.family), protocol_number(self.protocol)]);
         put(HEADER_BYTES + 4, &self.states.0.to_ne_bytes());
         bytes
@@ -134,8 +134,6 @@ pub(crate) struct Socket {
 /// A message with what its header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Envelope<'a> {
-    /// The number of the query it answers.
-    pub(crate) sequence: u32,
     /// The kernel says that the table changed during the dump.
     pub(crate) interrupted: bool,
     pub(crate) message: Message<'a>,
@@ -159,6 +157,8 @@ pub(crate) enum Message<'a> {
 /// A socket as the kernel tells of it: an `inet_diag_msg` and its attributes, not yet read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Told<'a> {
+    /// The whole message, its header included, without padding.
+    message: &'a [u8],
     /// The compiler knows how long it is, and so that each of its fields is there.
     fixed: &'a [u8; SOCKET_BYTES],
     attributes: &'a [u8],
@@ -169,13 +169,13 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Envelope<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         (!rest.is_empty()).then(|| match split_message(rest) {
-            Some((header, payload, after)) => {
+            Some((header, message, after)) => {
                 rest = after;
-                envelope(&header, payload)
+                envelope(&header, message)
             }
             None => {
                 rest = &[];
-                Envelope { sequence: 0, interrupted: false, message: Message::Malformed }
+                Envelope { interrupted: false, message: Message::Malformed }
             }
         })
     })
@@ -184,16 +184,14 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Envelope<'_>> {
 struct Header {
     kind: u16,
     flags: u16,
-    sequence: u32,
 }
 
-/// The first message's header and payload, and what follows its padding.
+/// The first message, what its header says, and what follows its padding.
 fn split_message(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     let length = usize::try_from(number32(bytes, 0)?).ok()?;
-    let payload = bytes.get(HEADER_BYTES..length)?;
-    let header =
-        Header { kind: number16(bytes, 4)?, flags: number16(bytes, 6)?, sequence: number32(bytes, 8)? };
-    Some((header, payload, after_padding(bytes, length)))
+    let message = bytes.get(..length).filter(|message| message.len() >= HEADER_BYTES)?;
+    let header = Header { kind: number16(bytes, 4)?, flags: number16(bytes, 6)? };
+    Some((header, message, after_padding(bytes, length)))
 }
 
 /// What follows the first `length` of these bytes and the padding to a multiple of four, which the last item may lack.
@@ -219,18 +217,19 @@ fn number64(bytes: &[u8], at: usize) -> Option<u64> {
     field(bytes, at).map(|field| u64::from_ne_bytes(*field))
 }
 
-fn envelope<'a>(header: &Header, payload: &'a [u8]) -> Envelope<'a> {
+fn envelope<'a>(header: &Header, message: &'a [u8]) -> Envelope<'a> {
+    let payload = message.get(HEADER_BYTES..).unwrap_or_default();
     let message = match header.kind {
         NLMSG_DONE => ending(payload, Message::Done),
         // An "error" of 0 is an acknowledgement, which no dump asks for.
         NLMSG_ERROR => ending(payload, Message::Other),
         SOCK_DIAG_BY_FAMILY => match payload.split_first_chunk() {
-            Some((fixed, attributes)) => Message::Socket(Told { fixed, attributes }),
+            Some((fixed, attributes)) => Message::Socket(Told { message, fixed, attributes }),
             None => Message::Malformed,
         },
         _ => Message::Other,
     };
-    Envelope { sequence: header.sequence, interrupted: header.flags & NLM_F_DUMP_INTR != 0, message }
+    Envelope { interrupted: header.flags & NLM_F_DUMP_INTR != 0, message }
 }
 
 /// Both NLMSG_DONE and NLMSG_ERROR begin with a negated `errno`; old kernels leave it out of NLMSG_DONE.
@@ -244,18 +243,24 @@ fn ending<'a>(payload: &[u8], fine: Message<'a>) -> Message<'a> {
 impl<'a> Told<'a> {
     /// One that was kept by [`Told::keep`], at the beginning of these bytes, and what follows it.
     pub(crate) fn kept(bytes: &'a [u8]) -> Option<(Told<'a>, &'a [u8])> {
-        let (length, rest) = bytes.split_first_chunk()?;
-        let (payload, rest) = rest.split_at_checked(usize::from(u16::from_ne_bytes(*length)))?;
-        let (fixed, attributes) = payload.split_first_chunk()?;
-        Some((Told { fixed, attributes }, rest))
+        let (header, message, after) = split_message(bytes)?;
+        match envelope(&header, message).message {
+            Message::Socket(told) => Some((told, after)),
+            _ => None,
+        }
     }
 
-    /// Adds it to `bytes`. One that is longer than any netlink attribute may be is not kept: it never was told.
+    /// Adds it to `bytes`, as the kernel would.
     pub(crate) fn keep(self, bytes: &mut Vec<u8>) {
-        let Ok(length) = u16::try_from(SOCKET_BYTES + self.attributes.len()) else { return };
-        bytes.extend(length.to_ne_bytes());
-        bytes.extend(self.fixed);
-        bytes.extend(self.attributes);
+        bytes.extend(self.message);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// Writes it over one that is the same.
+    pub(crate) fn keep_over(self, kept: &mut [u8]) {
+        if let Some(kept) = kept.get_mut(..self.message.len()) {
+            kept.copy_from_slice(self.message);
+        }
     }
 
     /// Whether it tells the same but for timers and queues, which say nothing of who a socket is.
@@ -271,7 +276,7 @@ impl<'a> Told<'a> {
     /// `None` when it holds no port, or is of a family that has none. The kernel does not repeat the protocol that it was
     /// asked for.
     pub(crate) fn read(self, protocol: Protocol) -> Option<Socket> {
-        let Told { fixed, attributes } = self;
+        let Told { fixed, attributes, .. } = self;
         let [family, state] = *field(fixed, 0)?;
         let inode = number32(fixed, 68)?;
         let mut socket = Socket {
@@ -376,10 +381,10 @@ mod tests {
         let mut datagram = message(SOCK_DIAG_BY_FAMILY, 2, &socket_payload());
         datagram.extend(message(NLMSG_DONE, 2 | NLM_F_DUMP_INTR, &0i32.to_ne_bytes()));
         let all: Vec<Envelope<'_>> = messages(&datagram).collect();
-        assert_eq!((all[0].sequence, all[0].interrupted), (7, false));
+        assert!(!all[0].interrupted);
         let Message::Socket(told) = all[0].message else { panic!("{:?}", all[0]) };
         assert_eq!(told.read(Protocol::Tcp), Some(expected));
-        assert_eq!(all[1], Envelope { sequence: 7, interrupted: true, message: Message::Done });
+        assert_eq!(all[1], Envelope { interrupted: true, message: Message::Done });
         assert_eq!(all.len(), 2);
     }
 

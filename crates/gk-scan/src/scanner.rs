@@ -3,8 +3,7 @@
 //! The first scan looks through every process. Later ones compare the kernel's tables with the last scan and work only
 //! on the difference; when there is none, the answer of the last scan is given again with a new time.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use gk_model::contact::{Occupied, Part};
@@ -40,7 +39,8 @@ pub struct Scanner {
     owners: Owners,
     accounts: Accounts,
     cgroups: Cgroups,
-    first_seen: HashMap<ListenerKey, Timestamp>,
+    /// Since when listeners are there whose part could not be dumped last time, so that they are not in the last scan.
+    hidden: BTreeMap<ListenerKey, Timestamp>,
     last: Scan,
 }
 
@@ -58,6 +58,8 @@ pub struct Scan {
     /// scan, another one at most two scans before. Nothing follows for a part that is missing here: not that its
     /// listeners are gone.
     pub covered: Vec<Part>,
+    /// When each namespace was dumped last that is there, or may be.
+    pub seen_at: BTreeMap<Netns, Timestamp>,
     /// Every namespace that is there or may be. One that a scanner has shown is left out only when it is certain to be
     /// gone, and its listeners with it.
     pub namespaces: BTreeSet<Netns>,
@@ -81,7 +83,7 @@ impl Scanner {
             owners: Owners::default(),
             accounts: Accounts::new("/etc/passwd"),
             cgroups: Cgroups::find(),
-            first_seen: HashMap::new(),
+            hidden: BTreeMap::new(),
             last: Scan::default(),
         })
     }
@@ -110,11 +112,26 @@ impl Scanner {
     /// # Errors
     /// When no part of the home namespace could be dumped: why the first could not.
     pub fn scan(&mut self, now: Timestamp) -> Result<Scan, ScanError> {
-        self.scan_in_place(now).cloned()
+        let mut scan = self.scan_in_place(now)?.clone();
+        for listener in &mut scan.listeners {
+            let seen_at = scan.seen_at.get(&listener.key.netns).copied();
+            listener.last_seen_at = seen_at.unwrap_or(listener.last_seen_at);
+        }
+        Ok(scan)
     }
 
-    /// As [`Scanner::scan`], without making a copy for the caller: with a thousand listeners, that copy is a quarter
-    /// of a scan in which nothing changed.
+    /// As [`Scanner::scan`], for who scans but once: nothing is copied.
+    ///
+    /// # Errors
+    /// As [`Scanner::scan`].
+    pub fn scan_once(mut self, now: Timestamp) -> Result<Scan, ScanError> {
+        self.scan_in_place(now)?;
+        Ok(self.last)
+    }
+
+    /// As [`Scanner::scan`], without making a copy for the caller, and when nothing changed without touching its listeners:
+    /// with a thousand of them, either takes as long as half the scan. Their `last_seen_at` may then be too early; it
+    /// is [`Scan::seen_at`] of their namespace.
     ///
     /// # Errors
     /// As [`Scanner::scan`].
@@ -166,15 +183,14 @@ impl Scanner {
         if changed {
             self.last.listeners = self.merge();
             self.last.covered = covered;
-        } else {
-            self.note_seen();
         }
         // Clients come and go all the time on some machines, without any listener changing.
         let occupied = without_listeners(self.home.clients(), &self.last.listeners);
-        let mut namespaces = self.others.as_ref().map(Others::list).unwrap_or_default();
-        namespaces.insert(Netns::Home);
+        let namespaces = self.namespaces().map(Namespace::netns).collect();
         self.last.changed = changed || occupied != self.last.occupied || namespaces != self.last.namespaces;
         self.last.occupied = occupied;
+        self.last.seen_at =
+            self.namespaces().map(|namespace| (namespace.netns(), namespace.seen_at())).collect();
         self.last.namespaces = namespaces;
         self.last.knows_all_namespaces = self.others.as_ref().is_some_and(Others::are_all);
         &self.last
@@ -200,72 +216,64 @@ impl Scanner {
         std::iter::once(&self.home).chain(self.others.iter().flat_map(Others::namespaces))
     }
 
-    /// Nothing changed: only the times at which each namespace was seen.
-    fn note_seen(&mut self) {
-        for of_one in self.last.listeners.chunk_by_mut(|one, next| one.key.netns == next.key.netns) {
-            let seen_at = match of_one[0].key.netns {
-                Netns::Home => Some(self.home.seen_at()),
-                Netns::Other(inode) => self.others.as_ref().and_then(|others| others.seen_at(inode)),
-            };
-            if let Some(seen_at) = seen_at {
-                of_one.iter_mut().for_each(|listener| listener.last_seen_at = seen_at);
-            }
-        }
-    }
-
     /// Makes listeners of the sockets of the covered parts, by key.
     fn merge(&mut self) -> Vec<Listener> {
         let namespaces =
             || std::iter::once(&self.home).chain(self.others.iter().flat_map(Others::namespaces));
         self.cgroups.learn(namespaces().flat_map(Namespace::sockets).filter_map(|(_, socket)| socket.cgroup));
         let owners = self.owners.by_socket();
-        let mut merged: BTreeMap<ListenerKey, Listener> = BTreeMap::new();
+        let mut listeners: Vec<Listener> = Vec::new();
+        // Namespaces stand in the order of keys, too.
         for namespace in self.namespaces() {
-            // By age, so that the oldest of several sockets gives the account, whatever order the kernel dumps them in.
+            // Those of one key by age, so that the oldest gives the account, whatever order the kernel dumps them in.
             let mut sockets: Vec<(SocketId, &Socket)> = namespace.sockets().collect();
-            sockets.sort_unstable_by_key(|(id, _)| *id);
+            sockets.sort_by_cached_key(|(id, socket)| (namespace.key(socket), *id));
+            listeners.reserve(sockets.len());
             for (id, socket) in sockets {
-                let owners = owners.get(&id).map_or(&[][..], Vec::as_slice);
-                let listener = self.listener(namespace, socket, owners);
-                match merged.entry(listener.key.clone()) {
-                    Entry::Vacant(entry) => {
-                        entry.insert(listener);
-                    }
-                    Entry::Occupied(mut entry) => absorb(entry.get_mut(), listener),
+                let held = &owners[owners.partition_point(|(held, _)| *held < id)..];
+                let held = &held[..held.partition_point(|(held, _)| *held == id)];
+                let listener = self.listener(namespace, socket, held);
+                match listeners.last_mut().filter(|last| last.key == listener.key) {
+                    Some(same) => absorb(same, listener),
+                    None => listeners.push(listener),
                 }
             }
         }
-        self.date(&mut merged);
-        merged.into_values().collect()
+        self.date(&mut listeners);
+        listeners
     }
 
     /// Says since when each is there. What is not shown because its part is not covered keeps its time.
-    fn date(&mut self, merged: &mut BTreeMap<ListenerKey, Listener>) {
-        let others = self.others.as_ref();
-        let covered: BTreeSet<Part> = std::iter::once(&self.home)
-            .chain(others.into_iter().flat_map(Others::namespaces))
-            .flat_map(Namespace::covered)
-            .copied()
-            .collect();
-        let is_gone = |netns| match netns {
-            Netns::Home => false,
-            Netns::Other(inode) => others.is_none_or(|others| others.seen_at(inode).is_none()),
-        };
-        self.first_seen.retain(|key, _| {
-            merged.contains_key(key) || !(covered.contains(&key.part()) || is_gone(key.netns))
-        });
-        for listener in merged.values_mut() {
-            let seen_at = listener.last_seen_at;
-            listener.first_seen_at = *self.first_seen.entry(listener.key.clone()).or_insert(seen_at);
+    fn date(&mut self, listeners: &mut [Listener]) {
+        for listener in listeners.iter_mut() {
+            let before = find(&self.last.listeners, &listener.key);
+            let since = before.map(|before| before.first_seen_at);
+            let since = since.or_else(|| self.hidden.remove(&listener.key));
+            listener.first_seen_at = since.unwrap_or(listener.last_seen_at);
         }
+        let others = self.others.as_ref();
+        let covered: BTreeSet<Part> = self.namespaces().flat_map(Namespace::covered).copied().collect();
+        let is_there = |netns| match netns {
+            Netns::Home => true,
+            Netns::Other(inode) => others.is_some_and(|others| others.seen_at(inode).is_some()),
+        };
+        let is_hidden = |key: &ListenerKey| is_there(key.netns) && !covered.contains(&key.part());
+        self.hidden.retain(|key, _| is_hidden(key));
+        let before = self.last.listeners.iter().filter(|before| is_hidden(&before.key));
+        self.hidden.extend(before.map(|before| (before.key.clone(), before.first_seen_at)));
     }
 
-    fn listener(&self, namespace: &Namespace, socket: &Socket, owners: &[&Description]) -> Listener {
-        let (unit, container) = self.place_of(socket, owners);
+    fn listener(
+        &self,
+        namespace: &Namespace,
+        socket: &Socket,
+        owners: &[(SocketId, &Description)],
+    ) -> Listener {
+        let (unit, container) = self.place_of(socket, owners.first().map(|(_, owner)| *owner));
         Listener {
             key: namespace.key(socket),
             account: Some(self.accounts.name(socket.uid)),
-            owners: owners.iter().map(|process| process.owner.clone()).collect(),
+            owners: owners.iter().map(|(_, process)| process.owner.clone()).collect(),
             unit,
             container,
             first_seen_at: namespace.seen_at(),
@@ -275,12 +283,14 @@ impl Scanner {
 
     /// The cgroup in which the socket was made, or, where that is the root or unknown (hosts that keep services in the
     /// old hierarchies), the one of its first owner.
-    fn place_of(&self, socket: &Socket, owners: &[&Description]) -> (Option<Observed>, Option<Container>) {
+    fn place_of(
+        &self,
+        socket: &Socket,
+        owner: Option<&Description>,
+    ) -> (Option<Observed>, Option<Container>) {
         match socket.cgroup.and_then(|id| self.cgroups.path(id)) {
             Some(path) => place(path),
-            None => {
-                owners.first().map_or((None, None), |owner| (owner.unit.clone(), owner.container.clone()))
-            }
+            None => owner.map_or((None, None), |owner| (owner.unit.clone(), owner.container.clone())),
         }
     }
 }
@@ -291,6 +301,12 @@ fn without_listeners(taken: &BTreeSet<Occupied>, listeners: &[Listener]) -> Vec<
     let port_of = |listener: &Listener| Occupied { protocol: listener.key.protocol, port: listener.key.port };
     let is_free = |port: &&Occupied| listeners[..at_home].binary_search_by_key(*port, port_of).is_err();
     taken.iter().filter(is_free).copied().collect()
+}
+
+/// The one with this key, among some in order.
+fn find<'a>(listeners: &'a [Listener], key: &ListenerKey) -> Option<&'a Listener> {
+    let place = listeners.binary_search_by(|listener| listener.key.cmp(key));
+    place.ok().and_then(|place| listeners.get(place))
 }
 
 /// Adds a later socket of the same key to a listener.

@@ -16,7 +16,7 @@ use gk_model::port::{Port, Protocol};
 
 use crate::parse::Inode;
 
-/// Names those entries of a directory that are numbers: processes in `/proc`, descriptors in
+/// Names those entries of a directory that are numbers, from where it stands on: processes in `/proc`, descriptors in
 /// `/proc/PID/fd`. `std::fs::read_dir` allocates twice for each, which shows when a machine has 100,000 descriptors.
 /// A directory that can be read no further (its process ended) just ends.
 pub(crate) fn for_each_number(directory: &File, mut each: impl FnMut(u32)) {
