@@ -114,12 +114,10 @@ async fn of_more_instances_every_form_of_history_answers_what_the_rows_say() {
     ask_everything(10).await;
 }
 
-async fn ask_everything(count: u64) {
-    let (world, instances) = filled(count).await;
-    let rows: Vec<Known> = (FIRST..FIRST + ROWS).map(Known::new).collect();
-    let time = |row: u64| Some(Timestamp::from_micros(Known::new(FIRST + row).began_at));
+/// What may be asked for by a word, in pages of a size that divides nothing.
+fn words() -> [HistoryQuery; 8] {
     let plain = || HistoryQuery { limit: Some(Limit::at_most(97)), ..Default::default() };
-    let words = [
+    [
         plain(),
         HistoryQuery { service: Some("service-9".parse().unwrap()), ..plain() },
         HistoryQuery { holder: Some("ada".parse().unwrap()), ..plain() },
@@ -128,7 +126,13 @@ async fn ask_everything(count: u64) {
         HistoryQuery { container: Some("WEB-7".to_owned()), ..plain() },
         HistoryQuery { account: Some("www-data".to_owned()), kind: Some(IntervalKind::Listened), ..plain() },
         HistoryQuery { kind: Some(IntervalKind::Held), ..plain() },
-    ];
+    ]
+}
+
+async fn ask_everything(count: u64) {
+    let (world, instances) = filled(count).await;
+    let rows: Vec<Known> = (FIRST..FIRST + ROWS).map(Known::new).collect();
+    let time = |row: u64| Some(Timestamp::from_micros(Known::new(FIRST + row).began_at));
     let times = [
         (None, None, None),
         (time(3000), None, None),
@@ -148,7 +152,7 @@ async fn ask_everything(count: u64) {
         (None, Some(NOT_THE_FIRST), Some("8100-8200")),
     ];
     let mut found_any = 0;
-    for word in &words {
+    for word in &words() {
         for (since, until, at) in times {
             for (instance, label, port) in places {
                 for oldest in [None, Some(true)] {
