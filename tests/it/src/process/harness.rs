@@ -115,8 +115,13 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(command: &mut Command, log: PathBuf) -> Process {
+        Process::start_at(Stdio::null(), command, log)
+    }
+
+    /// With its output to there.
+    pub(crate) fn start_at(stdout: impl Into<Stdio>, command: &mut Command, log: PathBuf) -> Process {
         let stderr = File::options().create(true).append(true).open(&log).unwrap();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().unwrap();
         Process { child, log }
     }
 

@@ -1,6 +1,7 @@
 //! Watching real servers: killed, restarted, pruned and many at once.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Stdio};
 use std::sync::Mutex;
@@ -21,9 +22,12 @@ use gk_model::time::Timestamp;
 use gk_model::token::TokenRequest;
 use gk_model::watch::{EventCursor, WatchQuery};
 use gk_store::{DatabaseUrl, Store, StoreConfig};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::crash::{Load, join, kill};
-use super::harness::{Place, Server, gkctl, program, stdout, wait_for};
+use super::harness::{Place, Process, Server, gkctl, program, stdout, wait_for};
+use super::tokens::terminal;
 use crate::cluster;
 
 /// Every event that was ever in the log, collected before it is pruned.
@@ -370,4 +374,55 @@ fn a_place_that_is_gone_is_told_as_that_and_a_server_that_is_away_at_once() {
     drop(server);
     let away = super::harness::gkctl_at("http://127.0.0.1:1", &place.join("state"), &["events", "--follow"]);
     assert_eq!(away.status.code(), Some(6));
+}
+
+/// The last picture that was drawn of those on a terminal.
+fn last_picture(terminal: &mut File, drawn: &mut String) -> String {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = terminal.read(&mut buffer) {
+        *drawn += &String::from_utf8_lossy(&buffer[..count]);
+    }
+    drawn.rsplit("\x1b[H\x1b[2J").next().unwrap().to_owned()
+}
+
+#[test]
+fn a_small_terminal_shows_what_changed_last() {
+    let place = Place::new();
+    let server = Server::start(&place.join("data"));
+    let instance = join(&server.admin(), "web-1", 1);
+    let labels = InstancePatch {
+        labels: Some(vec!["role=web".parse().unwrap()].try_into().unwrap()),
+        ..Default::default()
+    };
+    server.admin().update_instance(&instance.into(), &labels).unwrap();
+    let other = join(&server.admin(), "db-1", 2);
+    for port in 8100..8130 {
+        reserve(&server, instance, port);
+        reserve(&server, other, port);
+    }
+    let (mut ours, theirs) = terminal();
+    tcsetwinsize(&theirs, Winsize { ws_row: 10, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    fcntl_setfl(&ours, OFlags::NONBLOCK).unwrap();
+    let socket = format!("unix:{}", server.data.join("gatekeeper.sock").display());
+    let mut command = program("gkctl");
+    command.args(["port", "watch", "-A", "--label", "role=web"]).env("GATEKEEPER_SERVER", socket);
+    command.env("GATEKEEPER_STATE", place.join("state"));
+    let _watching = Process::start_at(theirs, &mut command, place.join("watch.log"));
+    let mut drawn = String::new();
+    let mut wait_for_picture = |of: &[&str]| {
+        wait_for(&format!("a picture of {of:?}"), || {
+            let picture = last_picture(&mut ours, &mut drawn);
+            let ports = picture.lines().filter_map(|line| line.split_once("web-1"));
+            let ports = ports.map(|(mark, rest)| format!("{}{}", mark.trim(), &rest.trim_start()[..4]));
+            (ports.eq(of.iter().copied())
+                && !picture.contains("db-1")
+                && picture.ends_with("more; ctrl-c ends"))
+            .then_some(())
+        });
+    };
+    wait_for_picture(&["8100", "8101", "8102", "8103", "8104", "8105", "8106", "8107"]);
+    reserve(&server, instance, 8200);
+    wait_for_picture(&["8100", "8101", "8102", "8103", "8104", "8105", "8106", "*8200"]);
+    reserve(&server, instance, 8150);
+    wait_for_picture(&["8100", "8101", "8102", "8103", "8104", "8105", "*8150", "8200"]);
 }
