@@ -38,8 +38,6 @@ pub(crate) enum ApiError {
     NotPermitted { permission: Permission, authority: Authority },
     #[error("only an operator, or the instance itself, may do that")]
     NeedsOperator,
-    #[error("only an operator may take over an instance's id with `replace`")]
-    NeedsOperatorToReplace,
     #[error("only an admin deals with other than join tokens")]
     NeedsAdmin,
     #[error("the token {0} was made by this request before, and its secret is shown only once")]
@@ -130,7 +128,6 @@ impl ApiError {
             ApiError::NotPermitted { .. }
             | ApiError::NeedsAdmin
             | ApiError::NeedsOperator
-            | ApiError::NeedsOperatorToReplace
             | ApiError::NotThisInstance => Code::Forbidden,
             ApiError::SecretShownOnce(_) => Code::SecretShownOnce,
             ApiError::InFlight => Code::IdempotencyInFlight,
@@ -176,10 +173,7 @@ impl ApiError {
             ApiError::NotPermitted { permission, .. } if permission.least_role().is_none() => None,
             ApiError::NotPermitted { .. }
             | ApiError::NeedsAdmin
-            | ApiError::NeedsOperator
-            | ApiError::NeedsOperatorToReplace => {
-                Some("use a token with that role: `gkctl login`, or GATEKEEPER_TOKEN; `gkctl whoami` tells what yours may do".to_owned())
-            }
+            | ApiError::NeedsOperator => Some(hint::OTHER_ROLE.to_owned()),
             ApiError::SecretShownOnce(token) => {
                 Some(format!("if the secret was lost, end it and make another: gkctl token revoke {token}"))
             }

@@ -228,6 +228,9 @@ pub enum Refusal {
     /// The caller's own limits do not reach so far.
     #[error("this token does not reach so far: {0}")]
     BeyondLimits(String),
+    /// Taking over, by anybody but an operator.
+    #[error("only an operator may take over an instance's id with `replace`")]
+    TakeOverNotYours,
     /// Labels that a machine gave itself.
     #[error("an instance may not say its own labels: limits of tokens go by them")]
     LabelsNotYours,

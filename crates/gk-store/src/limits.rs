@@ -7,6 +7,7 @@ use std::sync::Arc;
 use gk_model::access::Actor;
 use gk_model::id::InstanceId;
 use gk_model::instance::InstanceLink;
+use gk_model::labels::Labels;
 use gk_model::port::PortRange;
 use gk_model::port_set::PortSet;
 use gk_model::reservation::ReserveRequest;
@@ -35,6 +36,28 @@ impl Tx<'_> {
         let name = self.look_up(vec![instance], "name")?.remove(&instance).ok_or_else(nobody)?;
         let place = (InstanceLink { id: instance, name }, labels);
         beyond(format!("it is for instances with {selector}, and {}", unlike(Some(&place))))
+    }
+}
+
+/// Refuses labels that would take an instance out of the reach of whoever gives them, or put it where they do not reach.
+pub(crate) fn check_labels(actor: &Actor, labels: &Labels) -> Result<(), Refusal> {
+    let Some(selector) = actor.limits.as_deref().and_then(|limits| limits.instances.as_ref()) else {
+        return Ok(());
+    };
+    if selector.matches(labels) {
+        return Ok(());
+    }
+    let given = if labels.is_empty() { "no labels".to_owned() } else { labels.to_string() };
+    Err(Refusal::BeyondLimits(format!(
+        "it is for instances with {selector}, and this one would have {given}"
+    )))
+}
+
+/// Refuses what reaches beyond any limits, by whoever has some.
+pub(crate) fn check_unlimited(actor: &Actor, what: &str) -> Result<(), Refusal> {
+    match actor.limits {
+        Some(_) => Err(Refusal::BeyondLimits(format!("it is limited, and {what}"))),
+        None => Ok(()),
     }
 }
 
