@@ -69,22 +69,25 @@ pub(crate) fn choose_pool(
 ) -> Result<Arc<Source>, Refusal> {
     let own = actor.limits.as_deref().and_then(|limits| limits.pools.first());
     let source = pools.get(request.pool.as_ref().or(own))?;
-    if !may_draw(actor, &source) {
-        let what = format!("pool {} is not one of its pools, {}", source.pool.name, pools_of(actor));
-        return Err(Refusal::BeyondLimits(what));
-    }
+    check_pool(actor, &source.pool.name)?;
     Ok(source)
+}
+
+/// Refuses a pool that an actor may not draw from.
+pub(crate) fn check_pool(actor: &Actor, pool: &PoolName) -> Result<(), Refusal> {
+    match actor.limits.as_deref().is_none_or(|limits| limits.allow_pool(pool)) {
+        true => Ok(()),
+        false => {
+            let what = format!("pool {pool} is not one of its pools, {}", pools_of(actor));
+            Err(Refusal::BeyondLimits(what))
+        }
+    }
 }
 
 /// `red, all`.
 fn pools_of(actor: &Actor) -> String {
     let pools = actor.limits.as_deref().into_iter().flat_map(|limits| &limits.pools);
     pools.map(PoolName::as_str).collect::<Vec<_>>().join(", ")
-}
-
-/// Whether the limits of an actor let it draw from a pool.
-pub(crate) fn may_draw(actor: &Actor, source: &Source) -> bool {
-    actor.limits.as_deref().is_none_or(|limits| limits.allow_pool(&source.pool.name))
 }
 
 /// Refuses numbers outside the pools that an actor may use.
