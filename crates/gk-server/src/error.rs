@@ -346,9 +346,9 @@ fn failure_code(error: &StoreError) -> Code {
         | StoreError::DiskFull
         | StoreError::Away(_)
         | StoreError::Unsuitable(_)
-        | StoreError::Unknown(_)
-        | StoreError::Database(_) => Code::Unavailable,
-        StoreError::Corrupt(_)
+        | StoreError::Unknown(_) => Code::Unavailable,
+        StoreError::Database(_)
+        | StoreError::Corrupt(_)
         | StoreError::ReadOnly(_)
         | StoreError::NotOurs(_)
         | StoreError::Newer { .. }
@@ -362,14 +362,15 @@ fn outward(error: &StoreError) -> &'static str {
         StoreError::Closed => "the server is shutting down; nothing was changed",
         StoreError::QueueFull => "too many changes are waiting; nothing was changed",
         StoreError::DiskFull => "the server's disk is full; nothing was changed",
-        StoreError::Away(_) | StoreError::Unsuitable(_) | StoreError::Database(_) => {
+        StoreError::Away(_) | StoreError::Unsuitable(_) => {
             "the server's database is away; nothing was changed"
         }
         StoreError::Unknown(_) => {
             "the server's database went away while it stored this: repeat it under the same Idempotency-Key, or look \
              before you repeat it"
         }
-        StoreError::Corrupt(_)
+        StoreError::Database(_)
+        | StoreError::Corrupt(_)
         | StoreError::ReadOnly(_)
         | StoreError::NotOurs(_)
         | StoreError::Newer { .. }
@@ -411,14 +412,16 @@ mod tests {
     #[test]
     fn what_may_be_tried_again_says_when() {
         let again = [StoreError::Closed, StoreError::QueueFull, StoreError::DiskFull];
-        let unsure = [StoreError::Unknown(String::new()), StoreError::Database(String::new())];
-        for error in again.into_iter().chain(unsure) {
+        let lost = [StoreError::Unknown(String::new()), StoreError::Away(String::new())];
+        for error in again.into_iter().chain(lost) {
             let response = ApiError::Failed(error).into_response();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert!(response.headers().contains_key(RETRY_AFTER));
         }
-        let stays = ApiError::Failed(StoreError::Panicked(String::new())).into_response();
-        assert_eq!(stays.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert!(!stays.headers().contains_key(RETRY_AFTER));
+        for error in [StoreError::Panicked(String::new()), StoreError::Database(String::new())] {
+            let stays = ApiError::Failed(error).into_response();
+            assert_eq!(stays.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(!stays.headers().contains_key(RETRY_AFTER));
+        }
     }
 }

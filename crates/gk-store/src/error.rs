@@ -387,13 +387,14 @@ pub enum StoreError {
     /// The commit failed in a way that leaves open whether it happened.
     #[error("it is unknown whether the change was stored: {0}")]
     Unknown(String),
-    /// The database is not there, or let go of us before the commit. Nothing was written; try again later.
+    /// The database is not there, is held by somebody else for too long, or let go of us before the commit. Nothing was
+    /// written; try again later.
     #[error("the database is out of reach: {0}")]
     Away(String),
     /// The database may not be used as it is set up.
     #[error("{0}")]
     Unsuitable(String),
-    /// The database refused a statement. Nothing was written.
+    /// The database is there and refused a statement, as it will again. Nothing was written.
     #[error("the database failed: {0}")]
     Database(String),
     /// The database holds what it cannot hold.
