@@ -29,9 +29,9 @@ pub(crate) struct Crowd {
     changes: Arc<Semaphore>,
 }
 
-/// A place, given back when it is dropped.
+/// Lets a request be worked on: a place, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
+pub(crate) struct RequestPermit(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
 
 impl Default for Crowd {
     fn default() -> Crowd {
@@ -46,13 +46,13 @@ impl Crowd {
     }
 
     /// A place for this actor's request.
-    pub(crate) fn enter(&self, actor: &Actor, permission: Permission) -> Result<Place, ApiError> {
+    pub(crate) fn enter(&self, actor: &Actor, permission: Permission) -> Result<RequestPermit, ApiError> {
         let places = match (actor.authority, permission) {
             (Authority::Instance(..), _) => &self.agents,
             (_, Permission::Read) => &self.reads,
             _ => &self.changes,
         };
-        Arc::clone(places).try_acquire_owned().map(Place).map_err(|_| ApiError::Crowded)
+        Arc::clone(places).try_acquire_owned().map(RequestPermit).map_err(|_| ApiError::Crowded)
     }
 }
 

@@ -38,8 +38,6 @@ pub(crate) enum ApiError {
     NotPermitted { permission: Permission, authority: Authority },
     #[error("only an operator, or the instance itself, may do that")]
     NeedsOperator,
-    #[error("only an operator may take over an instance's id with `replace`")]
-    NeedsOperatorToReplace,
     #[error("only an admin deals with other than join tokens")]
     NeedsAdmin,
     #[error("the token {0} was made by this request before, and its secret is shown only once")]
@@ -130,7 +128,6 @@ impl ApiError {
             ApiError::NotPermitted { .. }
             | ApiError::NeedsAdmin
             | ApiError::NeedsOperator
-            | ApiError::NeedsOperatorToReplace
             | ApiError::NotThisInstance => Code::Forbidden,
             ApiError::SecretShownOnce(_) => Code::SecretShownOnce,
             ApiError::InFlight => Code::IdempotencyInFlight,
@@ -176,10 +173,7 @@ impl ApiError {
             ApiError::NotPermitted { permission, .. } if permission.least_role().is_none() => None,
             ApiError::NotPermitted { .. }
             | ApiError::NeedsAdmin
-            | ApiError::NeedsOperator
-            | ApiError::NeedsOperatorToReplace => {
-                Some("use a token with that role: `gkctl login`, or GATEKEEPER_TOKEN; `gkctl whoami` tells what yours may do".to_owned())
-            }
+            | ApiError::NeedsOperator => Some(hint::OTHER_ROLE.to_owned()),
             ApiError::SecretShownOnce(token) => {
                 Some(format!("if the secret was lost, end it and make another: gkctl token revoke {token}"))
             }
@@ -352,9 +346,9 @@ fn failure_code(error: &StoreError) -> Code {
         | StoreError::DiskFull
         | StoreError::Away(_)
         | StoreError::Unsuitable(_)
-        | StoreError::Unknown(_)
-        | StoreError::Database(_) => Code::Unavailable,
-        StoreError::Corrupt(_)
+        | StoreError::Unknown(_) => Code::Unavailable,
+        StoreError::Database(_)
+        | StoreError::Corrupt(_)
         | StoreError::ReadOnly(_)
         | StoreError::NotOurs(_)
         | StoreError::Newer { .. }
@@ -368,14 +362,15 @@ fn outward(error: &StoreError) -> &'static str {
         StoreError::Closed => "the server is shutting down; nothing was changed",
         StoreError::QueueFull => "too many changes are waiting; nothing was changed",
         StoreError::DiskFull => "the server's disk is full; nothing was changed",
-        StoreError::Away(_) | StoreError::Unsuitable(_) | StoreError::Database(_) => {
+        StoreError::Away(_) | StoreError::Unsuitable(_) => {
             "the server's database is away; nothing was changed"
         }
         StoreError::Unknown(_) => {
             "the server's database went away while it stored this: repeat it under the same Idempotency-Key, or look \
              before you repeat it"
         }
-        StoreError::Corrupt(_)
+        StoreError::Database(_)
+        | StoreError::Corrupt(_)
         | StoreError::ReadOnly(_)
         | StoreError::NotOurs(_)
         | StoreError::Newer { .. }
@@ -417,14 +412,16 @@ mod tests {
     #[test]
     fn what_may_be_tried_again_says_when() {
         let again = [StoreError::Closed, StoreError::QueueFull, StoreError::DiskFull];
-        let unsure = [StoreError::Unknown(String::new()), StoreError::Database(String::new())];
-        for error in again.into_iter().chain(unsure) {
+        let lost = [StoreError::Unknown(String::new()), StoreError::Away(String::new())];
+        for error in again.into_iter().chain(lost) {
             let response = ApiError::Failed(error).into_response();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert!(response.headers().contains_key(RETRY_AFTER));
         }
-        let stays = ApiError::Failed(StoreError::Panicked(String::new())).into_response();
-        assert_eq!(stays.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert!(!stays.headers().contains_key(RETRY_AFTER));
+        for error in [StoreError::Panicked(String::new()), StoreError::Database(String::new())] {
+            let stays = ApiError::Failed(error).into_response();
+            assert_eq!(stays.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(!stays.headers().contains_key(RETRY_AFTER));
+        }
     }
 }

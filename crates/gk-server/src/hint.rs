@@ -12,6 +12,10 @@ use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::text::PoolName;
 use gk_store::Refusal;
 
+/// For whoever's role does not do.
+pub(crate) const OTHER_ROLE: &str =
+    "use a token with that role: `gkctl login`, or GATEKEEPER_TOKEN; `gkctl whoami` tells what yours may do";
+
 /// The stable word for a refusal.
 pub(crate) fn code(refusal: &Refusal) -> Code {
     match refusal {
@@ -47,7 +51,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         | Refusal::DefaultPoolStays
         | Refusal::TooManyTargets { .. }
         | Refusal::NoLease(_) => Code::Impossible,
-        Refusal::BeyondOwnInstance | Refusal::LabelsNotYours => Code::Forbidden,
+        Refusal::BeyondOwnInstance | Refusal::LabelsNotYours | Refusal::TakeOverNotYours => Code::Forbidden,
         Refusal::EnsureDiffers { .. } => Code::EnsureDiffers,
         Refusal::VersionMismatch { .. } => Code::VersionMismatch,
         Refusal::IdempotencyKeyReused(_) => Code::IdempotencyKeyReused,
@@ -142,6 +146,7 @@ fn advice(refusal: &Refusal) -> Option<&'static str> {
         Refusal::NoSuchToken(_) | Refusal::TokenEnded(_) => "to see which there are: gkctl token list",
         Refusal::SecretTaken => "leave out the hash to have the server make a secret",
         Refusal::BeyondLimits(_) => "to see what this token may do: gkctl whoami",
+        Refusal::TakeOverNotYours => OTHER_ROLE,
         Refusal::LabelsNotYours => {
             "an operator labels it, or makes the join token with them: gkctl token create --join --label KEY=VALUE"
         }
@@ -181,6 +186,7 @@ pub(crate) fn field(refusal: &Refusal) -> Option<&'static str> {
         Refusal::PortReserved { .. } | Refusal::PortInUse { .. } => Some("port"),
         Refusal::SeveralOwners { .. } | Refusal::NothingToAdopt { .. } => Some("adopt"),
         Refusal::NameTaken(_) | Refusal::DefaultPoolStays => Some("name"),
+        Refusal::TakeOverNotYours => Some("replace"),
         Refusal::LabelsNotYours => Some("labels"),
         Refusal::SecretTaken => Some("hash"),
         Refusal::CredentialTaken => Some("credential_hash"),

@@ -40,9 +40,6 @@ pub(crate) async fn join(
     key: Key,
     Json(request): Json<JoinRequest>,
 ) -> Result<(StatusCode, Replayed, Tagged<Instance>), ApiError> {
-    if request.replace.is_some() && !actor.is_operator() {
-        return Err(ApiError::NeedsOperatorToReplace);
-    }
     let now = app.now();
     let keyed = key.of(paths::INSTANCES, &request);
     let join = write_once(&app, actor, keyed, now, move |tx, actor| tx.join(actor, &request, now));

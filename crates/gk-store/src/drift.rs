@@ -42,22 +42,22 @@ pub(crate) struct Listed {
 
 /// Where a row is in the list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct DriftKey {
     pub(crate) name_key: String,
     pub(crate) protocol: Protocol,
     /// 0 comes before every port.
     pub(crate) port: u16,
 }
 
-impl Place {
-    pub(crate) fn first() -> Place {
-        Place { name_key: String::new(), protocol: Protocol::Tcp, port: 0 }
+impl DriftKey {
+    pub(crate) fn first() -> DriftKey {
+        DriftKey { name_key: String::new(), protocol: Protocol::Tcp, port: 0 }
     }
 }
 
 impl Listed {
-    pub(crate) fn place(&self) -> Place {
-        Place { name_key: self.name_key.clone(), protocol: self.protocol, port: self.port.get() }
+    pub(crate) fn key(&self) -> DriftKey {
+        DriftKey { name_key: self.name_key.clone(), protocol: self.protocol, port: self.port.get() }
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Wanted<'a> {
 
 /// Where the page before ended.
 enum After {
-    Ports(Place),
+    Ports(DriftKey),
     Idle(Timestamp, String),
 }
 
@@ -84,14 +84,14 @@ enum After {
 const IDLE: &str = "@idle";
 
 fn read_cursor(cursor: Option<&str>) -> Result<After, Refusal> {
-    let Some(cursor) = cursor else { return Ok(After::Ports(Place::first())) };
+    let Some(cursor) = cursor else { return Ok(After::Ports(DriftKey::first())) };
     if let Some(idle) = cursor.strip_prefix(IDLE).and_then(|rest| rest.strip_prefix('~')) {
         let [since, id] = page::parts(idle)?;
         return Ok(After::Idle(Timestamp::from_micros(page::part(since)?), id.to_owned()));
     }
     let [name_key, protocol, port] = page::parts(cursor)?;
     let name_key = name_key.to_owned();
-    Ok(After::Ports(Place { name_key, protocol: page::part(protocol)?, port: page::part(port)? }))
+    Ok(After::Ports(DriftKey { name_key, protocol: page::part(protocol)?, port: page::part(port)? }))
 }
 
 fn cursor_of(last: &Drift) -> String {
@@ -150,7 +150,7 @@ impl Reader<'_> {
     pub(crate) fn list_drifting(
         &mut self,
         wanted: &Wanted<'_>,
-        after: &Place,
+        after: &DriftKey,
         most: usize,
     ) -> Result<Vec<Listed>, StoreError> {
         let mut found = Vec::new();
@@ -163,7 +163,7 @@ impl Reader<'_> {
                 }
             }
         }
-        found.sort_by_key(Listed::place);
+        found.sort_by_key(Listed::key);
         found.truncate(most);
         Ok(found)
     }
@@ -314,7 +314,7 @@ fn select(
     wanted: &Wanted<'_>,
     kind: DriftKind,
     ignored: bool,
-    after: &Place,
+    after: &DriftKey,
     most: usize,
 ) -> (String, Vec<crate::value::Value>) {
     let is_reserved = wanted.service.is_some() || wanted.holder.is_some();
@@ -402,7 +402,7 @@ mod tests {
                 label: on(5).filter(|()| on(0).is_none()).map(|()| &label),
                 ..Wanted::default()
             };
-            let (sql, values) = select(&wanted, DriftKind::Conflict, false, &Place::first(), 10);
+            let (sql, values) = select(&wanted, DriftKind::Conflict, false, &DriftKey::first(), 10);
             let plan = plan(&sql, &values);
             // Where one protocol is asked for, the ports of each instance are put in order: those of one at a time.
             let is_kept_order = !plan.contains("TEMP B-TREE FOR ORDER BY") && !plan.contains("SCAN");

@@ -2,16 +2,18 @@
 //!
 //! What makes it the same is subject, instance, service, name and protocol. What is live is given back as it is; cells
 //! that are missing are filled in with the same numbers. What was released is made anew with the number it had, while
-//! that is free: it may rest, if it rests from this very subject.
+//! that is free: it may rest, if it rests from this very subject. A number that the request could not draw any more is not
+//! given again: what is held stays held, what is made is made by the rules of now.
 
 use gk_model::history::EventKind;
 use gk_model::lease::LeaseTime;
 use gk_model::port::PortRange;
 use gk_model::reservation::Reservation;
-use gk_model::text::{PortName, ServiceName};
+use gk_model::text::{PoolName, PortName, ServiceName};
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
+use crate::limits::{check_numbers, check_pool};
 use crate::pool_cache::Pools;
 use crate::reserve::{Cell, Slot, Wanted};
 use crate::space::Space;
@@ -38,7 +40,23 @@ impl Tx<'_> {
             });
             keep_slot(wanted, index, name, &candidates.collect::<Vec<_>>())
         });
-        Ok(slots.collect::<Result<_, Refusal>>()?)
+        let slots = slots.collect::<Result<Vec<_>, Refusal>>()?;
+        for (index, slot) in slots.iter().enumerate() {
+            self.check_completed(wanted, index, slot)?;
+        }
+        Ok(slots)
+    }
+
+    /// Refuses to make a slot whole with numbers that this request could not draw where they are missing. What is held is
+    /// not drawn, and what is asked for by number has been looked at.
+    fn check_completed(&mut self, wanted: &Wanted<'_>, index: usize, slot: &Slot<'_>) -> Result<(), Error> {
+        let (Some(ports), None) = (slot.ports, wanted.explicit(index)) else { return Ok(()) };
+        let cells = wanted.cells.iter().zip(&slot.kept);
+        let missing: Vec<&Cell> = cells.filter(|(_, kept)| kept.is_none()).map(|(cell, _)| cell).collect();
+        match missing.is_empty() {
+            true => Ok(()),
+            false => self.check_drawn(wanted, ports, slot.pool.as_ref(), missing),
+        }
     }
 
     /// Gives slots that hold nothing the numbers that they had last, where those are free.
@@ -49,6 +67,12 @@ impl Tx<'_> {
             let name = slots[index].name.map_or("", PortName::as_str);
             let last = self.find_last_for(wanted.holder, service, name, cell.place(), cell.protocol)?;
             let Some(last) = last.filter(|last| is_wanted_again(wanted, last, &pools)) else { continue };
+            match self.check_drawn(wanted, last.ports(), last.pool.as_ref(), &wanted.cells) {
+                Ok(()) => {}
+                // It gets another number.
+                Err(Error::Refused(_)) => continue,
+                Err(failed) => return Err(failed),
+            }
             let overlaps =
                 slots.iter().filter_map(|slot| slot.ports).any(|other| overlap(other, last.ports()));
             if !overlaps && self.is_free_again(wanted, last.ports())? {
@@ -57,6 +81,22 @@ impl Tx<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses numbers that were drawn from a pool, or taken by number, which this request could not have so in these
+    /// cells: its token may be for other pools now, and the pool or the labels of an instance may have changed.
+    fn check_drawn<'c>(
+        &mut self,
+        wanted: &Wanted<'_>,
+        numbers: PortRange,
+        from: Option<&PoolName>,
+        cells: impl IntoIterator<Item = &'c Cell>,
+    ) -> Result<(), Error> {
+        let pools = self.pools()?;
+        check_numbers(wanted.actor, numbers, &pools)?;
+        let Some(from) = from else { return Ok(()) };
+        check_pool(wanted.actor, from)?;
+        pools.find(from).map_or(Ok(()), |source| self.check_for(wanted, source, cells))
     }
 
     /// Whether a range may be had again by who held it last: free in every cell, and resting from nobody else.

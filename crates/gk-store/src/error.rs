@@ -228,6 +228,9 @@ pub enum Refusal {
     /// The caller's own limits do not reach so far.
     #[error("this token does not reach so far: {0}")]
     BeyondLimits(String),
+    /// Taking over, by anybody but an operator.
+    #[error("only an operator may take over an instance's id with `replace`")]
+    TakeOverNotYours,
     /// Labels that a machine gave itself.
     #[error("an instance may not say its own labels: limits of tokens go by them")]
     LabelsNotYours,
@@ -384,13 +387,14 @@ pub enum StoreError {
     /// The commit failed in a way that leaves open whether it happened.
     #[error("it is unknown whether the change was stored: {0}")]
     Unknown(String),
-    /// The database is not there, or let go of us before the commit. Nothing was written; try again later.
+    /// The database is not there, is held by somebody else for too long, or let go of us before the commit. Nothing was
+    /// written; try again later.
     #[error("the database is out of reach: {0}")]
     Away(String),
     /// The database may not be used as it is set up.
     #[error("{0}")]
     Unsuitable(String),
-    /// The database refused a statement. Nothing was written.
+    /// The database is there and refused a statement, as it will again. Nothing was written.
     #[error("the database failed: {0}")]
     Database(String),
     /// The database holds what it cannot hold.

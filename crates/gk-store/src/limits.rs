@@ -7,6 +7,7 @@ use std::sync::Arc;
 use gk_model::access::Actor;
 use gk_model::id::InstanceId;
 use gk_model::instance::InstanceLink;
+use gk_model::labels::Labels;
 use gk_model::port::PortRange;
 use gk_model::port_set::PortSet;
 use gk_model::reservation::ReserveRequest;
@@ -38,6 +39,28 @@ impl Tx<'_> {
     }
 }
 
+/// Refuses labels that would take an instance out of the reach of whoever gives them, or put it where they do not reach.
+pub(crate) fn check_labels(actor: &Actor, labels: &Labels) -> Result<(), Refusal> {
+    let Some(selector) = actor.limits.as_deref().and_then(|limits| limits.instances.as_ref()) else {
+        return Ok(());
+    };
+    if selector.matches(labels) {
+        return Ok(());
+    }
+    let given = if labels.is_empty() { "no labels".to_owned() } else { labels.to_string() };
+    Err(Refusal::BeyondLimits(format!(
+        "it is for instances with {selector}, and this one would have {given}"
+    )))
+}
+
+/// Refuses what reaches beyond any limits, by whoever has some.
+pub(crate) fn check_unlimited(actor: &Actor, what: &str) -> Result<(), Refusal> {
+    match actor.limits {
+        Some(_) => Err(Refusal::BeyondLimits(format!("it is limited, and {what}"))),
+        None => Ok(()),
+    }
+}
+
 /// The pool that an actor draws from: the one it asks for, or the first it may use.
 pub(crate) fn choose_pool(
     actor: &Actor,
@@ -46,22 +69,25 @@ pub(crate) fn choose_pool(
 ) -> Result<Arc<Source>, Refusal> {
     let own = actor.limits.as_deref().and_then(|limits| limits.pools.first());
     let source = pools.get(request.pool.as_ref().or(own))?;
-    if !may_draw(actor, &source) {
-        let what = format!("pool {} is not one of its pools, {}", source.pool.name, pools_of(actor));
-        return Err(Refusal::BeyondLimits(what));
-    }
+    check_pool(actor, &source.pool.name)?;
     Ok(source)
+}
+
+/// Refuses a pool that an actor may not draw from.
+pub(crate) fn check_pool(actor: &Actor, pool: &PoolName) -> Result<(), Refusal> {
+    match actor.limits.as_deref().is_none_or(|limits| limits.allow_pool(pool)) {
+        true => Ok(()),
+        false => {
+            let what = format!("pool {pool} is not one of its pools, {}", pools_of(actor));
+            Err(Refusal::BeyondLimits(what))
+        }
+    }
 }
 
 /// `red, all`.
 fn pools_of(actor: &Actor) -> String {
     let pools = actor.limits.as_deref().into_iter().flat_map(|limits| &limits.pools);
     pools.map(PoolName::as_str).collect::<Vec<_>>().join(", ")
-}
-
-/// Whether the limits of an actor let it draw from a pool.
-pub(crate) fn may_draw(actor: &Actor, source: &Source) -> bool {
-    actor.limits.as_deref().is_none_or(|limits| limits.allow_pool(&source.pool.name))
 }
 
 /// Refuses numbers outside the pools that an actor may use.

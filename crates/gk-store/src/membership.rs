@@ -15,6 +15,7 @@ use gk_model::token::JoinTerms;
 use crate::beats::BeatChange;
 use crate::error::{Error, Refusal, StoreError};
 use crate::instances::{link, name_key};
+use crate::limits::check_labels;
 use crate::pool_use::UseChange;
 use crate::tx::{By, NewEvent, Reader, Tx};
 use crate::value::{Json, values};
@@ -27,6 +28,16 @@ enum Joining {
     Refresh(InstanceId),
     /// A machine whose credential was lost takes its old identity over.
     TakeOver(InstanceId),
+}
+
+impl Joining {
+    /// The instance that has joined before.
+    fn known(&self) -> Option<InstanceId> {
+        match self {
+            Joining::New => None,
+            Joining::Refresh(known) | Joining::TakeOver(known) => Some(*known),
+        }
+    }
 }
 
 impl Reader<'_> {
@@ -78,13 +89,30 @@ impl Reader<'_> {
 }
 
 impl Tx<'_> {
-    /// Tells what a request to join is, refusing what it cannot be.
+    /// Tells what a request to join is, refusing what it cannot be and what this actor may not.
     fn find_joining(
         &mut self,
         actor: &Actor,
         request: &JoinRequest,
         now: Timestamp,
     ) -> Result<Joining, Error> {
+        if request.replace.is_some() && !actor.is_operator() {
+            return Err(Refusal::TakeOverNotYours.into());
+        }
+        if !request.labels.is_empty() {
+            check_may_label(actor, &request.labels)?;
+        }
+        let joining = self.find_meant(actor, request, now)?;
+        match joining.known() {
+            // Whoever joins as an instance acts for it from then on, and is believed what it says of it.
+            Some(known) => self.check_reach(actor, Some(known))?,
+            None => check_labels(actor, &request.labels)?,
+        }
+        Ok(joining)
+    }
+
+    /// The same by its credential, and by what it asks to replace, whoever asks.
+    fn find_meant(&mut self, actor: &Actor, request: &JoinRequest, now: Timestamp) -> Result<Joining, Error> {
         let user_of_hash = self.find_by_credential(request.credential_hash)?;
         self.check_credential(actor)?;
         if let Authority::Instance(own, _) = actor.authority {
@@ -111,24 +139,17 @@ impl Tx<'_> {
     /// identity it lost. The second value says whether it joined anew.
     ///
     /// # Errors
-    /// [`Refusal::NameTaken`], [`Refusal::JoinTokenUsed`], [`Refusal::CredentialTaken`],
-    /// [`Refusal::CredentialReplaced`]; [`Refusal::AlreadyJoined`] when the same network stack is known under another
-    /// identity.
+    /// [`Refusal::TakeOverNotYours`], [`Refusal::LabelsNotYours`], [`Refusal::BeyondLimits`], [`Refusal::NameTaken`],
+    /// [`Refusal::JoinTokenUsed`], [`Refusal::CredentialTaken`], [`Refusal::CredentialReplaced`];
+    /// [`Refusal::AlreadyJoined`] when the same network stack is known under another identity.
     pub fn join(
         &mut self,
         actor: &Actor,
         request: &JoinRequest,
         now: Timestamp,
     ) -> Result<(Instance, bool), Error> {
-        if !request.labels.is_empty() && !actor.is_operator() {
-            return Err(Refusal::LabelsNotYours.into());
-        }
         let joining = self.find_joining(actor, request, now)?;
-        let known = match joining {
-            Joining::New => None,
-            Joining::Refresh(known) | Joining::TakeOver(known) => Some(known),
-        };
-        if let Some(other) = self.find_same_stack(&request.facts, known)? {
+        if let Some(other) = self.find_same_stack(&request.facts, joining.known())? {
             return Err(Refusal::AlreadyJoined(other).into());
         }
         match joining {
@@ -263,7 +284,7 @@ impl Tx<'_> {
     /// Gives an instance another name; the same name again changes nothing.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchInstance`], [`Refusal::NameTaken`], [`Refusal::VersionMismatch`].
+    /// [`Refusal::NoSuchInstance`], [`Refusal::BeyondLimits`], [`Refusal::NameTaken`], [`Refusal::VersionMismatch`].
     pub fn rename_instance(
         &mut self,
         actor: &Actor,
@@ -291,7 +312,8 @@ impl Tx<'_> {
     /// Gives an instance these labels, and no others; the same again change nothing.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchInstance`], [`Refusal::VersionMismatch`], [`Refusal::LabelsNotYours`].
+    /// [`Refusal::NoSuchInstance`], [`Refusal::VersionMismatch`], [`Refusal::LabelsNotYours`]; [`Refusal::BeyondLimits`]
+    /// for labels, before or after, that the actor does not reach.
     pub fn label_instance(
         &mut self,
         actor: &Actor,
@@ -300,9 +322,7 @@ impl Tx<'_> {
         if_version: Option<u64>,
         now: Timestamp,
     ) -> Result<Instance, Error> {
-        if !actor.is_operator() {
-            return Err(Refusal::LabelsNotYours.into());
-        }
+        check_may_label(actor, labels)?;
         let before = self.get_manageable(actor, instance, if_version, now)?;
         if before.labels == *labels {
             return Ok(before);
@@ -335,9 +355,7 @@ impl Tx<'_> {
     ) -> Result<Instance, Error> {
         let before = self.get_manageable(actor, instance, if_version, now)?;
         // Checked before anything is written.
-        if patch.labels.is_some() && !actor.is_operator() {
-            return Err(Refusal::LabelsNotYours.into());
-        }
+        patch.labels.as_ref().map_or(Ok(()), |labels| check_may_label(actor, labels))?;
         let id = InstanceRef::Id(before.id);
         let renamed = match &patch.name {
             Some(name) => self.rename_instance(actor, &id, name, None, now)?,
@@ -435,6 +453,14 @@ impl Tx<'_> {
             listener: None,
             message,
         })
+    }
+}
+
+/// Limits of tokens go by labels, so that no machine says its own.
+fn check_may_label(actor: &Actor, labels: &Labels) -> Result<(), Refusal> {
+    match actor.is_operator() {
+        true => check_labels(actor, labels),
+        false => Err(Refusal::LabelsNotYours),
     }
 }
 

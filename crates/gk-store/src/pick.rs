@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::explain::Unexplained;
-use crate::limits::may_draw;
+use crate::limits::check_pool;
 use crate::pool_cache::Source;
 use crate::port_map::Resting;
 use crate::reserve::{Cell, Slot, Wanted};
@@ -178,7 +178,7 @@ impl Tx<'_> {
     /// Other pools that would do, and have room for all of the request.
     fn list_roomy(&mut self, wanted: &Wanted<'_>) -> Result<Vec<PoolName>, StoreError> {
         let mut found = Vec::new();
-        for source in self.list_suitable(wanted)?.into_iter().take(LOOKED_AT) {
+        for source in self.list_suitable(wanted, &wanted.source)?.into_iter().take(LOOKED_AT) {
             let free = self.list_free(wanted, &source, Resting::Taken)?;
             if free.first_run(wanted.total(), &[]).is_some() {
                 found.push(source.pool.name.clone());
@@ -190,16 +190,20 @@ impl Tx<'_> {
         Ok(found)
     }
 
-    /// Other pools of the same scope that this actor may draw from, for all the instances of the request.
-    fn list_suitable(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Arc<Source>>, StoreError> {
+    /// Pools but this one, of its scope, that this actor may draw from, for all the instances of the request.
+    fn list_suitable(
+        &mut self,
+        wanted: &Wanted<'_>,
+        except: &Source,
+    ) -> Result<Vec<Arc<Source>>, StoreError> {
         let (pools, mut found) = (self.pools()?, Vec::new());
         for source in pools.iter() {
-            let differs = source.pool.name != wanted.source.pool.name;
-            let same_scope = source.pool.scope == wanted.source.pool.scope;
+            let differs = source.pool.name != except.pool.name;
+            let same_scope = source.pool.scope == except.pool.scope;
             if differs
                 && same_scope
-                && may_draw(wanted.actor, source)
-                && self.find_unlike(source, wanted)?.is_none()
+                && check_pool(wanted.actor, &source.pool.name).is_ok()
+                && self.find_unlike(source, &wanted.cells)?.is_none()
             {
                 found.push(Arc::clone(source));
             }
@@ -209,25 +213,33 @@ impl Tx<'_> {
 
     /// Refuses to draw from a pool that is for other instances.
     pub(crate) fn check_source(&mut self, wanted: &Wanted<'_>) -> Result<(), Error> {
-        let pool = &wanted.source.pool;
-        let (Some(selector), Some(place)) = (&pool.instances, self.find_unlike(&wanted.source, wanted)?)
-        else {
-            return Ok(());
-        };
-        let others = self.list_suitable(wanted)?.iter().map(|source| source.pool.name.clone()).collect();
-        let (pool, selector) = (pool.name.clone(), selector.clone());
+        self.check_for(wanted, &wanted.source, &wanted.cells)
+    }
+
+    /// Refuses numbers of a pool in cells of instances that it is not for.
+    pub(crate) fn check_for<'c>(
+        &mut self,
+        wanted: &Wanted<'_>,
+        source: &Source,
+        cells: impl IntoIterator<Item = &'c Cell>,
+    ) -> Result<(), Error> {
+        let unlike = self.find_unlike(source, cells)?;
+        let (Some(selector), Some(place)) = (&source.pool.instances, unlike) else { return Ok(()) };
+        let others =
+            self.list_suitable(wanted, source)?.iter().map(|source| source.pool.name.clone()).collect();
+        let (pool, selector) = (source.pool.name.clone(), selector.clone());
         let place = place.map(Box::new);
         Err(Refusal::PoolNotForInstance { pool, selector, place, others }.into())
     }
 
-    /// The first instance of a request that a pool is not for, if there is one.
-    fn find_unlike(
+    /// The first instance among these that a pool is not for, if there is one.
+    fn find_unlike<'c>(
         &mut self,
         source: &Source,
-        wanted: &Wanted<'_>,
+        cells: impl IntoIterator<Item = &'c Cell>,
     ) -> Result<Option<Option<(InstanceLink, Labels)>>, StoreError> {
         let Some(selector) = &source.pool.instances else { return Ok(None) };
-        for cell in &wanted.cells {
+        for cell in cells {
             let Some(instance) = &cell.instance else { return Ok(Some(None)) };
             let labels = self.find_labels(instance.id)?.unwrap_or_default();
             if !selector.matches(&labels) {

@@ -11,7 +11,7 @@ use gk_model::reservation::Reservation;
 use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 
-use crate::drift::{Listed, Place, Wanted};
+use crate::drift::{DriftKey, Listed, Wanted};
 use crate::error::{Error, StoreError};
 use crate::instances::{link, name_key};
 use crate::listeners::Window;
@@ -170,13 +170,13 @@ impl Reader<'_> {
             service: query.service.as_ref(),
             holder: query.holder.as_ref(),
         };
-        let mut after = after.map_or_else(Place::first, After::into_place);
+        let mut after = after.map_or_else(DriftKey::first, After::into_key);
         let (limit, mut found) = (query.limit() as usize, Vec::new());
         let mut most = limit + 1;
         loop {
             let rows = self.list_drifting(&wanted, &after, most)?;
             let is_complete = rows.len() < most;
-            after = rows.last().map_or(after, Listed::place);
+            after = rows.last().map_or(after, Listed::key);
             let ports = rows.iter().map(|row| (row.instance, (row.protocol, row.port)));
             let mut states = self.list_states_of(ports, now)?;
             let shown = rows.iter().filter_map(|row| states.remove(&(row.instance, row.protocol, row.port)));
@@ -269,9 +269,9 @@ struct After {
 }
 
 impl After {
-    fn into_place(self) -> Place {
+    fn into_key(self) -> DriftKey {
         let (protocol, port) = self.port;
-        Place { name_key: self.name, protocol, port: port.get() }
+        DriftKey { name_key: self.name, protocol, port: port.get() }
     }
 }
 

@@ -106,7 +106,7 @@ pub(crate) struct Kept {
 }
 
 /// An instance, as far as its rows depend on it.
-pub(crate) struct Place {
+pub(crate) struct LabelledInstance {
     pub(crate) id: InstanceId,
     pub(crate) name: InstanceName,
     pub(crate) labels: Labels,
@@ -152,11 +152,11 @@ impl Reader<'_> {
     }
 
     /// The instance as its rows depend on it.
-    pub(crate) fn get_place(&mut self, id: InstanceId) -> Result<Place, StoreError> {
+    pub(crate) fn get_labelled(&mut self, id: InstanceId) -> Result<LabelledInstance, StoreError> {
         let row = self.query_one("select name, labels from instance where id = $1", values![id])?;
         let mut row = row.ok_or_else(|| StoreError::Corrupt(format!("instance {id} is gone")))?;
         let (name, Json(labels)) = (row.take()?, row.take()?);
-        Ok(Place { id, name, labels })
+        Ok(LabelledInstance { id, name, labels })
     }
 
     /// Whether anybody listens on any port of a reservation, where that counts.
@@ -270,7 +270,7 @@ impl Tx<'_> {
             };
             let place = match &mut place {
                 Some(place) => place,
-                none => none.insert(self.get_place(instance)?),
+                none => none.insert(self.get_labelled(instance)?),
             };
             self.keep_drift(place, *key, kind, before, found, now)?;
         }
@@ -285,7 +285,7 @@ impl Tx<'_> {
 
     fn keep_drift(
         &mut self,
-        place: &Place,
+        place: &LabelledInstance,
         key: (Protocol, Port),
         kind: DriftKind,
         before: Option<Kept>,
@@ -316,7 +316,7 @@ impl Tx<'_> {
 
     fn save_drift(
         &mut self,
-        place: &Place,
+        place: &LabelledInstance,
         (protocol, port): (Protocol, Port),
         kept: &Kept,
     ) -> Result<(), StoreError> {

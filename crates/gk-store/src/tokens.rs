@@ -12,6 +12,7 @@ use gk_model::token::{JoinTerms, Limits, Token, TokenKind, TokenLife, TokenReque
 
 use crate::beats::BeatChange;
 use crate::error::{Error, Refusal, StoreError};
+use crate::limits::check_unlimited;
 use crate::page::{self, Filters};
 use crate::rows::Row;
 use crate::tx::{Reader, Tx};
@@ -160,9 +161,7 @@ impl Tx<'_> {
         now: Timestamp,
     ) -> Result<Token, Error> {
         request.check().map_err(Refusal::Contradiction)?;
-        if actor.limits.is_some() {
-            return Err(Refusal::BeyondLimits("it is limited, and makes no tokens".to_owned()).into());
-        }
+        check_unlimited(actor, "makes no tokens")?;
         let token = new_token(actor, request, now);
         self.insert_token(hash, &token)?;
         let message = format!("{} made by {}", token.describe(), actor.subject);
@@ -211,12 +210,14 @@ impl Tx<'_> {
     ///
     /// # Errors
     /// [`Refusal::NoSuchToken`], also for what the actor may not see: an operator sees join tokens only;
-    /// [`Refusal::TokenEnded`].
+    /// [`Refusal::TokenEnded`]; [`Refusal::BeyondLimits`] when the actor itself is limited: whom a token would let in,
+    /// no limit of the actor says.
     pub fn revoke_token(&mut self, actor: &Actor, id: TokenId, now: Timestamp) -> Result<Token, Error> {
         let token = self.get_token(id)?;
         if !may_see(actor, token.kind) {
             return Err(Refusal::NoSuchToken(id).into());
         }
+        check_unlimited(actor, "ends no tokens")?;
         if !token.is_live(now) {
             return Err(Refusal::TokenEnded(id).into());
         }

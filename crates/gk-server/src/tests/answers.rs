@@ -5,14 +5,19 @@ use std::io::Write as _;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request, StatusCode};
+use axum::response::IntoResponse as _;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use gk_model::access::Role;
+use gk_model::access::{Actor, Authority, Role};
+use gk_model::problem::{Code, Problem};
 use gk_model::secret::SecretKind;
+use gk_model::time::Timestamp;
+use gk_model::token::TokenRequest;
 use serde_json::{Value, json};
 
 use super::{Answer, Api, LOCAL_UID, secret};
 use crate::Peer;
+use crate::error::ApiError;
 
 const RESERVE: &str = "/v1/reservations";
 
@@ -20,6 +25,23 @@ async fn post(api: &Api, path: &str, headers: &[(&str, &str)], body: impl Into<B
     let request = Request::post(path).extension(ConnectInfo(Peer::Unix { uid: LOCAL_UID }));
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     api.send(request.body(body.into()).unwrap()).await
+}
+
+/// A row that is there already is refused by the database itself, as only a fault of ours makes it say one.
+#[tokio::test]
+async fn a_statement_that_fails_is_a_fault_that_is_not_worth_repeating() {
+    let api = Api::new().await;
+    let (hash, now) = (secret(SecretKind::Subject).hash(), Timestamp::from_clock());
+    let twice = move |tx: &mut gk_store::Tx<'_>| {
+        let root = Actor::new("root".parse().unwrap(), Authority::Role(Role::Admin));
+        (0..2).try_for_each(|_| tx.create_token(&root, hash, &TokenRequest::to_join(), now).map(drop))
+    };
+    let response = ApiError::from(api.store.write(twice).await.unwrap_err()).into_response();
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(!response.headers().contains_key("retry-after"), "{response:?}");
+    let problem = response.extensions().get::<Box<Problem>>().unwrap();
+    assert_eq!(problem.code, Code::Internal);
+    assert!(problem.detail.contains("nothing was changed, and its log tells more under this request id"));
 }
 
 #[tokio::test]

@@ -110,7 +110,7 @@ async fn only_an_operator_replaces() {
     let hash = secret(SecretKind::Instance).hash();
     let body = json!({"credential_hash": hash, "facts": {}, "replace": "web-1"});
     let refused = api.with_token(&join, Method::POST, "/v1/instances", body.clone()).await;
-    assert_eq!(refused.refusal(), (403, "forbidden", None));
+    assert_eq!(refused.refusal(), (403, "forbidden", Some("replace")));
     let replaced = api.local(Method::POST, "/v1/instances", body).await;
     assert_eq!((replaced.status, replaced.body["id"].as_str()), (StatusCode::OK, Some(id.as_str())));
 }

@@ -157,7 +157,17 @@ async fn a_limited_token_reaches_no_further() {
     }
     let held = api.local(Method::POST, "/v1/reservations", json!({"instance": "web-2"})).await;
     let path = format!("/v1/reservations/{}?force=true", held.body["items"][0]["id"].as_str().unwrap());
+    let token = format!("/v1/tokens/{}", id_in(&create(&api, None, json!({"kind": "join"})).await));
+    let join = |more: Value| {
+        let mut body = json!({"credential_hash": secret(SecretKind::Instance).hash(), "facts": {}});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
     let changes = [
+        (Method::POST, "/v1/instances", join(json!({"replace": "web-2"}))),
+        (Method::POST, "/v1/instances", join(json!({"name": "web-3", "labels": {"env": "prod"}}))),
+        (Method::PATCH, "/v1/instances/web-1", json!({"labels": {"env": "prod"}})),
+        (Method::DELETE, token.as_str(), Value::Null),
         (Method::DELETE, path.as_str(), Value::Null),
         (Method::PATCH, "/v1/instances/web-2", json!({"labels": {"env": "dev"}})),
         (Method::PATCH, "/v1/instances/web-2", json!({"name": "web-9"})),

@@ -45,9 +45,9 @@ struct Taken {
     each: HashMap<Holder, usize>,
 }
 
-/// A place, given back when it is dropped.
+/// Lets a stream be open: a place, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct StreamPermit {
     places: Arc<Places>,
     holder: Option<Holder>,
 }
@@ -63,7 +63,7 @@ impl Places {
     }
 
     /// A place for a stream of this actor.
-    pub(crate) fn take(self: &Arc<Places>, actor: &Actor) -> Result<Place, ApiError> {
+    pub(crate) fn take(self: &Arc<Places>, actor: &Actor) -> Result<StreamPermit, ApiError> {
         let holder = Holder::of(actor);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.all >= self.most {
@@ -77,11 +77,11 @@ impl Places {
             *count += 1;
         }
         taken.all += 1;
-        Ok(Place { places: Arc::clone(self), holder })
+        Ok(StreamPermit { places: Arc::clone(self), holder })
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all -= 1;
@@ -109,7 +109,7 @@ mod tests {
         let local = Actor::new("ada".parse().unwrap(), Authority::Role(Role::Admin));
         let token = TokenId::generate(Timestamp::from_micros(0));
         let with_token = Actor { token: Some(token), ..local.clone() };
-        let mut held: Vec<Place> = (0..2).map(|_| places.take(&with_token).unwrap()).collect();
+        let mut held: Vec<StreamPermit> = (0..2).map(|_| places.take(&with_token).unwrap()).collect();
         assert!(matches!(places.take(&with_token), Err(ApiError::TooManyStreams { most: 2 })));
         held.extend((0..2).map(|_| places.take(&local).unwrap()));
         assert!(matches!(places.take(&local), Err(ApiError::Crowded)));

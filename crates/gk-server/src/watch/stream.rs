@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::feed::Seat;
 use super::frame;
-use super::places::Place;
+use super::places::StreamPermit;
 use super::ring::Following;
 use crate::app::App;
 use crate::auth::{Caller, Guarded, Pass};
@@ -61,7 +61,7 @@ impl FromRequestParts<Guarded> for Opening {
 pub(crate) fn open(
     app: &App,
     opening: Opening,
-    place: Place,
+    permit: StreamPermit,
     log: Log,
     at: EventCursor,
     filter: EventFilter,
@@ -71,7 +71,7 @@ pub(crate) fn open(
     let watcher = Watcher {
         grown: seat.subscribe(),
         seat,
-        _place: place,
+        _permit: permit,
         app: app.clone(),
         filter,
         cursor: at,
@@ -93,7 +93,7 @@ pub(crate) fn open(
 /// The state of a stream. It is polled only when the client has taken what came before.
 struct Watcher {
     seat: Seat,
-    _place: Place,
+    _permit: StreamPermit,
     app: App,
     filter: EventFilter,
     cursor: EventCursor,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::types::{Null, ValueRef};
 use rusqlite::{ErrorCode, OpenFlags};
 
@@ -172,9 +173,14 @@ fn bind(
     }
 }
 
+/// What a failure before or instead of a commit means: nothing was stored, and either it can be tried again or not.
 fn failure(error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::DiskFull,
+        // The index of the write-ahead log could not be made larger, which has a code of its own.
+        _ if error.sqlite_extended_error_code() == Some(SQLITE_IOERR_SHMSIZE) => StoreError::DiskFull,
+        // Another process keeps it locked; or the file is not there, or this process has too many open.
+        Some(ErrorCode::DatabaseBusy | ErrorCode::CannotOpen) => StoreError::Away(error.to_string()),
         Some(ErrorCode::NotADatabase) => StoreError::NotOurs("it is not an SQLite database".to_owned()),
         Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt(error.to_string()),
         _ => StoreError::Database(error.to_string()),
@@ -183,6 +189,8 @@ fn failure(error: &rusqlite::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
 
     #[test]
@@ -209,5 +217,29 @@ mod tests {
             let found: Vec<i64> = expected.iter().map(|_| row.take().unwrap()).collect();
             assert_eq!(found, expected, "{sql}");
         }
+    }
+
+    #[test]
+    fn a_lock_or_a_missing_file_passes_and_a_statement_that_fails_does_not() {
+        let directory = TempDir::new().unwrap();
+        let open = |name: &str, access| Sqlite::open(&directory.path().join(name), access);
+        let mut one = open("gatekeeper.db", Access::Write).unwrap();
+        one.script("create table thing (id bigint not null primary key);").unwrap();
+        one.query("insert into thing values (1)", &[]).unwrap();
+        for faulty in
+            ["insert into thing values (1)", "select name from thing", "select", "delete from other"]
+        {
+            let failed = one.query(faulty, &[]).map(drop);
+            assert!(matches!(failed, Err(StoreError::Database(_))), "{faulty}: {failed:?}");
+        }
+        let mut other = open("gatekeeper.db", Access::Write).unwrap();
+        other.query("pragma busy_timeout = 0", &[]).unwrap();
+        one.begin(Access::Write).unwrap();
+        let locked = other.begin(Access::Write);
+        assert!(matches!(locked, Err(StoreError::Away(_))), "{locked:?}");
+        one.rollback().unwrap();
+        other.begin(Access::Write).expect("it is free again");
+        let missing = open("missing.db", Access::Read).map(drop);
+        assert!(matches!(missing, Err(StoreError::Away(_))), "{missing:?}");
     }
 }

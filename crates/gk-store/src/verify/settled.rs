@@ -9,7 +9,7 @@ use gk_model::text::IgnoreName;
 use super::Checked;
 use crate::error::StoreError;
 use crate::ignores::find_ignoring;
-use crate::settle::{Kept, Place, Stretch};
+use crate::settle::{Kept, LabelledInstance, Stretch};
 use crate::tx::Reader;
 use crate::value::values;
 
@@ -36,7 +36,7 @@ pub(super) fn check_drift(reader: &mut Reader<'_>, checked: &mut Checked) -> Res
     }
     let rules = if pending.is_none() { Some(reader.list_rules()?) } else { None };
     for_each_instance(reader, &mut |reader, id| {
-        let place = reader.get_place(id)?;
+        let place = reader.get_labelled(id)?;
         for protocol in Protocol::ALL.iter().copied() {
             let mut kept = reader.list_kept(id, protocol, PortRange::ALL)?;
             let Stretch { held, joined } = reader.join_stretch(id, protocol, PortRange::ALL)?;
@@ -86,7 +86,7 @@ pub(super) fn check_counts(reader: &mut Reader<'_>, checked: &mut Checked) -> Re
 type Expected = (DriftKind, Option<ReservationId>, Option<IgnoreName>);
 
 fn compare(
-    place: &Place,
+    place: &LabelledInstance,
     (protocol, port): (Protocol, Port),
     kept: Option<Kept>,
     expected: Option<Expected>,

@@ -16,6 +16,7 @@ mod history;
 mod idempotency;
 mod instances;
 mod leases;
+mod limits;
 mod model;
 mod pools;
 mod prune;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use gk_model::problem::{Code, Problem};
 use gk_model::reservation::ReserveRequest;
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::process::crash::join;
 use crate::process::disk::{SmallDisk, reserve_until_put_off, stored};
 use crate::process::harness::{Place, Server, reserve, wait_for};
@@ -62,6 +62,28 @@ fn while_the_database_is_gone_the_server_says_so_and_then_goes_on_by_itself() {
         client.release(more.id, false).unwrap();
     }
     server.process.assert_running();
+    server.verify();
+}
+
+#[test]
+fn a_statement_that_fails_is_told_as_a_fault_and_not_as_a_database_that_is_away() {
+    let (place, url) = (Place::new(), cluster::shared().create_url());
+    let server = Server::start_on(&url, &place.join("data"));
+    let client = server.admin();
+    let instance = join(&client, "web-1", 1);
+    let schema = url.rsplit_once("search_path%3D").unwrap().1;
+    cluster::shared().ask(&format!("alter table {schema}.event rename to gone"));
+    let ready = get(&server, "/readyz");
+    assert!(ready.starts_with("http/1.1 500 ") && ready.contains("its log tells more"), "{ready}");
+    assert!(!ready.contains("retry-after"), "{ready}");
+    let error = reserve(&client, &ReserveRequest::next_free(instance)).unwrap_err();
+    let problem = error.problem().unwrap();
+    assert_eq!(problem.code, Code::Internal, "{problem:?}");
+    let (log, request) = (server.process.log(), problem.request_id.clone().unwrap());
+    let told = log.lines().find(|line| line.contains("a request failed") && line.contains(&request));
+    assert!(told.is_some_and(|line| line.contains("42P01")), "{log}");
+    cluster::shared().ask(&format!("alter table {schema}.gone rename to event"));
+    reserve(&client, &ReserveRequest::next_free(instance)).unwrap();
     server.verify();
 }
 

@@ -55,6 +55,12 @@ fn ada() -> Actor {
     actor("ada", Role::User)
 }
 
+/// Ada, with a token for these pools only.
+fn limited(pools: &[&str]) -> Actor {
+    let limits = Limits { instances: None, pools: pools.iter().map(|pool| name(pool)).collect() };
+    Actor { limits: Some(limits.into()), ..ada() }
+}
+
 #[tokio::test]
 async fn a_pool_is_made_changed_and_deleted_and_history_tells_of_it() {
     let world = new_world().await;
@@ -250,10 +256,6 @@ async fn a_request_without_a_pool_draws_from_the_first_of_its_token_or_the_defau
     let id = world.join("web-1", 1).await;
     set(&world, "b", spec("7000-7001")).await.unwrap();
     set(&world, "c", spec("7100-7109")).await.unwrap();
-    let limited = |pools: &[&str]| {
-        let limits = Limits { instances: None, pools: pools.iter().map(|pool| name(pool)).collect() };
-        Actor { limits: Some(limits.into()), ..ada() }
-    };
     let draw = async |actor: &Actor, request: ReserveRequest| {
         world.reserve(actor, &request, at(0)).await.map(|made| (made.first_port.get(), made.pool))
     };

@@ -10,7 +10,7 @@ use gk_model::port_set::PortSet;
 use gk_model::reservation::{Protocols, Reservation, ReserveRequest, Scope};
 use gk_store::{Refusal, Tx};
 
-use super::{ada, delete, from, join, name, new_world, set, with_labels};
+use super::{ada, delete, from, join, limited, name, new_world, set, with_labels};
 use crate::store::world::{World, at, count, join_request, pool_spec as spec, port, refused, told};
 
 #[tokio::test]
@@ -208,6 +208,99 @@ async fn ensure_gives_no_number_again_that_its_pool_gives_no_more() {
     world.release(&ada(), &made, at(3)).await.unwrap();
     set(&world, "web", spec("7005-7009")).await.unwrap();
     assert_eq!(told(&world.reserve(&ada(), &ensure, at(4)).await.unwrap()), "7005/tcp");
+}
+
+/// The same service on one instance, or on all with these labels, from any pool.
+fn billing(id: InstanceId, on: &str) -> ReserveRequest {
+    let instance = on.is_empty().then_some(id.into());
+    let service = "billing".parse().ok();
+    ReserveRequest { instance, on: on.parse().ok(), service, ensure: true, ..ReserveRequest::next_free(id) }
+}
+
+#[tokio::test]
+async fn ensure_gives_no_number_again_that_its_token_may_not_draw() {
+    let world = new_world().await;
+    set(&world, "blue", spec("7001-7009")).await.unwrap();
+    set(&world, "red", spec("7101-7109")).await.unwrap();
+    set(&world, "low-red", spec("7101-7104")).await.unwrap();
+    // Where its last number came from, under a token without limits; then the token's pools, and what it gets.
+    let table = [
+        (Ok("blue"), &["red"][..], "7101/tcp", Some("red")),
+        (Ok("blue"), &["blue", "red"], "7001/tcp", Some("blue")),
+        (Ok("low-red"), &["red"], "7102/tcp", Some("red")),
+        (Err(7005), &["red"], "7101/tcp", Some("red")),
+        (Err(7005), &["blue"], "7005/tcp", None),
+    ];
+    for (seed, (origin, pools, expected, pool)) in (1..).zip(table) {
+        let id = world.join(&format!("web-{seed}"), seed).await;
+        let last = match origin {
+            Ok(pool) => ReserveRequest { pool: Some(name(pool)), ..billing(id, "") },
+            Err(number) => ReserveRequest { port: Some(port(number)), ..billing(id, "") },
+        };
+        let last = world.reserve(&ada(), &last, at(0)).await.unwrap();
+        world.release(&ada(), &last, at(1)).await.unwrap();
+        let token = limited(pools);
+        let planned = ReserveRequest { dry_run: true, ..billing(id, "") };
+        let planned = world.reserve(&token, &planned, at(2)).await.unwrap();
+        let made = world.reserve(&token, &billing(id, ""), at(2)).await.unwrap();
+        assert_eq!((told(&made), made.pool), (expected.to_owned(), pool.map(name)), "{origin:?} {pools:?}");
+        assert_eq!(told(&planned), expected, "nor does a dry run");
+    }
+}
+
+#[tokio::test]
+async fn ensure_gives_no_number_again_of_a_pool_that_is_not_for_the_instance_any_more() {
+    let world = new_world().await;
+    let id = join(&world, with_labels("web-1", 1, &["env=prod"])).await;
+    let prod = PoolSpec { instances: "env=prod".parse().ok(), ..spec("7000-7009") };
+    set(&world, "web", prod).await.unwrap();
+    let from_web = ReserveRequest { pool: Some(name("web")), ..billing(id, "") };
+    let first = world.reserve(&ada(), &from_web, at(0)).await.unwrap();
+    world.release(&ada(), &first, at(0)).await.unwrap();
+    let again = world.reserve(&ada(), &billing(id, ""), at(1)).await.unwrap();
+    assert_eq!((told(&again), again.pool.clone()), ("7000/tcp".to_owned(), Some(name("web"))));
+    world.release(&ada(), &again, at(1)).await.unwrap();
+    world.label(id, "env=dev").await;
+    let refusal = refused(world.reserve(&ada(), &from_web, at(0)).await);
+    assert!(matches!(refusal, Refusal::PoolNotForInstance { .. }), "{refusal:?}");
+    let other = world.reserve(&ada(), &billing(id, ""), at(0)).await.unwrap();
+    assert_eq!((told(&other), other.pool), ("8000/tcp".to_owned(), Some(name("default"))));
+}
+
+#[tokio::test]
+async fn ensure_completes_nothing_with_numbers_that_could_not_be_drawn() {
+    let world = new_world().await;
+    let prod = join(&world, with_labels("web-1", 1, &["env=prod", "team=red"])).await;
+    let dev = join(&world, with_labels("web-2", 2, &["env=dev", "team=red"])).await;
+    let for_prod = PoolSpec { instances: "env=prod".parse().ok(), ..spec("7000-7009") };
+    set(&world, "web", for_prod).await.unwrap();
+    let from_web = ReserveRequest { pool: Some(name("web")), ..billing(prod, "") };
+    let held = world.reserve(&ada(), &from_web, at(0)).await.unwrap();
+    let events = world.events().await.len();
+    let both = billing(prod, "team=red");
+    match refused(world.reserve_group(&ada(), &both, at(0)).await) {
+        Refusal::PoolNotForInstance { pool, place, others, .. } => {
+            assert_eq!((pool, place.unwrap().0.id, others), (name("web"), dev, vec![name("default")]));
+        }
+        other => panic!("{other:?}"),
+    }
+    set(&world, "web", spec("7000-7009")).await.unwrap();
+    let beyond = refused(world.reserve_group(&limited(&["default"]), &both, at(0)).await);
+    assert!(matches!(&beyond, Refusal::BeyondLimits(_)), "{beyond:?}");
+    assert_eq!((world.events().await.len(), world.store.writer_counters().replays), (events + 1, 0));
+
+    // Where it is held it is not looked at, and by number anybody may who may have the number.
+    let kept = world.reserve(&limited(&["default"]), &billing(prod, ""), at(0)).await.unwrap();
+    assert_eq!(kept, held);
+    let for_dev = PoolSpec { instances: "env=dev".parse().ok(), ..spec("7000-7009") };
+    set(&world, "web", for_dev).await.unwrap();
+    let whole = world.reserve_group(&ada(), &both, at(0)).await.unwrap();
+    assert_eq!(whole.iter().map(told).collect::<Vec<_>>(), ["7000/tcp", "7000/tcp"]);
+    world.release(&ada(), &whole[1], at(0)).await.unwrap();
+    let for_none = PoolSpec { instances: "env=none".parse().ok(), ..spec("7000-7009") };
+    set(&world, "web", for_none).await.unwrap();
+    let by_number = ReserveRequest { port: Some(port(7000)), ..both };
+    world.reserve_group(&ada(), &by_number, at(0)).await.expect("its number is free there");
 }
 
 #[tokio::test]
