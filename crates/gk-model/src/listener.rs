@@ -3,6 +3,10 @@
 //! A listener is identified by its [`ListenerKey`]; sockets that share one (forked workers, `SO_REUSEPORT`) are one
 //! listener with several owners. A set of listeners is summed up by a [`Digest`], so that agent and server can tell
 //! with every contact whether they still mean the same set.
+//!
+//! No listener is large, whoever tells of it: each text in it is [`Observed`], and of countless owners the first are
+//! told and the rest are counted ([`Listener::bounded`]). Each event about it, each page of them and each watcher's
+//! memory rests on that.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -125,7 +129,30 @@ impl Owner {
         let path = self.exe.as_ref().map(Observed::as_str);
         path.map_or(self.name.as_str(), |path| path.strip_suffix(REPLACED).unwrap_or(path))
     }
+
+    /// All that anybody may expect of it: workers of one program are of one kind.
+    fn kind(&self) -> OwnerKind {
+        (self.name.clone(), self.exe.clone(), self.account.clone())
+    }
+
+    /// About how many bytes it takes on the wire.
+    fn about_bytes(&self) -> usize {
+        90 + self.name.as_str().len() + about_bytes(self.exe.as_ref()) + self.account.as_str().len()
+    }
 }
+
+type OwnerKind = (Observed, Option<Observed>, Observed);
+
+fn about_bytes(text: Option<&Observed>) -> usize {
+    text.map_or(0, |text| text.as_str().len())
+}
+
+/// How many owners of a listener are told at most. Hundreds of workers may share one socket, and each event about it
+/// carries them all.
+pub const MOST_OWNERS: usize = 64;
+
+/// About how many bytes they may take together: several times what 64 usual ones do, and room for two of any length.
+const MOST_OWNER_BYTES: usize = 32 << 10;
 
 /// What the kernel says after the path of an executable that is no more, or is another file now.
 const REPLACED: &str = " (deleted)";
@@ -146,16 +173,20 @@ pub struct Container {
 
 /// An observed socket that accepts traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct Listener {
     /// What tells it from others.
     #[serde(flatten)]
     pub key: ListenerKey,
     /// The account that opened the socket; known without any privilege.
     pub account: Option<Observed>,
-    /// Every process that holds it, lowest pid first; empty when the agent may not see them, and for a port that a
-    /// container engine publishes without a socket.
+    /// The processes that hold it, lowest pid first; empty when the agent may not see them, and for a port that a
+    /// container engine publishes without a socket. Of more than 64, one of each kind before a second of any.
     #[serde(default)]
     pub owners: Vec<Owner>,
+    /// How many more processes hold it than are told; left out when none do.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_owners: u32,
     /// The systemd unit of its cgroup.
     pub unit: Option<Observed>,
     /// The container of its cgroup, or the one that a published port leads into.
@@ -166,12 +197,60 @@ pub struct Listener {
     pub last_seen_at: Timestamp,
 }
 
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+impl Serialize for Listener {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Listener::serialize(self, serializer)
+    }
+}
+
+/// Whoever tells of it, and whenever it was written down: it is bounded from here on.
+impl<'de> Deserialize<'de> for Listener {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Listener, D::Error> {
+        Listener::deserialize(deserializer).map(Listener::bounded)
+    }
+}
+
 impl Listener {
+    /// With no more owners than are told; the rest are counted. What is bounded stays as it is, so that agent and server
+    /// mean the same.
+    ///
+    /// One of each kind goes before a second of any, the lowest pids first: a stranger among a hundred workers is told
+    /// whatever his number is, and where a kind is told twice, every kind is.
+    #[must_use]
+    pub fn bounded(mut self) -> Listener {
+        let bytes = self.owners.iter().map(Owner::about_bytes).sum::<usize>();
+        if self.owners.len() <= MOST_OWNERS && bytes <= MOST_OWNER_BYTES {
+            return self;
+        }
+        let (count, mut kinds, mut bytes) = (self.owners.len(), BTreeSet::new(), 0);
+        let (first, further): (Vec<Owner>, Vec<Owner>) =
+            self.owners.into_iter().partition(|owner| kinds.insert(owner.kind()));
+        let told = first.into_iter().chain(further).take(MOST_OWNERS).take_while(|owner| {
+            bytes += owner.about_bytes();
+            bytes <= MOST_OWNER_BYTES
+        });
+        self.owners = told.collect();
+        self.owners.sort_unstable_by_key(|owner| (owner.pid, owner.started_ticks));
+        let more = u32::try_from(count - self.owners.len()).unwrap_or(u32::MAX);
+        self.more_owners = self.more_owners.saturating_add(more);
+        self
+    }
+
+    /// Whether those who hold it and are not told are of kinds that are told.
+    pub(crate) fn tells_every_kind(&self) -> bool {
+        let kinds: BTreeSet<OwnerKind> = self.owners.iter().map(Owner::kind).collect();
+        self.more_owners == 0 || kinds.len() < self.owners.len()
+    }
+
     /// Whether the same program still holds it: equal in everything but times.
     pub fn same_but_times(&self, other: &Listener) -> bool {
         self.key == other.key
             && self.account == other.account
-            && self.owners == other.owners
+            && self.has_same_owners(other)
             && self.unit == other.unit
             && self.container == other.container
     }
@@ -185,30 +264,37 @@ impl Listener {
             // Without owners nobody can tell whether this is the same socket with a container or another one.
             _ => !self.owners.is_empty(),
         };
-        let same_owners = self.owners == other.owners && self.unit == other.unit;
+        let same_owners = self.has_same_owners(other) && self.unit == other.unit;
         self.key == other.key && self.account == other.account && same_owners && same_container
+    }
+
+    fn has_same_owners(&self, other: &Listener) -> bool {
+        self.owners == other.owners && self.more_owners == other.more_owners
     }
 
     /// About how many bytes it takes on the wire. Right within a factor of four, which is what bounds need.
     pub fn about_bytes(&self) -> usize {
-        let text = |text: &Option<Observed>| text.as_ref().map_or(0, |text| text.as_str().len());
-        let owner =
-            |owner: &Owner| 90 + owner.name.as_str().len() + text(&owner.exe) + owner.account.as_str().len();
         let container = |container: &Container| {
-            50 + container.id.as_str().len() + text(&container.name) + container.engine.as_str().len()
+            let Container { id, name, engine, pod } = container;
+            50 + id.as_str().len()
+                + about_bytes(name.as_ref())
+                + engine.as_str().len()
+                + about_bytes(pod.as_ref())
         };
-        250 + self.owners.iter().map(owner).sum::<usize>()
-            + text(&self.account)
-            + text(&self.unit)
-            + text(&self.key.interface)
+        250 + self.owners.iter().map(Owner::about_bytes).sum::<usize>()
+            + about_bytes(self.account.as_ref())
+            + about_bytes(self.unit.as_ref())
+            + about_bytes(self.key.interface.as_ref())
             + self.container.as_ref().map_or(0, container)
     }
 
     /// A few words for people: `nginx (pid 812)`, `nginx.service`, `docker 3f2a…`, or `another account's process`.
     pub fn describe(&self) -> String {
-        let process = self.owners.first().map(|owner| match self.owners.len() {
-            1 => format!("{} (pid {})", owner.name, owner.pid),
-            several => format!("{} (pid {} and {} more)", owner.name, owner.pid, several - 1),
+        let process = self.owners.split_first().map(|(owner, others)| {
+            match others.len() as u64 + u64::from(self.more_owners) {
+                0 => format!("{} (pid {})", owner.name, owner.pid),
+                more => format!("{} (pid {} and {more} more)", owner.name, owner.pid),
+            }
         });
         let place = match (&self.container, &self.unit) {
             (Some(container), _) => {
@@ -245,7 +331,7 @@ pub fn owner_groups(listeners: &[Listener]) -> BTreeSet<String> {
 
 /// A sum over a set of listeners that ignores order, times and names.
 ///
-/// It is the wrapping sum of the first 16 bytes of the SHA-256 of every listener's key, owner pids, unit and container
+/// It is the wrapping sum of the first 16 bytes of the SHA-256 of every listener's key, told owners' pids, unit and container
 /// id, so a change of one listener is applied with one subtraction and one addition. It detects drift between agent
 /// and server, it does not resist an attacker: whoever can forge a report needs no collision.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -339,6 +425,7 @@ pub(crate) mod tests {
             },
             account: Some("root".into()),
             owners: vec![owner],
+            more_owners: 0,
             unit: None,
             container: None,
             first_seen_at: now,
@@ -397,6 +484,79 @@ pub(crate) mod tests {
             listener(Protocol::Tcp, "0.0.0.0", 80, 2),
         ] {
             assert_ne!(Digest::of([&a]), Digest::of([&different]));
+        }
+    }
+
+    /// One with so many owners, of which the given ones run another program.
+    fn crowded(count: u32, strangers: &[u32]) -> Listener {
+        let mut crowded = listener(Protocol::Tcp, "0.0.0.0", 80, 1);
+        let worker = crowded.owners.remove(0);
+        crowded.owners = (1..=count).map(|pid| Owner { pid, ..worker.clone() }).collect();
+        for stranger in strangers {
+            crowded.owners[*stranger as usize - 1].exe = Some(format!("/tmp/{stranger}").as_str().into());
+        }
+        crowded
+    }
+
+    fn pids(listener: &Listener) -> Vec<u32> {
+        listener.owners.iter().map(|owner| owner.pid).collect()
+    }
+
+    #[test]
+    fn of_countless_owners_one_of_each_kind_is_told_first_and_the_rest_are_counted() {
+        let first = |count: u32| (1..=count).collect::<Vec<_>>();
+        let except = |last: u32, strangers: &[u32]| [first(last), strangers.to_vec()].concat();
+        let all: Vec<u32> = (1..=100).collect();
+        let table = [
+            // (owners, strangers, told, more, whether every kind is told)
+            (1, vec![], first(1), 0, true),
+            (64, vec![64], first(64), 0, true),
+            (65, vec![], first(64), 1, true),
+            (65, vec![65], except(63, &[65]), 1, true),
+            (40_000, vec![300, 40_000], except(62, &[300, 40_000]), 39_936, true),
+            (100, all, first(64), 36, false),
+        ];
+        for (row, (count, strangers, told, more, every_kind)) in table.into_iter().enumerate() {
+            let whole = crowded(count, &strangers);
+            let bounded = whole.clone().bounded();
+            assert_eq!((pids(&bounded), bounded.more_owners), (told, more), "row {row}");
+            assert_eq!(bounded.tells_every_kind(), every_kind, "row {row}");
+            assert_eq!(bounded.clone().bounded(), bounded, "row {row}: once is enough");
+            let words = whole.describe();
+            assert_eq!(bounded.describe(), words, "row {row}");
+            assert!(count == 1 || words.ends_with(&format!("(pid 1 and {} more)", count - 1)), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_listener_that_is_read_is_bounded_and_agent_and_server_mean_the_same() {
+        let whole = crowded(40_000, &[39_000]);
+        let read: Listener = serde_json::from_str(&serde_json::to_string(&whole).unwrap()).unwrap();
+        assert_eq!(read, whole.bounded());
+        let again: Listener = serde_json::from_str(&serde_json::to_string(&read).unwrap()).unwrap();
+        assert_eq!((&again, Digest::of([&again])), (&read, Digest::of([&read])));
+        assert!(!again.same_but_times(&Listener { more_owners: 7, ..read }), "it is a change to be told");
+        let usual = serde_json::to_value(crowded(64, &[])).unwrap();
+        assert!(usual.get("more_owners").is_none(), "as agents have always told it");
+    }
+
+    #[test]
+    fn no_listener_is_larger_than_a_tenth_of_what_a_watch_takes_for_one_event() {
+        for longest in ["𝄞", "\"", "\u{1b}"] {
+            let text = Observed::new(&longest.repeat(100_000));
+            let mut huge = crowded(200, &[]);
+            for owner in &mut huge.owners {
+                owner.name = format!("{}{text}", owner.pid).as_str().into();
+                (owner.exe, owner.account) = (Some(text.clone()), text.clone());
+            }
+            let [id, engine] = [&text; 2].map(Clone::clone);
+            huge.container =
+                Some(Container { id, name: Some(text.clone()), engine, pod: Some(text.clone()) });
+            (huge.account, huge.unit, huge.key.interface) =
+                (Some(text.clone()), Some(text.clone()), Some(text));
+            let bounded = huge.bounded();
+            let bytes = serde_json::to_vec(&bounded).unwrap().len();
+            assert!(bytes < 100_000 && bounded.owners.len() >= 2, "{bytes} bytes");
         }
     }
 

@@ -236,7 +236,8 @@ impl Scanner {
             }
         }
         self.date(&mut merged);
-        merged.into_values().collect()
+        // Only now: of several sockets each may have owners that the others have, too.
+        merged.into_values().map(Listener::bounded).collect()
     }
 
     /// Says since when each is there. What is not shown because its part is not covered keeps its time.
@@ -266,6 +267,7 @@ impl Scanner {
             key: namespace.key(socket),
             account: Some(self.accounts.name(socket.uid)),
             owners: owners.iter().map(|process| process.owner.clone()).collect(),
+            more_owners: 0,
             unit,
             container,
             first_seen_at: namespace.seen_at(),
@@ -370,6 +372,7 @@ mod tests {
             },
             account: None,
             owners: owners.iter().copied().map(owner).collect(),
+            more_owners: 0,
             unit: unit.map(Observed::new),
             container: None,
             first_seen_at: start(),
