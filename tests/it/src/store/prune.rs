@@ -106,7 +106,8 @@ async fn a_clock_that_leaps_is_not_believed_until_the_log_has_gone_on_for_a_day(
     assert!(!is_believed(&world, at(0)).await, "nothing was ever recorded");
     let ada = actor("ada", Role::User);
     let mut agent = world.join_with_agent("web-1", 1, &[]).await;
-    let reserve = async |now| world.reserve(&ada, &ReserveRequest::next_free(agent.id), now).await.unwrap();
+    let id = agent.id;
+    let reserve = async |now| world.reserve(&ada, &ReserveRequest::next_free(id), now).await.unwrap();
     for day in 1..=20 {
         reserve(at(day * DAY)).await;
     }
