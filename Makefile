@@ -50,7 +50,7 @@ soak: ## the long runs: hundreds of kills instead of ten
 
 fuzz: ## ten minutes for every parser of other people's bytes (FUZZ_SECONDS=600)
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
-	for target in netlink cgroup contact; do \
+	for target in netlink cgroup contact words; do \
 		mkdir -p target/fuzz/$$target && \
 		$(CARGO) fuzz run --sanitizer none $$target target/fuzz/$$target fuzz/corpus/$$target -- \
 			-max_total_time=$${FUZZ_SECONDS:-600} -max_len=16384 -print_final_stats=1 || exit 1; \

@@ -113,6 +113,7 @@ fn listener(index: usize, pid: usize) -> Result<Listener> {
         },
         account: Some("worker".into()),
         owners: vec![owner],
+        more_owners: 0,
         unit: Some("worker.service".into()),
         container: None,
         first_seen_at: now,

@@ -171,6 +171,7 @@ mod tests {
             key,
             account: Some("ada".into()),
             owners: vec![owner],
+            more_owners: 0,
             unit: None,
             container: None,
             first_seen_at: at,

@@ -30,6 +30,7 @@ pub(crate) fn listener(port: u16, pid: u32) -> Listener {
         },
         account: None,
         owners: vec![owner],
+        more_owners: 0,
         unit: None,
         container: None,
         first_seen_at: at(0),

@@ -159,6 +159,7 @@ impl Containers {
             key: port.key(),
             account: None,
             owners: Vec::new(),
+            more_owners: 0,
             unit: None,
             container: Some(container.clone()),
             first_seen_at: now,

@@ -110,11 +110,13 @@ fn is(expected: &Expected, observed: &Observed) -> bool {
     expected.as_str() == observed.as_str()
 }
 
-/// Every process that holds the socket must be the one; whoever sees none cannot tell.
+/// Every process that holds the socket must be the one; whoever sees none, or not one of each kind, cannot tell.
 fn of_owners(listener: &Listener, fits: impl Fn(&Owner) -> bool) -> Fit {
     match listener.owners.as_slice() {
         [] => Fit::Unknown,
-        owners => known(owners.iter().all(fits)),
+        owners if !owners.iter().all(fits) => Fit::Differs,
+        _ if listener.tells_every_kind() => Fit::Fits,
+        _ => Fit::Unknown,
     }
 }
 
@@ -288,6 +290,17 @@ mod tests {
         let mut forked = nginx();
         forked.owners.push(squatter.owners[0].clone());
         assert_eq!(nginx_only.fit(&[forked]), Some(Fit::Differs), "every owner counts");
+        let [worker] = &nginx().owners[..] else { unreachable!() };
+        let crowd = |kinds: usize| {
+            let worker = |pid: usize| Owner {
+                pid: pid as u32,
+                account: format!("tenant-{}", pid % kinds).as_str().into(),
+                ..worker.clone()
+            };
+            Listener { owners: (1..=1000).map(worker).collect(), ..nginx() }.bounded()
+        };
+        assert_eq!(nginx_only.fit(&[crowd(3)]), Some(Fit::Fits), "who is not told is like one who is");
+        assert_eq!(nginx_only.fit(&[crowd(100)]), Some(Fit::Unknown), "who is not told may be anybody");
         squatter.key.netns = Netns::Other(1);
         assert_eq!(nginx_only.fit(&[squatter]), None, "another namespace's listener does not count");
     }

@@ -1,9 +1,18 @@
-//! What a fuzzer drives: the messages of agents, whatever bytes they are.
+//! What a fuzzer drives: the messages of agents, and words in queries, headers and files, whatever bytes they are.
 //!
 //! Compiled for the fuzzer (`cfg(fuzzing)`) and for the tests, which replay its corpus.
 
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
 use crate::contact::{Contact, ContactBody};
+use crate::expect::Expect;
+use crate::labels::Selector;
 use crate::listener::Digest;
+use crate::port::PortRange;
+use crate::secret::{Secret, SecretHash};
+use crate::time::Timestamp;
+use crate::watch::{EventCursor, EventKinds};
 
 /// A contact that can be read says the same when it is written and read again, and its set has a digest.
 pub fn contact(bytes: &[u8]) {
@@ -17,10 +26,56 @@ pub fn contact(bytes: &[u8]) {
     }
 }
 
+/// A word of each kind: one that can be read says the same when it is written and read again. And a secret is what was
+/// given, as long as all are, and shown by no message.
+pub fn words(text: &str) {
+    says_the_same::<EventCursor>(text);
+    says_the_same::<EventKinds>(text);
+    says_the_same::<Selector>(text);
+    says_the_same::<Expect>(text);
+    says_the_same::<PortRange>(text);
+    says_the_same::<Timestamp>(text);
+    says_the_same::<SecretHash>(text);
+    match text.parse::<Secret>() {
+        Ok(secret) => {
+            assert_eq!((secret.reveal(), secret.reveal().len()), (text.trim(), 68));
+            assert!(secret.reveal().starts_with(secret.kind().prefix()));
+            assert!(!format!("{secret:?}").contains(&secret.reveal()[4..]));
+            says_the_same::<SecretHash>(&secret.hash().to_string());
+        }
+        Err(error) => assert!(text.trim().len() < 5 || !error.to_string().contains(text.trim())),
+    }
+}
+
+/// Whether it was read.
+fn says_the_same<T: FromStr + Display + PartialEq + Debug>(text: &str) -> bool {
+    let Ok(read) = text.parse::<T>() else { return false };
+    let written = read.to_string();
+    assert_eq!(written.parse::<T>().ok().as_ref(), Some(&read), "{written}");
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_the_fuzzer_kept_of_words_is_read() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/words");
+        let files = fs::read_dir(corpus).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
+        let texts: Vec<String> = files.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
+        texts.iter().for_each(|text| words(text));
+        for (kind, is_read) in [
+            ("cursor", says_the_same::<EventCursor> as fn(&str) -> bool),
+            ("selector", says_the_same::<Selector>),
+            ("secret", |text| text.parse::<Secret>().is_ok()),
+        ] {
+            assert!(texts.iter().any(|text| is_read(text)), "a {kind} is among them");
+        }
+    }
 
     #[test]
     fn what_the_fuzzer_kept_is_read() {

@@ -3,6 +3,10 @@
 //! A listener is identified by its [`ListenerKey`]; sockets that share one (forked workers, `SO_REUSEPORT`) are one
 //! listener with several owners. A set of listeners is summed up by a [`Digest`], so that agent and server can tell
 //! with every contact whether they still mean the same set.
+//!
+//! No listener is large, whoever tells of it: each text in it is [`Observed`], and of countless owners the first are
+//! told and the rest are counted ([`Listener::bounded`]). Each event about it, each page of them and each watcher's
+//! memory rests on that.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -125,7 +129,30 @@ impl Owner {
         let path = self.exe.as_ref().map(Observed::as_str);
         path.map_or(self.name.as_str(), |path| path.strip_suffix(REPLACED).unwrap_or(path))
     }
+
+    /// All that anybody may expect of it: workers of one program are of one kind.
+    fn kind(&self) -> OwnerKind {
+        (self.name.clone(), self.exe.clone(), self.account.clone())
+    }
+
+    /// About how many bytes it takes on the wire.
+    fn about_bytes(&self) -> usize {
+        90 + self.name.as_str().len() + about_bytes(self.exe.as_ref()) + self.account.as_str().len()
+    }
 }
+
+type OwnerKind = (Observed, Option<Observed>, Observed);
+
+fn about_bytes(text: Option<&Observed>) -> usize {
+    text.map_or(0, |text| text.as_str().len())
+}
+
+/// How many owners of a listener are told at most. Hundreds of workers may share one socket, and each event about it
+/// carries them all.
+pub const MOST_OWNERS: usize = 64;
+
+/// About how many bytes they may take together: several times what 64 usual ones do, and room for two of any length.
+const MOST_OWNER_BYTES: usize = 32 << 10;
 
 /// What the kernel says after the path of an executable that is no more, or is another file now.
 const REPLACED: &str = " (deleted)";
@@ -146,16 +173,20 @@ pub struct Container {
 
 /// An observed socket that accepts traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(remote = "Self")]
 pub struct Listener {
     /// What tells it from others.
     #[serde(flatten)]
     pub key: ListenerKey,
     /// The account that opened the socket; known without any privilege.
     pub account: Option<Observed>,
-    /// Every process that holds it, lowest pid first; empty when the agent may not see them, and for a port that a
-    /// container engine publishes without a socket.
+    /// The processes that hold it, lowest pid first; empty when the agent may not see them, and for a port that a
+    /// container engine publishes without a socket. Of more than 64, one of each kind before a second of any.
     #[serde(default)]
     pub owners: Vec<Owner>,
+    /// How many more processes hold it than are told; left out when none do.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_owners: u32,
     /// The systemd unit of its cgroup.
     pub unit: Option<Observed>,
     /// The container of its cgroup, or the one that a published port leads into.
@@ -166,12 +197,60 @@ pub struct Listener {
     pub last_seen_at: Timestamp,
 }
 
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+impl Serialize for Listener {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Listener::serialize(self, serializer)
+    }
+}
+
+/// Whoever tells of it, and whenever it was written down: it is bounded from here on.
+impl<'de> Deserialize<'de> for Listener {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Listener, D::Error> {
+        Listener::deserialize(deserializer).map(Listener::bounded)
+    }
+}
+
 impl Listener {
+    /// With no more owners than are told; the rest are counted. What is bounded stays as it is, so that agent and server
+    /// mean the same.
+    ///
+    /// One of each kind goes before a second of any, the lowest pids first: a stranger among a hundred workers is told
+    /// whatever his number is, and where a kind is told twice, every kind is.
+    #[must_use]
+    pub fn bounded(mut self) -> Listener {
+        let bytes = self.owners.iter().map(Owner::about_bytes).sum::<usize>();
+        if self.owners.len() <= MOST_OWNERS && bytes <= MOST_OWNER_BYTES {
+            return self;
+        }
+        let (count, mut kinds, mut bytes) = (self.owners.len(), BTreeSet::new(), 0);
+        let (first, further): (Vec<Owner>, Vec<Owner>) =
+            self.owners.into_iter().partition(|owner| kinds.insert(owner.kind()));
+        let told = first.into_iter().chain(further).take(MOST_OWNERS).take_while(|owner| {
+            bytes += owner.about_bytes();
+            bytes <= MOST_OWNER_BYTES
+        });
+        self.owners = told.collect();
+        self.owners.sort_unstable_by_key(|owner| (owner.pid, owner.started_ticks));
+        let more = u32::try_from(count - self.owners.len()).unwrap_or(u32::MAX);
+        self.more_owners = self.more_owners.saturating_add(more);
+        self
+    }
+
+    /// Whether those who hold it and are not told are of kinds that are told.
+    pub(crate) fn tells_every_kind(&self) -> bool {
+        let kinds: BTreeSet<OwnerKind> = self.owners.iter().map(Owner::kind).collect();
+        self.more_owners == 0 || kinds.len() < self.owners.len()
+    }
+
     /// Whether the same program still holds it: equal in everything but times.
     pub fn same_but_times(&self, other: &Listener) -> bool {
         self.key == other.key
             && self.account == other.account
-            && self.owners == other.owners
+            && self.has_same_owners(other)
             && self.unit == other.unit
             && self.container == other.container
     }
@@ -185,30 +264,37 @@ impl Listener {
             // Without owners nobody can tell whether this is the same socket with a container or another one.
             _ => !self.owners.is_empty(),
         };
-        let same_owners = self.owners == other.owners && self.unit == other.unit;
+        let same_owners = self.has_same_owners(other) && self.unit == other.unit;
         self.key == other.key && self.account == other.account && same_owners && same_container
+    }
+
+    fn has_same_owners(&self, other: &Listener) -> bool {
+        self.owners == other.owners && self.more_owners == other.more_owners
     }
 
     /// About how many bytes it takes on the wire. Right within a factor of four, which is what bounds need.
     pub fn about_bytes(&self) -> usize {
-        let text = |text: &Option<Observed>| text.as_ref().map_or(0, |text| text.as_str().len());
-        let owner =
-            |owner: &Owner| 90 + owner.name.as_str().len() + text(&owner.exe) + owner.account.as_str().len();
         let container = |container: &Container| {
-            50 + container.id.as_str().len() + text(&container.name) + container.engine.as_str().len()
+            let Container { id, name, engine, pod } = container;
+            50 + id.as_str().len()
+                + about_bytes(name.as_ref())
+                + engine.as_str().len()
+                + about_bytes(pod.as_ref())
         };
-        250 + self.owners.iter().map(owner).sum::<usize>()
-            + text(&self.account)
-            + text(&self.unit)
-            + text(&self.key.interface)
+        250 + self.owners.iter().map(Owner::about_bytes).sum::<usize>()
+            + about_bytes(self.account.as_ref())
+            + about_bytes(self.unit.as_ref())
+            + about_bytes(self.key.interface.as_ref())
             + self.container.as_ref().map_or(0, container)
     }
 
     /// A few words for people: `nginx (pid 812)`, `nginx.service`, `docker 3f2a…`, or `another account's process`.
     pub fn describe(&self) -> String {
-        let process = self.owners.first().map(|owner| match self.owners.len() {
-            1 => format!("{} (pid {})", owner.name, owner.pid),
-            several => format!("{} (pid {} and {} more)", owner.name, owner.pid, several - 1),
+        let process = self.owners.split_first().map(|(owner, others)| {
+            match others.len() as u64 + u64::from(self.more_owners) {
+                0 => format!("{} (pid {})", owner.name, owner.pid),
+                more => format!("{} (pid {} and {more} more)", owner.name, owner.pid),
+            }
         });
         let place = match (&self.container, &self.unit) {
             (Some(container), _) => {
@@ -245,7 +331,7 @@ pub fn owner_groups(listeners: &[Listener]) -> BTreeSet<String> {
 
 /// A sum over a set of listeners that ignores order, times and names.
 ///
-/// It is the wrapping sum of the first 16 bytes of the SHA-256 of every listener's key, owner pids, unit and container
+/// It is the wrapping sum of the first 16 bytes of the SHA-256 of every listener's key, told owners' pids, unit and container
 /// id, so a change of one listener is applied with one subtraction and one addition. It detects drift between agent
 /// and server, it does not resist an attacker: whoever can forge a report needs no collision.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -316,122 +402,4 @@ impl FromStr for Digest {
 text_form!(Digest, "5f0c7c0e0d9a4b6f8a1b2c3d4e5f6071"; "^[0-9A-Fa-f]{32}$");
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) fn listener(protocol: Protocol, address: &str, port: u16, pid: u32) -> Listener {
-        let now = Timestamp::from_micros(0);
-        let owner = Owner {
-            pid,
-            started_ticks: 7,
-            name: "nginx".into(),
-            exe: Some("/usr/sbin/nginx".into()),
-            account: "www-data".into(),
-        };
-        Listener {
-            key: ListenerKey {
-                netns: Netns::Home,
-                protocol,
-                port: Port::new(port).unwrap(),
-                address: address.parse().unwrap(),
-                interface: None,
-                v6only: false,
-            },
-            account: Some("root".into()),
-            owners: vec![owner],
-            unit: None,
-            container: None,
-            first_seen_at: now,
-            last_seen_at: now,
-        }
-    }
-
-    #[test]
-    fn where_a_listener_is_bound_is_written_one_way() {
-        let table = [
-            // (address, interface, v6only, written)
-            ("0.0.0.0", None, false, "0.0.0.0"),
-            ("127.0.0.1", None, false, "127.0.0.1"),
-            ("127.0.0.1", Some("lo"), false, "127.0.0.1%lo"),
-            ("::", None, false, "[::]"),
-            ("::", None, true, "[::] v6only"),
-            ("::", Some("eth0"), true, "[::]%eth0 v6only"),
-            ("::1", None, true, "[::1]"),
-            ("fe80::1", Some("eth0"), false, "[fe80::1]%eth0"),
-        ];
-        for (address, interface, v6only, written) in table {
-            let key = listener(Protocol::Tcp, address, 80, 1).key;
-            let key = ListenerKey { interface: interface.map(Into::into), v6only, ..key };
-            assert_eq!(key.bound_to(), written);
-        }
-    }
-
-    #[test]
-    fn an_upgrade_under_a_running_program_makes_no_other_owner_of_it() {
-        let (old, mut new) =
-            (listener(Protocol::Tcp, "0.0.0.0", 80, 1), listener(Protocol::Tcp, "::", 80, 2));
-        new.owners[0].exe = Some("/usr/sbin/nginx (deleted)".into());
-        assert_eq!(new.owners[0].program(), "/usr/sbin/nginx");
-        let groups = |listeners: &[&Listener]| {
-            owner_groups(&listeners.iter().copied().cloned().collect::<Vec<_>>()).len()
-        };
-        assert_eq!(groups(&[&old, &new]), 1);
-        new.owners[0].account = "ada".into();
-        assert_eq!(groups(&[&old, &new]), 2);
-        let hidden = Listener { owners: Vec::new(), ..old.clone() };
-        assert_eq!((groups(&[&hidden]), groups(&[&hidden, &old])), (1, 2));
-    }
-
-    #[test]
-    fn a_digest_ignores_order_times_and_names_and_nothing_else() {
-        let (a, b) = (listener(Protocol::Tcp, "0.0.0.0", 80, 1), listener(Protocol::Udp, "::", 53, 2));
-        assert_eq!(Digest::of([&a, &b]), Digest::of([&b, &a]));
-        let mut renamed = a.clone();
-        renamed.owners[0].name = "other".into();
-        renamed.last_seen_at = Timestamp::from_micros(5);
-        assert_eq!(Digest::of([&a]), Digest::of([&renamed]));
-        for different in [
-            listener(Protocol::Tcp, "0.0.0.0", 81, 1),
-            listener(Protocol::Udp, "0.0.0.0", 80, 1),
-            listener(Protocol::Tcp, "127.0.0.1", 80, 1),
-            listener(Protocol::Tcp, "0.0.0.0", 80, 2),
-        ] {
-            assert_ne!(Digest::of([&a]), Digest::of([&different]));
-        }
-    }
-
-    #[test]
-    fn who_holds_a_listener_stays_when_more_becomes_known_of_the_same_processes() {
-        let contained = |id: &str, name: Option<&str>, owners: bool| {
-            let mut listener = listener(Protocol::Tcp, "0.0.0.0", 80, 1);
-            listener.owners.truncate(usize::from(owners));
-            let (name, engine) = (name.map(Into::into), "docker".into());
-            let container = Container { id: id.into(), name, engine, pod: None };
-            listener.container = (!id.is_empty()).then_some(container);
-            listener
-        };
-        let table = [
-            (contained("", None, true), contained("a", None, true), true),
-            (contained("a", None, true), contained("a", Some("web"), true), true),
-            (contained("a", None, false), contained("a", Some("web"), false), true),
-            (contained("a", None, true), contained("b", None, true), false),
-            (contained("", None, false), contained("a", None, false), false),
-            (contained("a", None, false), contained("a", None, true), false),
-        ];
-        for (one, other, expected) in table {
-            assert_eq!(one.has_same_holder(&other), expected, "{one:?} {other:?}");
-            assert_eq!(other.has_same_holder(&one), expected, "{other:?} {one:?}");
-        }
-    }
-
-    #[test]
-    fn a_digest_follows_single_changes() {
-        let (a, b) = (listener(Protocol::Tcp, "0.0.0.0", 80, 1), listener(Protocol::Tcp, "::1", 81, 2));
-        let mut digest = Digest::of([&a, &b]);
-        digest.remove(&a);
-        assert_eq!(digest, Digest::of([&b]));
-        digest.remove(&b);
-        assert_eq!(digest, Digest::default());
-        assert_eq!(digest.to_string().parse(), Ok(digest));
-    }
-}
+pub(crate) mod tests;

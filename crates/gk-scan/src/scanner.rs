@@ -240,7 +240,8 @@ impl Scanner {
             }
         }
         self.date(&mut listeners);
-        listeners
+        // Only now: of several sockets each may have owners that the others have, too.
+        listeners.into_iter().map(Listener::bounded).collect()
     }
 
     /// Says since when each is there. What is not shown because its part is not covered keeps its time.
@@ -274,6 +275,7 @@ impl Scanner {
             key: namespace.key(socket),
             account: Some(self.accounts.name(socket.uid)),
             owners: owners.iter().map(|(_, process)| process.owner.clone()).collect(),
+            more_owners: 0,
             unit,
             container,
             first_seen_at: namespace.seen_at(),
@@ -386,6 +388,7 @@ mod tests {
             },
             account: None,
             owners: owners.iter().copied().map(owner).collect(),
+            more_owners: 0,
             unit: unit.map(Observed::new),
             container: None,
             first_seen_at: start(),

@@ -15,10 +15,11 @@ pub(crate) mod world;
 use std::collections::BTreeSet;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::process::Child;
 use std::time::Duration;
 
 use gk_model::contact::Occupied;
-use gk_model::listener::Netns;
+use gk_model::listener::{MOST_OWNERS, Netns};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::time::Timestamp;
 
@@ -189,6 +190,26 @@ fn forked_workers_are_owners_until_they_end() {
         wait_until_dead(child.id());
         assert_eq!(scan(&mut scanner).listeners, []);
         child.wait().unwrap();
+    });
+}
+
+#[test]
+fn of_a_crowd_of_workers_the_first_are_told_and_the_rest_are_counted() {
+    in_new_namespace("a crowd that inherits a socket", || {
+        let socket = at(Tcp, "127.0.0.1").serve();
+        let mut crowd: Vec<Child> = (0..70).map(|_| spawn_holder(&socket)).collect();
+        let seen = scan(&mut Scanner::new().unwrap());
+        let me = std::process::id();
+        let mut pids: Vec<u32> = crowd.iter().map(Child::id).chain([me]).collect();
+        // We are of a kind of our own, wherever our number is among theirs.
+        pids.sort_unstable_by_key(|pid| (*pid != me, *pid));
+        pids.truncate(MOST_OWNERS);
+        pids.sort_unstable();
+        assert_eq!((owners(&seen), seen.listeners[0].more_owners), (pids, 7));
+        for child in &mut crowd {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     });
 }
 

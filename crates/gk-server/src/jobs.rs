@@ -10,7 +10,7 @@ use gk_model::id::InstanceId;
 use gk_model::instance::OFFLINE_AFTER;
 use gk_model::lease::{ClockVerdict, Tick, judge};
 use gk_model::time::Timestamp;
-use gk_store::{Error, ExpiryReport, Pruned, Retention, Store};
+use gk_store::{Error, ExpiryReport, Pruned, Retention, Store, Tx};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -98,12 +98,17 @@ pub(crate) async fn flush_contacts(store: Store, stop: watch::Receiver<bool>) {
     }
 }
 
-/// Takes away what is more than the retention.
+/// Takes away what is more than the retention; what is too old only by a clock that has been steady, and that the log
+/// bears out.
 pub(crate) async fn prune(store: Store, clock: Clock, retention: Retention, stop: watch::Receiver<bool>) {
     let mut job = Job::new(PRUNE_EVERY, "old history is not taken away", stop);
+    let mut calm = Calm::default();
     while job.is_due().await {
+        // Monotonic time first, as for leases.
+        let (here, now) = (tokio::time::Instant::now().into_std(), clock());
+        let now = calm.look(now, here).then_some(now);
         let pruned = tokio::select! {
-            pruned = prune_all(&store, &clock, retention) => pruned,
+            pruned = prune_all(&store, now, retention) => pruned,
             () = stopped(&mut job.stop) => return,
         };
         if let Some(events @ 1..) = job.report(pruned) {
@@ -112,15 +117,19 @@ pub(crate) async fn prune(store: Store, clock: Clock, retention: Retention, stop
     }
 }
 
-/// Batch after batch until nothing old is left, with pauses in which others write. Answers the number of events.
-async fn prune_all(store: &Store, clock: &Clock, retention: Retention) -> Result<u64, Error> {
+/// Batch after batch until nothing old is left, with pauses in which others write. Answers the number of events. All of
+/// them go by one time: the clock may step in between.
+async fn prune_all(store: &Store, now: Option<Timestamp>, retention: Retention) -> Result<u64, Error> {
     let mut events = 0;
     let mut turns = tokio::time::interval(PRUNE_TURNS);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         turns.tick().await;
-        let now = clock();
-        let pruned: Pruned = store.write(move |tx| tx.prune(now, retention, PRUNE_AT_ONCE)).await?;
+        let batch = move |tx: &mut Tx<'_>| {
+            let now = now.map_or(Ok(None), |now| tx.believe(now))?;
+            tx.prune(now, retention, PRUNE_AT_ONCE)
+        };
+        let pruned: Pruned = store.write(batch).await?;
         events += pruned.events;
         if !pruned.is_partial {
             return Ok(events);
@@ -180,7 +189,7 @@ pub(crate) async fn mark_offline(store: Store, clock: Clock, stop: watch::Receiv
 }
 
 /// Since when the wall clock has gone on without a step, look after look. After one, and after a start, everybody seems
-/// silent: nobody is called offline until every agent has had the time to be heard of.
+/// silent: nobody is called offline until every agent has had the time to be heard of. And all that is kept may seem old.
 #[derive(Default)]
 struct Calm {
     since: Option<Instant>,
@@ -188,7 +197,7 @@ struct Calm {
 }
 
 impl Calm {
-    /// One look; answers whether silence means something by now.
+    /// One look; answers whether silence, and age, mean something by now.
     fn look(&mut self, now: Timestamp, here: Instant) -> bool {
         let since = *self.since.get_or_insert(here);
         let elapsed = self.last.map(|(_, last)| here.duration_since(last));

@@ -22,6 +22,9 @@ mod drift;
 mod error;
 mod events;
 mod extract;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod health;
 mod hint;

@@ -2,6 +2,9 @@
 //!
 //! Never lost: anything that lasts (open intervals, live reservations, quarantine under way), and the newest event. The
 //! log loses its beginning only, so its numbers stay without a gap and `oldest_seq` says all about what is gone.
+//!
+//! What a clock that is wrong for a minute took away would be gone for good. So whoever prunes by age asks the log first
+//! whether it has gone on for a day by that clock ([`Tx::believe`]). What is too much goes whatever the time is.
 
 use std::time::Duration;
 
@@ -14,6 +17,14 @@ use crate::value::values;
 
 /// How long what only serves retries and picks is kept after it ended: a clock may step by hours, not by more.
 const SHORT: Duration = Duration::from_secs(86_400);
+
+/// For how long the log must have gone on by a clock that is believed.
+const TRIAL: Duration = Duration::from_secs(86_400);
+
+/// Whether anything was written down then. The time at which it happened has the index; it alone proves nothing, because
+/// agents tell of yesterday by the clock of the server.
+const RECORDED: &str = "select seq from event where at >= $1 and at < $2 and recorded_at >= $1 and recorded_at < $2 \
+                        order by at, seq limit 1";
 
 /// How much history is kept: what is too old goes, and of what is too much the oldest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,31 +127,47 @@ const AGED: &[Aged] = &[
 ];
 
 impl Tx<'_> {
-    /// Takes away what is more than `retention`, at most so many rows of each table.
+    /// The time, if the log bears it out: something happened, and was recorded, from two days ago to one day ago.
+    ///
+    /// By a clock that has just leapt ahead, by days or by years, the newest event is too old for that, and everything
+    /// would be. Was the server off for so long, the log bears it out a day later; and where nothing happens for days,
+    /// nothing is pruned until a day after something did. A leap of less than two days passes: what it costs is at most
+    /// two days of the oldest history.
+    ///
+    /// # Errors
+    /// Only when the database fails.
+    pub fn believe(&mut self, now: Timestamp) -> Result<Option<Timestamp>, Error> {
+        let now = self.clock(now)?;
+        let yesterday = values![now.minus(TRIAL + TRIAL), now.minus(TRIAL)];
+        Ok(self.query_one(RECORDED, yesterday)?.map(|_| now))
+    }
+
+    /// Takes away what is more than `retention`, at most so many rows of each table. Without a time that is believed,
+    /// only what is too much of the log, not what is too old.
     ///
     /// # Errors
     /// Only when the database fails.
     pub fn prune(
         &mut self,
-        now: Timestamp,
+        now: impl Into<Option<Timestamp>>,
         retention: impl Into<Retention>,
         most: u32,
     ) -> Result<Pruned, Error> {
         let Retention { age, most_events } = retention.into();
         // Of several servers, one whose clock is far ahead must not take away what the others still need.
-        let now = self.clock(now)?;
+        let now = now.into().map(|now| self.clock(now)).transpose()?;
         let surplus = most_events.map_or(Ok(None), |most_events| self.find_surplus(most_events))?;
-        let aged = now.minus(age);
-        let cutoff = surplus.map_or(aged, |surplus| surplus.before.max(aged));
-        let events = self.prune_events(cutoff, surplus, most)?;
+        let aged = now.map(|now| now.minus(age));
+        let cutoff = surplus.map(|surplus| surplus.before).max(aged);
+        let events = cutoff.map_or(Ok(0), |cutoff| self.prune_events(cutoff, surplus, most))?;
         let mut pruned = Pruned { events, rows: 0, is_partial: events == u64::from(most) };
         for aged in AGED {
             let before = match aged.keep {
                 Keep::Retention => cutoff,
-                Keep::Short => now.minus(SHORT),
-                Keep::Answers => now.minus(KEPT_FOR),
+                Keep::Short => now.map(|now| now.minus(SHORT)),
+                Keep::Answers => now.map(|now| now.minus(KEPT_FOR)),
             };
-            let rows = self.prune_aged(aged, before, most)?;
+            let rows = before.map_or(Ok(0), |before| self.prune_aged(aged, before, most))?;
             pruned.rows += rows;
             pruned.is_partial |= rows == u64::from(most);
         }
@@ -209,6 +236,8 @@ mod tests {
             let plan = plan(&aged.oldest(), values![0_i64, 500_i64]);
             assert!(!plan.contains("SCAN") && !plan.contains("TEMP B-TREE"), "{}: {plan}", aged.table);
         }
+        let plan = plan(RECORDED, values![0_i64, 500_i64]);
+        assert!(plan.contains("event_at") && !plan.contains("TEMP B-TREE"), "{plan}");
     }
 
     fn rows(directory: &Path, what: &str) -> u64 {

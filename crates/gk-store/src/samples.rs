@@ -38,6 +38,7 @@ fn listener(port: u16) -> Listener {
         key,
         account: None,
         owners: vec![],
+        more_owners: 0,
         unit: None,
         container: None,
         first_seen_at: at(1),

@@ -3,7 +3,7 @@
 //! Every rejection is an [`ApiError`](crate::error::ApiError) that names the offending field. axum's own `Json`,
 //! `Query` and `Path` answer in plain text and are not used.
 
-mod decode;
+pub(crate) mod decode;
 mod etag;
 mod json;
 mod path;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -175,30 +176,48 @@ async fn the_last_heartbeats_are_stored_at_the_end() {
     assert_eq!(instance.last_contact_at, Some(heard_at));
 }
 
-#[tokio::test]
-async fn old_history_is_taken_away_while_the_server_runs() {
+/// Time passes as fast as the server waits for it. First the clock steps whenever it is looked at, then it is steady.
+#[tokio::test(start_paused = true)]
+async fn old_history_is_taken_away_while_the_server_runs_by_a_clock_that_is_steady() {
+    const DAY: Duration = Duration::from_secs(86_400);
     let directory = tempfile::tempdir().unwrap();
     let joined_at = Timestamp::from_micros(1_700_000_000_000_000);
     let store = Store::open(StoreConfig::embedded(directory.path()), joined_at).await.unwrap();
     let (id, _) = joined(&store, joined_at).await;
-    // More than two batches.
-    let ada = Actor::new("ada".parse().unwrap(), Authority::Role(Role::User));
-    let request = ReserveRequest::next_free(id);
-    let reserve = move |tx: &mut gk_store::Tx<'_>| {
-        (0..1200).try_for_each(|_| tx.reserve(&ada, &request, joined_at).map(drop))
-    };
-    store.write(reserve).await.unwrap();
-    let later = joined_at.plus(Duration::from_secs(2 * 86_400));
-    let config = Config { clock: Arc::new(move || later), ..config(store.clone()) };
-    let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(run(config, Listeners::default(), async { drop(stopped.await) }));
-    let newest = store.log().await.unwrap().newest_seq;
-    let pruned = async {
-        while store.log().await.unwrap().oldest_seq < newest {
-            tokio::task::yield_now().await;
+    // More than two batches, and what bears the clock out a day later.
+    for (count, reserved_at) in [(1200, joined_at), (1, joined_at.plus(DAY))] {
+        let (ada, request) =
+            (Actor::new("ada".parse().unwrap(), Authority::Role(Role::User)), ReserveRequest::next_free(id));
+        let reserve = move |tx: &mut gk_store::Tx<'_>| {
+            (0..count).try_for_each(|_| tx.reserve(&ada, &request, reserved_at).map(drop))
+        };
+        store.write(reserve).await.unwrap();
+    }
+    let (begun, steps) = (tokio::time::Instant::now(), Arc::new(AtomicBool::new(true)));
+    let clock = {
+        let (steps, off) = (Arc::clone(&steps), AtomicU64::new(0));
+        move || {
+            let step = if steps.load(Ordering::SeqCst) { 3 } else { 0 };
+            let off = Duration::from_secs(off.fetch_add(step, Ordering::SeqCst));
+            joined_at.plus(2 * DAY + Duration::from_hours(2) + begun.elapsed() + off)
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), pruned).await.expect("the log is pruned by itself");
+    let config = Config { clock: Arc::new(clock), ..config(store.clone()) };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(run(config, Listeners::default(), async { drop(stopped.await) }));
+    let mut minutes = tokio::time::interval(Duration::from_mins(1));
+    for _ in 0..10 {
+        minutes.tick().await;
+    }
+    let log = store.log().await.unwrap();
+    assert_eq!((log.oldest_seq, log.newest_seq), (1, 1202), "nothing is old by a clock that steps");
+    steps.store(false, Ordering::SeqCst);
+    // What the database does takes real time.
+    let here = std::time::Instant::now();
+    while store.log().await.unwrap().oldest_seq < log.newest_seq {
+        assert!(here.elapsed() < Duration::from_secs(60), "the log is pruned by itself");
+        minutes.tick().await;
+    }
     assert_eq!(store.verify().await.unwrap().problems(), Vec::<String>::new());
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();

@@ -83,6 +83,7 @@ fn thirty_thousand() -> Vec<Listener> {
         },
         account: Some("worker".into()),
         owners: (0..3).map(|worker| owner(u32::from(port) * 3 + worker)).collect(),
+        more_owners: 0,
         unit: Some("worker.service".into()),
         container: None,
         first_seen_at: now,

@@ -8,11 +8,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use gk_client::session::{FullReport, open_session};
 use gk_client::{Client, ClientError, News, ServerAddress};
 use gk_model::access::Role;
+use gk_model::contact::{Family, Part};
 use gk_model::history::{Event, EventKind};
 use gk_model::id::InstanceId;
 use gk_model::instance::InstancePatch;
+use gk_model::listener::Netns;
 use gk_model::port::{Port, Protocol};
 use gk_model::problem::Code;
 use gk_model::query::{EventQuery, Limit, ReservationQuery};
@@ -294,6 +297,46 @@ fn piped(server: &Server, place: &Place, words: &[&str]) -> Child {
 fn reserve(server: &Server, instance: InstanceId, port: u16) {
     let request = ReserveRequest { port: Port::new(port), ..ReserveRequest::next_free(instance) };
     server.admin().reserve(&request).unwrap();
+}
+
+#[test]
+fn what_ends_because_an_instance_leaves_is_told_to_whoever_follows_history() {
+    let place = Place::new();
+    let server = Server::start(&place.join("data"));
+    let instance = join(&server.admin(), "web-1", 1);
+    reserve(&server, instance, 8201);
+    let credential = Secret::from_random(SecretKind::Instance, &[1; 32]);
+    let agent = Client::new(ServerAddress::Unix(server.data.join("gatekeeper.sock")), Some(credential));
+    let now = Timestamp::from_clock();
+    let listener = serde_json::json!({
+        "netns": "home", "protocol": "tcp", "port": 8200, "address": "0.0.0.0",
+        "first_seen_at": now, "last_seen_at": now,
+    });
+    let part = Part { netns: Netns::Home, protocol: Protocol::Tcp, family: Family::V4 };
+    let listeners = vec![serde_json::from_value(listener).unwrap()];
+    let report = FullReport { covered: vec![part], listeners, occupied: Vec::new() };
+    open_session(&agent, instance, &place.join("agent"), report, "test".into(), now).unwrap();
+    let words = ["port", "history", "8200-8201", "--follow", "--since", "1h", "--instance", "web-1"];
+    let mut child = piped(&server, &place, &words);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut two = || -> BTreeMap<u64, serde_json::Value> {
+        let mut line =
+            || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+        let told = [line(), line()];
+        told.map(|line| (line["first_port"].as_u64().unwrap(), line["ended_at"].clone())).into()
+    };
+    let null = serde_json::Value::Null;
+    assert_eq!(two(), [(8200, null.clone()), (8201, null)].into(), "they last");
+    wait_for("the watch", || {
+        metrics(&server).lines().any(|line| line == "gatekeeper_watchers 1").then_some(())
+    });
+    server.admin().leave_instance(&"web-1".parse().unwrap(), true).unwrap();
+    let left = server.admin().get_instance(&instance.into()).unwrap();
+    let at = |at: Option<Timestamp>| serde_json::to_value(at.unwrap()).unwrap();
+    let ended = [(8200, at(left.last_contact_at)), (8201, at(left.left_at))];
+    assert_eq!(two(), ended.into(), "since its last contact nobody knows of listeners");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

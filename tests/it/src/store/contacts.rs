@@ -4,7 +4,7 @@ use gk_model::access::{Actor, Authority, Role};
 use gk_model::contact::{Contact, ContactBody, Family, Session};
 use gk_model::history::EventKind;
 use gk_model::instance::JoinRequest;
-use gk_model::listener::{Container, Listener, ListenerKey, Netns};
+use gk_model::listener::{Container, Listener, ListenerKey, Netns, Owner};
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
 use gk_model::query::{HistoryQuery, Limit, PortQuery};
@@ -61,6 +61,35 @@ async fn report_never_touches_reservations() {
         assert_eq!(intent().await, before, "after report {round}");
     }
     assert!(!kinds(&world).await.contains(&EventKind::Released));
+}
+
+/// What a watch takes for one event.
+const MOST_EVENT_BYTES: usize = 1 << 20;
+
+#[tokio::test]
+async fn no_crowd_of_owners_makes_a_large_event_or_another_set_than_the_agents() {
+    let world = super::new_world().await;
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let worker = tcp(80, 1).owners.remove(0);
+    let squatter = Owner { pid: 39_999, name: "nc".into(), exe: Some("/tmp/nc".into()), ..worker.clone() };
+    let mut owners: Vec<Owner> = (1..=40_000).map(|pid| Owner { pid, ..worker.clone() }).collect();
+    owners[39_998] = squatter.clone();
+    let crowded = Listener { owners, ..tcp(80, 1) };
+    // As the server's route reads what an agent of today, or one that knows no bound, has sent.
+    let read =
+        |contact: &Contact| serde_json::from_slice::<Contact>(&serde_json::to_vec(contact).unwrap()).unwrap();
+    let bounded = crowded.clone().bounded();
+    let unbounded = agent.delta(std::slice::from_ref(&crowded), &[], std::slice::from_ref(&bounded), at(1));
+    let answer = world.contact(&agent, read(&unbounded), at(1)).await.unwrap();
+    assert_eq!((answer.acknowledged, answer.want_report), (unbounded.sequence, false));
+    let contact = agent.report(std::slice::from_ref(&bounded), at(2));
+    let answer = world.contact(&agent, read(&contact), at(2)).await.unwrap();
+    assert_eq!((answer.acknowledged, answer.want_report), (contact.sequence, false), "they mean the same");
+    let events = world.events().await;
+    assert!(events.iter().all(|event| serde_json::to_vec(event).unwrap().len() < MOST_EVENT_BYTES / 10));
+    let opened: Vec<_> = events.iter().filter_map(|event| event.listener.as_deref()).collect();
+    assert_eq!((opened.len(), opened[0].owners.len(), opened[0].more_owners), (1, 64, 39_936));
+    assert!(opened[0].owners.contains(&squatter), "whoever is not like the others is told");
 }
 
 #[tokio::test]

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use gk_model::access::Role;
+use gk_model::port::Protocol;
 use gk_model::query::HistoryQuery;
 use gk_model::reservation::ReserveRequest;
+use gk_model::time::Timestamp;
 use gk_store::{Pruned, Retention};
 
-use crate::store::world::{World, actor, at};
+use crate::store::world::{World, actor, at, listener};
 
 const DAY: u64 = 86_400;
 
@@ -89,6 +91,69 @@ async fn of_too_many_events_the_oldest_go_and_what_had_ended_by_then() {
     assert_eq!(history.items.len(), 8, "what lasts stays");
     assert_eq!(prune(0, 500).await.events, 1, "the newest stays, whatever is asked for");
     assert_eq!(world.live().await.len(), 6);
+}
+
+async fn is_believed(world: &World, now: Timestamp) -> bool {
+    let believed = world.store.write(move |tx| tx.believe(now)).await.unwrap();
+    assert!(believed.is_none_or(|believed| believed == now));
+    believed.is_some()
+}
+
+#[tokio::test]
+async fn a_clock_that_leaps_is_not_believed_until_the_log_has_gone_on_for_a_day() {
+    const HOUR: u64 = 3600;
+    let world = super::new_world().await;
+    assert!(!is_believed(&world, at(0)).await, "nothing was ever recorded");
+    let ada = actor("ada", Role::User);
+    let mut agent = world.join_with_agent("web-1", 1, &[]).await;
+    let id = agent.id;
+    let reserve = async |now| world.reserve(&ada, &ReserveRequest::next_free(id), now).await.unwrap();
+    for day in 1..=20 {
+        reserve(at(day * DAY)).await;
+    }
+    let years = 700 * DAY;
+    let table = [
+        (20 * DAY, true),
+        (20 * DAY + 23 * HOUR, true),
+        (22 * DAY, true),
+        (22 * DAY + HOUR, false), // nothing has happened for two days
+        (30 * DAY, false),
+        (years, false),
+    ];
+    for (now, believed) in table {
+        assert_eq!(is_believed(&world, at(now)).await, believed, "at {now} s");
+    }
+    // By the clock that has leapt, the agent tells of yesterday.
+    let told = listener(Protocol::Tcp, "0.0.0.0", 80, 1, at(years - 30 * HOUR));
+    let contact = agent.delta(std::slice::from_ref(&told), &[], std::slice::from_ref(&told), at(years));
+    world.contact(&agent, contact, at(years)).await.unwrap();
+    assert_eq!(world.events().await.last().unwrap().at, at(years - 30 * HOUR));
+    assert!(!is_believed(&world, at(years)).await, "that it was yesterday is the word of that clock");
+    // The server was off for so long indeed, and something happens.
+    reserve(at(years)).await;
+    let table = [(23, false), (25, true), (47, true), (49, false)];
+    for (hours, believed) in table {
+        assert_eq!(is_believed(&world, at(years + hours * HOUR)).await, believed, "after {hours} h");
+    }
+}
+
+#[tokio::test]
+async fn without_a_time_that_is_believed_nothing_is_too_old() {
+    let world = super::new_world().await;
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    for second in 1..=5 {
+        let made = world.reserve(&ada, &ReserveRequest::next_free(id), at(second)).await.unwrap();
+        world.release(&ada, &made, at(second)).await.unwrap();
+    }
+    let prune = async |most_events| {
+        let keep = Retention { age: Duration::ZERO, most_events };
+        world.store.write(move |tx| tx.prune(None, keep, 500)).await.unwrap()
+    };
+    assert_eq!(prune(None).await, Pruned::default());
+    let pruned = prune(Some(3)).await;
+    assert_eq!((pruned.events, numbers(&world).await), (8, (9, 11)), "what is too much goes at any time");
+    assert_eq!(pruned.rows, 6, "and so do three intervals and their reservations, but no quarantine");
 }
 
 #[tokio::test]

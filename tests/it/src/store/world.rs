@@ -82,6 +82,7 @@ pub(crate) fn listener(
         },
         account: Some("ada".into()),
         owners: vec![owner],
+        more_owners: 0,
         unit: None,
         container: None,
         first_seen_at,
