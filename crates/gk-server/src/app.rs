@@ -20,7 +20,7 @@ use crate::proxy::Cidr;
 use crate::rates::{RateLimit, Rates};
 use crate::serve::max_connections;
 use crate::tls::Tls;
-use crate::watch::{Feed, Places};
+use crate::watch::Feed;
 
 /// Tells the time. A value, so that tests can set it; the binary passes `Timestamp::from_clock`.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -108,7 +108,6 @@ pub struct Shared {
     pub(crate) rates: Rates,
     pub(crate) crowd: Crowd,
     pub(crate) feed: Arc<Feed>,
-    pub(crate) places: Arc<Places>,
     pub(crate) contacts: Contacts,
     published: OnceLock<Published>,
 }
@@ -125,8 +124,8 @@ impl App {
         let Config { store, clock, local_subjects, version, address, url, tls, hosts, rate_limit, .. } =
             config;
         let (in_flight, started_at) = (InFlight::default(), clock());
-        let (rates, crowd) = (Rates::new(rate_limit), Crowd::default());
-        let (feed, places) = (Feed::new(store.clone()), Places::of_connections(max_connections()));
+        let (rates, crowd) = (Rates::new(rate_limit), Crowd::of_connections(max_connections()));
+        let feed = Feed::new(store.clone());
         App(Arc::new(Shared {
             store,
             clock,
@@ -141,7 +140,6 @@ impl App {
             rates,
             crowd,
             feed,
-            places,
             contacts: Contacts::new(),
             published: OnceLock::new(),
         }))

@@ -1,58 +1,71 @@
-//! How many requests may be worked on at once.
+//! How many requests may be worked on at once, and how many streams may be open.
 //!
 //! Each kind of work has places of its own, so that a crowd of one kind leaves room for the others: agents are heard
-//! while people list, and people may list while a fleet comes back. A request that finds no place is refused at once
-//! (503 with `Retry-After`) rather than kept waiting, because a queue in front of the store's own would only hide that
+//! while people list, and people may list while a fleet comes back. And no token or instance has more than a share of
+//! them, so that one that is out of hand keeps nobody else out. A request that finds no place is refused at once (503 or
+//! 429, with `Retry-After`) rather than kept waiting, because a queue in front of the store's own would only hide that
 //! there is one. `/healthz` and the other open routes need no place.
 
 use std::sync::Arc;
 
 use gk_model::access::{Actor, Authority, Permission};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
+use crate::permits::{Full, Permit, Permits};
 
-/// Places for agents: with a body of 8 MiB in each, which takes a very odd fleet, that is 8 GiB.
-const AGENTS: usize = 1024;
+/// Places for agents, and how many of them one instance may have, which works on a few things by itself: with a body of
+/// 8 MiB in each, which takes a very odd fleet, that is 8 GiB.
+const AGENTS: (usize, usize) = (1024, 64);
 
 /// Places for those who read. The store reads for far fewer of them at once.
-const READS: usize = 256;
+const READS: (usize, usize) = (256, 64);
 
 /// Places for those who change something. They travel in one commit, so many of them are good.
-const CHANGES: usize = 1024;
+const CHANGES: (usize, usize) = (1024, 256);
+
+/// How many streams one token may have open: a person's terminals and dashboards, or a program's threads.
+const STREAMS_EACH: usize = 128;
 
 /// The places.
 #[derive(Debug)]
 pub(crate) struct Crowd {
-    agents: Arc<Semaphore>,
-    reads: Arc<Semaphore>,
-    changes: Arc<Semaphore>,
-}
-
-/// Lets a request be worked on: a place, given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct RequestPermit(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
-
-impl Default for Crowd {
-    fn default() -> Crowd {
-        Crowd::new(AGENTS, READS, CHANGES)
-    }
+    agents: Arc<Permits>,
+    reads: Arc<Permits>,
+    changes: Arc<Permits>,
+    streams: Arc<Permits>,
 }
 
 impl Crowd {
-    fn new(agents: usize, reads: usize, changes: usize) -> Crowd {
-        let places = |count| Arc::new(Semaphore::new(count));
-        Crowd { agents: places(agents), reads: places(reads), changes: places(changes) }
+    /// Where there may be so many connections. Streams take no place of requests, since nobody works on them; but each
+    /// keeps a connection, and half of those are left to who asks something.
+    pub(crate) fn of_connections(connections: usize) -> Crowd {
+        Crowd::new([AGENTS, READS, CHANGES, ((connections / 2).max(1), STREAMS_EACH)])
+    }
+
+    fn new(places: [(usize, usize); 4]) -> Crowd {
+        let [agents, reads, changes, streams] = places.map(|(most, each)| Permits::new(most, each));
+        Crowd { agents, reads, changes, streams }
     }
 
     /// A place for this actor's request.
-    pub(crate) fn enter(&self, actor: &Actor, permission: Permission) -> Result<RequestPermit, ApiError> {
+    pub(crate) fn enter(&self, actor: &Actor, permission: Permission) -> Result<Permit, ApiError> {
         let places = match (actor.authority, permission) {
             (Authority::Instance(..), _) => &self.agents,
             (_, Permission::Read) => &self.reads,
             _ => &self.changes,
         };
-        Arc::clone(places).try_acquire_owned().map(RequestPermit).map_err(|_| ApiError::Crowded)
+        places.take(actor).map_err(|full| match full {
+            Full::All => ApiError::Crowded,
+            Full::Own { most } => ApiError::TooManyAtOnce { most },
+        })
+    }
+
+    /// A place for a stream of this actor.
+    pub(crate) fn watch(&self, actor: &Actor) -> Result<Permit, ApiError> {
+        self.streams.take(actor).map_err(|full| match full {
+            Full::All => ApiError::Crowded,
+            Full::Own { most } => ApiError::TooManyStreams { most },
+        })
     }
 }
 
@@ -67,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_crowd_of_one_kind_leaves_room_for_the_others() {
-        let crowd = Crowd::new(1, 2, 1);
+        let crowd = Crowd::new([(1, 1), (2, 2), (1, 1), (1, 1)]);
         let actor = |authority| Actor::new("somebody".parse().unwrap(), authority);
         let ada = actor(Authority::Role(Role::Admin));
         let hash = Secret::from_random(SecretKind::Instance, &[0; 32]).hash();

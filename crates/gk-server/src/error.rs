@@ -64,6 +64,10 @@ pub(crate) enum ApiError {
     TooOften { wait: Duration },
     #[error("too many requests are being worked on; nothing was done")]
     Crowded,
+    #[error(
+        "{most} requests with this token are being worked on, and one may not have more; nothing was done"
+    )]
+    TooManyAtOnce { most: usize },
     #[error("this token has {most} streams open, and one may not have more")]
     TooManyStreams { most: usize },
     #[error("{0}")]
@@ -138,7 +142,7 @@ impl ApiError {
             ApiError::HeadersTooLarge => Code::HeadersTooLarge,
             ApiError::TooSlow => Code::TooSlow,
             ApiError::UnknownHost(_) => Code::UnknownHost,
-            ApiError::TooOften { .. } => Code::TooOften,
+            ApiError::TooOften { .. } | ApiError::TooManyAtOnce { .. } => Code::TooOften,
             ApiError::TooManyStreams { .. } => Code::TooManyStreams,
             ApiError::UnsupportedMediaType(_) => Code::UnsupportedMediaType,
             ApiError::TimedOut | ApiError::Crowded => Code::Unavailable,
@@ -165,6 +169,9 @@ impl ApiError {
             )),
             ApiError::TooOften { .. } => {
                 Some("wait as long as Retry-After says; the server's --rate-limit sets how often is too often".to_owned())
+            }
+            ApiError::TooManyAtOnce { .. } => {
+                Some("ask for less at once, or use another token for other programs".to_owned())
             }
             ApiError::TooManyStreams { .. } => {
                 Some("close streams that nobody reads, or use another token for other programs".to_owned())
@@ -224,6 +231,7 @@ impl ApiError {
             ApiError::TooOften { wait } => again_in(whole_seconds(*wait)),
             ApiError::InFlight
             | ApiError::Crowded
+            | ApiError::TooManyAtOnce { .. }
             | ApiError::Failed(StoreError::QueueFull | StoreError::Away(_)) => again_in(1),
             ApiError::TimedOut | ApiError::TooManyStreams { .. } => again_in(5),
             ApiError::Failed(StoreError::DiskFull) => again_in(30),

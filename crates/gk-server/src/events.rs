@@ -40,11 +40,11 @@ pub(crate) async fn watch_events(
     LastEventId(last): LastEventId,
     opening: Opening,
 ) -> Result<Response, ApiError> {
-    let place = app.places.take(&opening.actor)?;
+    let permit = app.crowd.watch(&opening.actor)?;
     let (after, instance) = (last.or(query.after), query.instance.clone());
     let begin = move |reader: &mut gk_store::Reader<'_>| reader.begin_watch(after, instance.as_ref());
     let (log, at, instance) = app.store.read(begin).await?;
-    let body = open(&app, opening, place, log, at, EventFilter::of(query, instance));
+    let body = open(&app, opening, permit, log, at, EventFilter::of(query, instance));
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),

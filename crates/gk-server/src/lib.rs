@@ -36,6 +36,7 @@ mod jobs;
 mod metrics;
 mod pace;
 mod pages;
+mod permits;
 mod places;
 mod pools;
 mod ports;

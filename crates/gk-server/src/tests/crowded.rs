@@ -9,6 +9,8 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request};
+use gk_model::access::Role;
+use gk_model::secret::SecretKind;
 use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -68,4 +70,33 @@ async fn those_who_change_something_crowd_out_neither_readers_nor_agents_nor_hea
         201,
         "places are given back"
     );
+}
+
+#[tokio::test]
+async fn a_token_that_is_out_of_hand_keeps_nobody_else_out() {
+    let api = Api::new().await;
+    api.join("web-1").await;
+    let [wild, calm] = ["wild", "calm"].map(|subject| api.token(SecretKind::Subject, Role::User, subject));
+    let (wild, calm) = (wild.await, calm.await);
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let mut crowd = JoinSet::new();
+    for _ in 0..256 {
+        let body = Body::new(Never { waiting: Arc::clone(&waiting), is_counted: false });
+        let request = Request::post("/v1/reservations")
+            .header("host", "localhost")
+            .header("authorization", format!("Bearer {}", wild.reveal()));
+        let request = request.header("content-type", "application/json").body(body).unwrap();
+        crowd.spawn(api.router.clone().oneshot(request));
+    }
+    while waiting.load(Ordering::Relaxed) < 256 {
+        tokio::task::yield_now().await;
+    }
+    let reserve = || json!({"instance": "web-1"});
+    let refused = api.with_token(&wild, Method::POST, "/v1/reservations", reserve()).await;
+    assert_eq!((refused.refusal().0, refused.refusal().1), (429, "too_often"));
+    assert_eq!(refused.header("retry-after"), "1");
+    assert_eq!(api.with_token(&calm, Method::POST, "/v1/reservations", reserve()).await.status, 201);
+    assert_eq!(api.local(Method::POST, "/v1/reservations", reserve()).await.status, 201);
+    crowd.shutdown().await;
+    assert_eq!(api.with_token(&wild, Method::POST, "/v1/reservations", reserve()).await.status, 201);
 }

@@ -12,11 +12,9 @@
 
 mod feed;
 mod frame;
-mod places;
 mod ring;
 mod stream;
 
 pub(crate) use feed::{Feed, WatchMetrics};
 pub(crate) use frame::Frame;
-pub(crate) use places::Places;
 pub(crate) use stream::{Opening, Stopping, open};

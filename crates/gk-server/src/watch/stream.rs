@@ -17,12 +17,12 @@ use tokio::time::Instant;
 
 use super::feed::Seat;
 use super::frame;
-use super::places::StreamPermit;
 use super::ring::Following;
 use crate::app::App;
 use crate::auth::{Caller, Guarded, Pass};
 use crate::error::ApiError;
 use crate::pace::PATIENCE;
+use crate::permits::Permit;
 use crate::serve::stopped;
 
 /// How often a stream says how far it has come.
@@ -61,7 +61,7 @@ impl FromRequestParts<Guarded> for Opening {
 pub(crate) fn open(
     app: &App,
     opening: Opening,
-    permit: StreamPermit,
+    permit: Permit,
     log: Log,
     at: EventCursor,
     filter: EventFilter,
@@ -93,7 +93,7 @@ pub(crate) fn open(
 /// The state of a stream. It is polled only when the client has taken what came before.
 struct Watcher {
     seat: Seat,
-    _permit: StreamPermit,
+    _permit: Permit,
     app: App,
     filter: EventFilter,
     cursor: EventCursor,
