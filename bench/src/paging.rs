@@ -132,7 +132,7 @@ async fn measure(bed: &Bed, store: &Store, count: u64) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// How else history is asked for: each must be as quick as a page from the end, however much lies before and after.
+/// How else history is asked for, of ports and processes that lasted for seconds: each must be as quick as a page from the end, however much lies before and after.
 fn forms(count: u64) -> Result<Vec<(&'static str, HistoryQuery)>> {
     let plain = HistoryQuery::default;
     let middle = Timestamp::from_micros(filled_from().as_micros() + ((FIRST + count / 2) * 1000) as i64);
@@ -142,14 +142,14 @@ fn forms(count: u64) -> Result<Vec<(&'static str, HistoryQuery)>> {
             HistoryQuery { at: Some(middle), instance: Some("node-7".parse()?), ..plain() }
         }),
         ("history since a moment", HistoryQuery { since: Some(middle), until: Some(middle), ..plain() }),
-        ("history of one port everywhere", HistoryQuery { port: Some("8123".parse()?), ..plain() }),
+        ("history of one port everywhere", HistoryQuery { port: Some("8120".parse()?), ..plain() }),
         ("history of one port at a moment", {
-            HistoryQuery { port: Some("8123".parse()?), at: Some(middle), ..plain() }
+            HistoryQuery { port: Some("8120".parse()?), at: Some(middle), ..plain() }
         }),
         ("history of a service", HistoryQuery { service: Some("service-7".parse()?), ..plain() }),
-        ("history of a process", HistoryQuery { process: Some("worker-7".to_owned()), ..plain() }),
+        ("history of a process", HistoryQuery { process: Some("worker-10".to_owned()), ..plain() }),
         ("history of a process at a moment", {
-            HistoryQuery { process: Some("worker-7".to_owned()), at: Some(middle), ..plain() }
+            HistoryQuery { process: Some("worker-10".to_owned()), at: Some(middle), ..plain() }
         }),
         ("history of a unit", HistoryQuery { unit: Some("unit-7.service".to_owned()), ..plain() }),
         ("history of a container", HistoryQuery { container: Some("web-7".to_owned()), ..plain() }),
@@ -157,7 +157,7 @@ fn forms(count: u64) -> Result<Vec<(&'static str, HistoryQuery)>> {
         ("the first use of a port", {
             let kind = Some(IntervalKind::Listened);
             let limit = Some(Limit::at_most(1));
-            HistoryQuery { port: Some("8123".parse()?), kind, limit, oldest: Some(true), ..plain() }
+            HistoryQuery { port: Some("8120".parse()?), kind, limit, oldest: Some(true), ..plain() }
         }),
     ])
 }
