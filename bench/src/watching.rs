@@ -14,7 +14,7 @@ use gk_model::paths;
 use gk_model::reservation::ReserveRequest;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::agents::join;
@@ -27,6 +27,9 @@ use crate::stats::{milliseconds, quantile};
 
 /// Enough ports for all that is reserved.
 const INSTANCES: usize = 20;
+
+/// So many streams are opened at a time: all at once would be put off, as they are when a server restarts.
+const OPENING: usize = 100;
 
 /// From one reservation to the next.
 const PACE: Duration = Duration::from_millis(10);
@@ -120,9 +123,10 @@ impl Crowd {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let mut listening = JoinSet::new();
+                let (mut listening, opening) = (JoinSet::new(), Arc::new(Semaphore::new(OPENING)));
                 for _ in 0..count {
-                    listening.spawn(listen(socket.clone(), counters.clone(), stopping.clone()));
+                    let permit = Arc::clone(&opening).acquire_owned().await?;
+                    listening.spawn(listen(socket.clone(), counters.clone(), stopping.clone(), permit));
                 }
                 listening.join_all().await.into_iter().collect()
             })
@@ -143,7 +147,9 @@ async fn listen(
     socket: PathBuf,
     (open, heard): (Arc<AtomicUsize>, Arc<AtomicUsize>),
     mut stopping: watch::Receiver<bool>,
+    opening: OwnedSemaphorePermit,
 ) -> Result<Vec<Instant>> {
+    let mut opening = Some(opening);
     let mut stream = UnixStream::connect(socket).await?;
     let request = format!("GET {} HTTP/1.1\r\nhost: localhost\r\n\r\n", paths::EVENT_STREAM);
     stream.write_all(request.as_bytes()).await?;
@@ -156,6 +162,7 @@ async fn listen(
         match line.as_str() {
             "event: bookmark" if !std::mem::replace(&mut has_begun, true) => {
                 open.fetch_add(1, Ordering::Relaxed);
+                drop(opening.take());
             }
             "event: reserved" => {
                 told.push(Instant::now());
