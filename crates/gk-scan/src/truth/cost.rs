@@ -17,9 +17,13 @@ const FEW: u32 = 200;
 const MANY: u32 = 1_200;
 const POLLS: u32 = 20;
 
-/// What is promised of the release build is 250, and `make bench` measures that. This build is not optimised, and takes
-/// 590 (rustc 1.95); whoever makes a poll do more by a sixth notices here.
-const MOST: u32 = 690;
+/// What is promised of the release build is 250, and `make bench` measures that. This build is not optimised. It takes
+/// about 50 where the kernel cuts the dump into the same datagrams as before, which are compared as they are, and 590 to
+/// 660 where memory is short of large pieces and it does not (rustc 1.95).
+const MOST: u32 = 750;
+
+/// Less means that nothing was counted.
+const LEAST: u32 = 10;
 
 #[test]
 fn a_poll_without_news_takes_few_instructions_a_socket() {
@@ -39,7 +43,10 @@ fn a_poll_without_news_takes_few_instructions_a_socket() {
         exercised(facility);
         // What a poll costs anyhow is in both.
         let each = (counts[1] - counts[0]) / u64::from(POLLS * (MANY - FEW));
-        assert!((100..=u64::from(MOST)).contains(&each), "{each} instructions a socket: {counts:?}");
+        assert!(
+            (u64::from(LEAST)..=u64::from(MOST)).contains(&each),
+            "{each} instructions a socket: {counts:?}"
+        );
     });
 }
 
