@@ -15,15 +15,14 @@ const LISTENERS: &str = "GK_SCAN_TEST_LISTENERS";
 
 const FEW: u32 = 200;
 const MANY: u32 = 1_200;
-const POLLS: u32 = 20;
+const POLLS: usize = 21;
 
-/// What is promised of the release build is 250, and `make bench` measures that. This build is not optimised. It takes
-/// about 50 where the kernel cuts the dump into the same datagrams as before, which are compared as they are, and 590 to
-/// 660 where memory is short of large pieces and it does not (rustc 1.95).
-const MOST: u32 = 690;
+/// What is promised of the release build is 250, and `make bench` measures that. This build is not optimised, and takes
+/// 31 to 56 (rustc 1.95): the kernel tells the same bytes again, which are compared as they are.
+const MOST: u64 = 100;
 
 /// Less means that nothing was counted.
-const LEAST: u32 = 10;
+const LEAST: u64 = 10;
 
 #[test]
 fn a_poll_without_news_takes_few_instructions_a_socket() {
@@ -42,11 +41,8 @@ fn a_poll_without_news_takes_few_instructions_a_socket() {
         }
         exercised(facility);
         // What a poll costs anyhow is in both.
-        let each = (counts[1] - counts[0]) / u64::from(POLLS * (MANY - FEW));
-        assert!(
-            (u64::from(LEAST)..=u64::from(MOST)).contains(&each),
-            "{each} instructions a socket: {counts:?}"
-        );
+        let each = counts[1].saturating_sub(counts[0]) / u64::from(MANY - FEW);
+        assert!((LEAST..=MOST).contains(&each), "{each} instructions a socket: {counts:?}");
     });
 }
 
@@ -58,29 +54,40 @@ fn poll_among(listeners: u32) {
     for _ in 0..5 {
         scanner.scan_in_place(super::start()).unwrap();
     }
-    counted_polls(&mut scanner);
-}
-
-/// Valgrind counts from here on, and knows it by its name.
-#[inline(never)]
-fn counted_polls(scanner: &mut Scanner) {
     for _ in 0..POLLS {
-        scanner.scan_in_place(super::start()).unwrap();
+        counted_poll(&mut scanner);
     }
 }
 
-/// Of the polls in a process of its own.
+/// Valgrind counts each by itself, and knows it by its name.
+#[inline(never)]
+fn counted_poll(scanner: &mut Scanner) {
+    scanner.scan_in_place(super::start()).unwrap();
+}
+
+/// Of one poll in a process of its own: the median, because now and then one looks into a process although nothing
+/// says that it should, and whether that is this one depends on what else runs on the machine.
 fn count_instructions(directory: &Path, listeners: u32) -> io::Result<u64> {
-    let out = directory.join("callgrind.out");
+    let out = directory.join(format!("callgrind.{listeners}"));
     let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--toggle-collect=*counted_polls*"]);
+    let poll = concat!(module_path!(), "::counted_poll");
+    // Two options with one and the same pattern undo each other.
+    command.args(["--tool=callgrind", "--toggle-collect=*counted_poll*", &format!("--dump-after={poll}")]);
     command.arg(format!("--callgrind-out-file={}", out.display()));
     command.arg(std::env::current_exe()?).args(["--exact", NAME, "--test-threads=1"]);
     let output = command.env(LISTENERS, listeners.to_string()).stdin(Stdio::null()).output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = std::fs::read_to_string(&out)?;
-    let total = text.lines().find_map(|line| line.strip_prefix("summary: ")).unwrap();
-    Ok(total.trim().parse().unwrap())
+    let file = |poll| format!("{}.{poll}", out.display());
+    let mut counts: Vec<u64> = (1..=POLLS).map(|poll| instructions_in(file(poll))).collect();
+    counts.sort_unstable();
+    Ok(counts[POLLS / 2])
+}
+
+/// As valgrind wrote them after one poll.
+fn instructions_in(file: String) -> u64 {
+    let text = std::fs::read_to_string(file).unwrap();
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: ")).unwrap();
+    total.trim().parse().unwrap()
 }
 
 /// The name of the test above, by which the process of valgrind runs it alone.
