@@ -24,6 +24,7 @@ pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0011_drift.sql"),
     include_str!("../migrations/0012_lists.sql"),
     include_str!("../migrations/0013_watched.sql"),
+    include_str!("../migrations/0014_totals.sql"),
 ];
 
 /// Where a database remembers the steps it has taken.

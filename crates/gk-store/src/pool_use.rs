@@ -1,9 +1,10 @@
-//! How full pools are: one count for each space, protocol and pool, of the claims on the pool's numbers.
+//! How full pools are: one count for each space, protocol and pool, of the claims on the pool's numbers; and one of all
+//! spaces together, which a list would else sum up.
 //!
 //! A batch notes what it claims and gives back, and writes the sums down at its end: each count that changed once, however
 //! many reservations did it. Statements in between would also keep the inserts of a batch from travelling together.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use gk_model::id::InstanceId;
 use gk_model::instance::InstanceLink;
@@ -72,9 +73,11 @@ impl Tx<'_> {
         }
         recounted.iter().try_for_each(|pool| self.recount(pool))?;
         let mut sums: Vec<_> = self.sum_up(&changes)?.into_iter().collect();
-        sums.retain(|((space, _, pool), taken)| {
+        sums.retain(|((.., pool), _)| !recounted.contains(pool));
+        self.add_up_totals(&sums)?;
+        sums.retain(|((space, ..), taken)| {
             let is_gone = matches!(space, Space::Instance(instance) if left.contains(instance));
-            *taken != 0 && !is_gone && !recounted.contains(pool)
+            *taken != 0 && !is_gone
         });
         self.add_up(&sums)?;
         left.iter()
@@ -104,6 +107,22 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Adds the counts of all spaces to those of the pools; of an instance that left, what it gave back.
+    fn add_up_totals(&mut self, sums: &[(Count, i64)]) -> Result<(), StoreError> {
+        let mut totals: BTreeMap<(&PoolName, Protocol), i64> = BTreeMap::new();
+        for ((_, protocol, pool), taken) in sums {
+            *totals.entry((pool, *protocol)).or_default() += taken;
+        }
+        totals.retain(|_, taken| *taken != 0);
+        totals.into_iter().try_for_each(|((pool, protocol), taken)| {
+            self.later(
+                "insert into pool_total (pool, protocol, taken) values ($1, $2, $3) on conflict (pool, protocol) \
+                 do update set taken = pool_total.taken + excluded.taken",
+                values![pool, protocol, taken],
+            )
+        })
+    }
+
     /// What the claims of a batch change about each count.
     fn sum_up(&mut self, changes: &[UseChange]) -> Result<HashMap<Count, i64>, StoreError> {
         let (pools, mut sums) = (self.pools()?, HashMap::new());
@@ -131,6 +150,12 @@ impl Tx<'_> {
              from pool_range r join claim c on c.protocol in ('tcp', 'udp') \
              and c.port between r.first_port and r.last_port \
              where r.pool = $1 group by c.space, c.protocol, r.pool",
+            values![pool],
+        )?;
+        self.later("delete from pool_total where pool = $1", values![pool])?;
+        self.later(
+            "insert into pool_total (pool, protocol, taken) \
+             select pool, protocol, cast(sum(taken) as bigint) from pool_use where pool = $1 group by pool, protocol",
             values![pool],
         )
     }
@@ -170,7 +195,7 @@ impl Reader<'_> {
     /// A pool, with how full it is.
     pub(crate) fn fill_in(&mut self, pool: Pool) -> Result<PoolStatus, StoreError> {
         let size = pool.ports().len();
-        let sql = "select cast(coalesce(sum(taken), 0) as bigint) from pool_use where pool = $1";
+        let sql = "select cast(coalesce(sum(taken), 0) as bigint) from pool_total where pool = $1";
         let reserved = self.query_one(sql, values![&pool.name])?.map_or(Ok(0), |mut row| row.take())?;
         let mut fullest: Option<Fullest> = None;
         for protocol in Protocol::ALL {

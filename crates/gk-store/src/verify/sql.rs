@@ -92,6 +92,13 @@ pub(super) const POOL_USE: How = How::Sql {
                 from pool_range r join claim c on c.protocol in ('tcp', 'udp')
                     and c.port between r.first_port and r.last_port
                 group by r.pool, c.space, c.protocol
+                union all
+                select pool, 'all', protocol, taken, 0 from pool_total
+                union all
+                select r.pool, 'all', c.protocol, 0, count(*)
+                from pool_range r join claim c on c.protocol in ('tcp', 'udp')
+                    and c.port between r.first_port and r.last_port
+                group by r.pool, c.protocol
             ) as b
             group by b.pool, b.space, b.protocol
         ) as u

@@ -71,6 +71,8 @@ const DAMAGES: &[(&str, &str)] = &[
     ("the use of pools is counted", "update pool_use set taken = taken + 1"),
     ("the use of pools is counted", "delete from pool_use"),
     ("the use of pools is counted", "insert into pool_use values ('fleet', 'udp', 'default', 1)"),
+    ("the use of pools is counted", "update pool_total set taken = taken + 1"),
+    ("the use of pools is counted", "delete from pool_total"),
     ("events are numbered without a gap", "delete from event where seq = 4"),
     ("events are numbered without a gap", "update event_seq set seq = seq + 1"),
     ("no event happened after it was recorded", "update event set at = recorded_at + 1 where seq = 2"),
@@ -129,7 +131,9 @@ const DAMAGES: &[(&str, &str)] = &[
 /// Damaged claims, or numbers, would else be told twice.
 const RECOUNT: &str = "delete from pool_use; insert into pool_use (space, protocol, pool, taken)
     select c.space, c.protocol, r.pool, count(*) from pool_range r join claim c
-    on c.port between r.first_port and r.last_port group by c.space, c.protocol, r.pool";
+    on c.port between r.first_port and r.last_port group by c.space, c.protocol, r.pool;
+    delete from pool_total; insert into pool_total (pool, protocol, taken)
+    select pool, protocol, sum(taken) from pool_use group by pool, protocol";
 
 #[test]
 fn each_damage_is_told_by_its_check_and_by_no_other() {

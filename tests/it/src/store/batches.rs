@@ -62,8 +62,8 @@ async fn a_next_free_reserve_asks_the_database_nothing_that_it_has_told() {
     assert!((1..=4).contains(&asked), "{asked} questions");
     assert_eq!(
         cost(&world, &ada, id.into()).await,
-        (0, 41),
-        "event, reservation, claim, interval: each once; and for all of them, how full the pool is"
+        (0, 42),
+        "event, reservation, claim, interval: each once; and for all of them, how full the pool is there and altogether"
     );
     assert_eq!(cost(&world, &ada, by_name).await.0, 0, "by name");
     assert_eq!(cost(&world, &own, id.into()).await.0, 1, "its credential, once");
