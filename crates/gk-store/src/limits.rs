@@ -10,7 +10,7 @@ use gk_model::instance::InstanceLink;
 use gk_model::labels::Labels;
 use gk_model::port::PortRange;
 use gk_model::port_set::PortSet;
-use gk_model::reservation::ReserveRequest;
+use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::text::PoolName;
 
 use crate::error::{Error, Refusal, unlike};
@@ -36,6 +36,19 @@ impl Tx<'_> {
         let name = self.look_up([instance].into(), "name")?.remove(&instance).ok_or_else(nobody)?;
         let place = (InstanceLink { id: instance, name }, labels);
         beyond(format!("it is for instances with {selector}, and {}", unlike(Some(&place))))
+    }
+
+    /// Refuses an actor that does not reach a reservation of somebody else: neither its instance, nor the pool it was drawn
+    /// from, nor its numbers.
+    pub(crate) fn check_held(&mut self, actor: &Actor, held: &Reservation) -> Result<(), Error> {
+        if actor.limits.is_none() || held.holder == actor.subject {
+            return Ok(());
+        }
+        self.check_reach(actor, held.instance.as_ref().map(|instance| instance.id))?;
+        match &held.pool {
+            Some(pool) if check_pool(actor, pool).is_ok() => Ok(()),
+            _ => Ok(check_numbers(actor, held.ports(), &*self.pools()?)?),
+        }
     }
 }
 

@@ -400,6 +400,7 @@ impl Tx<'_> {
             let count = live.len() as u64;
             return Err(Refusal::ReservationsLive { instance: link(&leaving), count }.into());
         }
+        live.iter().try_for_each(|held| self.check_held(actor, held))?;
         let last_seen_at = leaving.last_contact_at.unwrap_or(now);
         self.end_intervals(
             "seq in (select began_seq from listener where instance = $2)",

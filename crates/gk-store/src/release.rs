@@ -60,9 +60,7 @@ impl Tx<'_> {
         if reservation.holder != actor.subject && !(force && actor.is_operator()) {
             return Err(Refusal::NotTheHolder(Box::new(reservation)).into());
         }
-        if reservation.holder != actor.subject {
-            self.check_reach(actor, reservation.instance.as_ref().map(|instance| instance.id))?;
-        }
+        self.check_held(actor, &reservation)?;
         check_version(if_version, reservation.version)?;
         Ok(reservation)
     }

@@ -5,11 +5,12 @@ use gk_model::facts::Facts;
 use gk_model::id::{InstanceId, InstanceRef};
 use gk_model::instance::{Instance, InstancePatch, JoinRequest};
 use gk_model::labels::Labels;
+use gk_model::reservation::{Reservation, ReserveRequest};
 use gk_model::token::{Limits, Token, TokenRequest};
 use gk_store::{Error, Refusal};
 use uuid::Uuid;
 
-use crate::store::world::{World, actor, at, credential, join_request, refused};
+use crate::store::world::{World, actor, at, credential, join_request, pool_spec, port, refused};
 
 /// An operator for instances with these labels, which may do anything else an operator may.
 fn operator_for(instances: &str) -> Actor {
@@ -120,6 +121,43 @@ async fn a_limited_operator_puts_no_machine_where_it_does_not_reach() {
     join(&world, &operator, labelled("new", 3, &["env=dev", "team=red"])).await.expect("it reaches that one");
     let anywhere = operator_for("env!=prod");
     join(&world, &anywhere, join_request("bare", 4)).await.expect("and this one is for those without, too");
+}
+
+#[tokio::test]
+async fn an_operator_for_some_pools_ends_no_reservation_of_others_beyond_them() {
+    let world = super::new_world().await;
+    for (pool, ports) in [("red", "7000-7009"), ("blue", "7010-7019")] {
+        world.set_pool(pool, pool_spec(ports), None).await.unwrap();
+    }
+    let id = world.join("web-1", 1).await;
+    let limits = Limits { pools: ["red".parse().unwrap()].into(), ..Limits::default() };
+    let operator = Actor { limits: Some(limits.into()), ..actor("op", Role::Operator) };
+    let ada = actor("ada", Role::User);
+    let reserve = async |number: Option<u16>, pool: Option<&str>| {
+        let pool = pool.map(|pool| pool.parse().unwrap());
+        let request = ReserveRequest { port: number.map(port), pool, ..ReserveRequest::next_free(id) };
+        world.reserve(&ada, &request, at(0)).await.unwrap()
+    };
+    let end = async |held: &Reservation| {
+        let (by, id) = (operator.clone(), held.id);
+        world.store.write(move |tx| tx.release(&by, id, None, true, None, at(1))).await
+    };
+    let [red, number, blue] = [
+        reserve(None, Some("red")).await,
+        reserve(Some(7005), None).await,
+        reserve(None, Some("blue")).await,
+    ];
+    // What was drawn from its pool stays within its reach when the pool moves on.
+    world.set_pool("red", pool_spec("7001-7009"), None).await.unwrap();
+    let beyond = "7010 is in none of its pools, red";
+    assert_beyond(end(&blue).await, beyond);
+    let (by, machine) = (operator.clone(), id.into());
+    assert_beyond(world.store.write(move |tx| tx.leave(&by, &machine, true, None, at(1))).await, beyond);
+    for held in [red, number] {
+        assert_eq!(end(&held).await.unwrap().released_by, Some(operator.subject.clone()));
+    }
+    let left: Vec<u16> = world.live().await.iter().map(|held| held.first_port.get()).collect();
+    assert_eq!(left, [7010]);
 }
 
 #[tokio::test]
