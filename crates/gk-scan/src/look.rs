@@ -20,8 +20,8 @@ const MOST_THREADS: usize = 4;
 /// What a look into one process showed.
 #[derive(Debug)]
 pub(crate) struct Look {
-    /// How many descriptors it has; 0 when that is not told, or they could not be read.
-    pub(crate) count: u64,
+    /// How many descriptors it has; `None` when that is not told, or they could not be read.
+    pub(crate) count: Option<u64>,
     /// Which of the sockets it holds, and by which descriptor.
     pub(crate) held: NumberMap<SocketId, u32>,
 }
@@ -35,7 +35,7 @@ pub(crate) fn look_into(pid: Pid, wanted: &NumberMap<Inode, SocketId>) -> Look {
             held.entry(*socket).or_insert(descriptor);
         }
     });
-    Look { count: count.filter(|_| read.is_ok()).unwrap_or(0), held }
+    Look { count: count.filter(|_| read.is_ok()), held }
 }
 
 /// The same for many processes, in any order. Each thread takes the next one as soon as it is done with one, because a

@@ -32,13 +32,16 @@ use crate::processes::Processes;
 use crate::sys;
 
 /// How many known holdings are at least verified at each scan, about 1 µs each.
-const HOLDINGS_PER_SCAN: usize = 24;
+const HOLDINGS_PER_SCAN: usize = 8;
 
 /// How many processes are at least looked at at each scan, about 2 µs each unless they must be looked into.
 const PROCESSES_PER_SCAN: usize = 4;
 
 /// After at most this many scans the slices have been everywhere.
 const SCANS_PER_TURN: usize = 64;
+
+/// After at most this many scans every holding has been verified.
+const SCANS_PER_VERIFICATION: usize = 128;
 
 /// How many scans pass until a process is looked into, or an owner asked for its name, without a reason.
 const SCANS_PER_LOOK: u64 = 8;
@@ -72,7 +75,7 @@ pub(crate) struct Owners {
     holdings: BTreeMap<(Pid, SocketId), u32>,
     /// Owners found since the last scan, to be verified completely at the next.
     fresh: Vec<Pid>,
-    descriptor_counts: NumberMap<Pid, u64>,
+    descriptor_counts: NumberMap<Pid, Option<u64>>,
     next_holding: Option<(Pid, SocketId)>,
     next_process: Option<Pid>,
     next_owner: Option<Pid>,
@@ -258,7 +261,7 @@ impl Owners {
     /// Verifies the next few holdings in turn, and now and then who the process of the first is.
     fn verify_a_slice(&mut self, accounts: &Accounts) {
         let start = self.next_holding.map_or(Unbounded, Excluded);
-        let length = HOLDINGS_PER_SCAN.max(self.holdings.len().div_ceil(SCANS_PER_TURN));
+        let length = HOLDINGS_PER_SCAN.max(self.holdings.len().div_ceil(SCANS_PER_VERIFICATION));
         let slice: Vec<(Pid, SocketId)> =
             self.holdings.range((start, Unbounded)).map(|(key, _)| *key).take(length).collect();
         self.next_holding = slice.last().copied().filter(|_| slice.len() == length);
@@ -323,7 +326,8 @@ impl Owners {
     }
 
     fn count_changed(&self, pid: Pid) -> bool {
-        pid.open_descriptors().is_none_or(|count| self.descriptor_counts.get(&pid) != Some(&count))
+        let before = self.descriptor_counts.get(&pid).copied().flatten();
+        pid.open_descriptors().is_none_or(|count| before != Some(count))
     }
 
     /// Looks for sockets without an owner, as far as they are due, where they most likely are first.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, SeekFrom};
+use std::sync::LazyLock;
 
 use gk_model::listener::{Container, Owner};
 use gk_model::text::Observed;
@@ -24,6 +25,10 @@ pub fn is_running(name: &str) -> Option<bool> {
     // The first process is root's, and never ends.
     (found || name_of(Pid(1)).is_some()).then_some(found)
 }
+
+/// Whether the kernel says how many descriptors a process has. Before Linux 6.2 it says 0 of every one, so of this one, too.
+static KERNEL_COUNTS: LazyLock<bool> =
+    LazyLock::new(|| fs::metadata("/proc/self/fd").is_ok_and(|descriptors| descriptors.len() > 0));
 
 /// More than `stat`, `status` and `cgroup` usually hold.
 const USUAL_BYTES: usize = 4 * 1024;
@@ -73,11 +78,11 @@ impl Pid {
         (!zombie).then(|| name_and_start(&stat).map(|(_, started)| started)).flatten()
     }
 
-    /// How many descriptors it holds; `None` when it is gone, not ours to see, or the kernel is older than 6.2 and
-    /// always says 0.
+    /// How many descriptors it holds, which are none of a thread of the kernel; `None` when it is gone, not ours to see, or
+    /// the kernel does not count.
     pub(crate) fn open_descriptors(self) -> Option<u64> {
         let count = fs::metadata(format!("/proc/{}/fd", self.0)).ok()?.len();
-        (count > 0).then_some(count)
+        (count > 0 || *KERNEL_COUNTS).then_some(count)
     }
 
     /// Names every socket that it holds, with the number of the descriptor. One whose descriptors may be counted and not
