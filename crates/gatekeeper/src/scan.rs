@@ -82,43 +82,41 @@ const COLUMNS: usize = 6;
 struct Table {
     /// One after the other: a text for each would take more memory than the listeners.
     text: String,
-    /// Where each ends.
-    ends: Vec<usize>,
+    /// Where each ends, and how wide it is.
+    cells: Vec<(usize, usize)>,
+    /// Of the widest in each column.
+    widths: [usize; COLUMNS],
 }
 
 impl Table {
     fn cell(&mut self, content: impl Display) {
+        let start = self.text.len();
         write!(self.text, "{content}").expect("a string takes everything");
-        self.ends.push(self.text.len());
+        let cell = &self.text[start..];
+        let width = if cell.is_ascii() { cell.len() } else { cell.chars().count() };
+        let widest = &mut self.widths[self.cells.len() % COLUMNS];
+        *widest = width.max(*widest);
+        self.cells.push((self.text.len(), width));
     }
 
     fn row<const N: usize>(&mut self, cells: [&str; N]) {
         cells.iter().for_each(|cell| self.cell(cell));
     }
 
-    fn cells(&self) -> impl Iterator<Item = &str> {
-        let starts = std::iter::once(&0).chain(&self.ends);
-        starts.zip(&self.ends).map(|(start, end)| &self.text[*start..*end])
-    }
-
     /// The first columns, flush left.
     fn align(&self, columns: usize) -> String {
-        let count = |cell: &str| if cell.is_ascii() { cell.len() } else { cell.chars().count() };
-        let mut widths = [0; COLUMNS];
-        for (index, cell) in self.cells().enumerate() {
-            let width = &mut widths[index % COLUMNS];
-            *width = count(cell).max(*width);
-        }
-        let blanks = " ".repeat(widths.into_iter().max().unwrap_or_default() + GAP);
-        let mut text = String::new();
-        for (index, cell) in self.cells().enumerate() {
-            let column = index % COLUMNS;
-            if column < columns {
+        let wide: usize = self.widths[..columns].iter().map(|width| width + GAP).sum();
+        let mut text = String::with_capacity(self.cells.len() / COLUMNS * wide);
+        let blanks = " ".repeat(wide);
+        let mut start = 0;
+        for (index, (end, width)) in self.cells.iter().enumerate() {
+            let (column, cell) = (index % COLUMNS, &self.text[start..*end]);
+            start = *end;
+            if column + 1 < columns {
                 text.push_str(cell);
-                text.push_str(&blanks[..widths[column] - count(cell) + GAP]);
-            }
-            if column == COLUMNS - 1 {
-                text.truncate(text.trim_end().len());
+                text.push_str(&blanks[..self.widths[column] - width + GAP]);
+            } else if column + 1 == columns {
+                text.push_str(cell);
                 text.push('\n');
             }
         }

@@ -79,6 +79,7 @@ impl Dump {
             return;
         }
         self.sockets.clear();
+        self.sockets.reserve(self.told.len() / Told::USUAL_BYTES);
         let mut rest = &self.told[..];
         while let Some((told, after)) = Told::kept(rest) {
             self.sockets.extend(told.read(protocol));

@@ -30,6 +30,10 @@ pub(crate) struct Look {
 pub(crate) fn look_into(pid: Pid, wanted: &NumberMap<Inode, SocketId>) -> Look {
     let count = pid.open_descriptors();
     let mut held = NumberMap::default();
+    // Most processes of some machines are threads of the kernel.
+    if count == Some(0) {
+        return Look { count, held };
+    }
     let read = pid.for_each_socket(|descriptor, inode| {
         if let Some(socket) = wanted.get(&inode) {
             held.entry(*socket).or_insert(descriptor);

@@ -245,7 +245,7 @@ impl Namespace {
             stays
         });
         // With all parts at hand; what was not looked at keeps its age.
-        if self.covered.len() == PARTS {
+        if self.covered.len() == PARTS && !self.maybe_clients.is_empty() {
             let there: HashSet<Cookie> =
                 dumps.iter().flat_map(Dump::sockets).map(|socket| socket.cookie).collect();
             self.maybe_clients.retain(|cookie, _| there.contains(cookie));

@@ -241,6 +241,9 @@ fn ending<'a>(payload: &[u8], fine: Message<'a>) -> Message<'a> {
 }
 
 impl<'a> Told<'a> {
+    /// How long a message is for most sockets; none with all that is asked for is shorter.
+    pub(crate) const USUAL_BYTES: usize = 124;
+
     /// One that was kept by [`Told::keep`], at the beginning of these bytes, and what follows it.
     pub(crate) fn kept(bytes: &'a [u8]) -> Option<(Told<'a>, &'a [u8])> {
         let (header, message, after) = split_message(bytes)?;

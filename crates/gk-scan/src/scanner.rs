@@ -227,7 +227,11 @@ impl Scanner {
         for namespace in self.namespaces() {
             // Those of one key by age, so that the oldest gives the account, whatever order the kernel dumps them in.
             let mut sockets: Vec<(SocketId, &Socket)> = namespace.sockets().collect();
-            sockets.sort_by_cached_key(|(id, socket)| (namespace.key(socket), *id));
+            sockets.sort_unstable_by(|(id, socket), (other_id, other)| {
+                let order = (socket.protocol, socket.port).cmp(&(other.protocol, other.port));
+                // Few share both, with which keys begin; to make keys of all takes longer than to sort.
+                order.then_with(|| (namespace.key(socket), id).cmp(&(namespace.key(other), other_id)))
+            });
             listeners.reserve(sockets.len());
             for (id, socket) in sockets {
                 let held = &owners[owners.partition_point(|(held, _)| *held < id)..];

@@ -215,14 +215,19 @@ impl World {
         });
     }
 
+    /// Of all pages: each tells those of its own time.
     fn gaps(&self) -> Vec<Gap> {
-        let query = HistoryQuery { instance: Some("here".parse().unwrap()), ..Default::default() };
-        self.here
-            .server
-            .admin()
-            .list_history(&HistoryQuery { limit: Some(Limit::MAX), ..query })
-            .unwrap()
-            .gaps
+        let mut query = HistoryQuery { instance: Some("here".parse().unwrap()), ..Default::default() };
+        query.limit = Some(Limit::MAX);
+        let mut gaps = Vec::new();
+        loop {
+            let page = self.here.server.admin().list_history(&query).unwrap();
+            gaps.extend(page.gaps);
+            match page.next {
+                Some(next) => query.cursor = Some(next),
+                None => return gaps,
+            }
+        }
     }
 }
 
