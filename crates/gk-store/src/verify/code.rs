@@ -162,12 +162,19 @@ fn take_overlapped(stretches: &mut Stretches, held: &Held) -> Vec<Held> {
     taken.filter(|other| other.ended_at.is_none_or(|ended_at| ended_at > held.began_at)).collect()
 }
 
-/// When the clock stepped back between the end of one and the beginning of the other, their times overlap though they
-/// never did. The numbers of events tell: the first of the two ended before the second began.
+/// When the clock stepped back between the end of one and the beginning of the other, or one request came before another
+/// that was quicker, their times overlap though they never did. The numbers of events tell: the first of the two ended
+/// before the second began. It did when a part or an edit of its reservation began another interval; else, when there is
+/// no event of it any more.
 fn is_explained_by_the_clock(reader: &mut Reader<'_>, one: &Held, other: &Held) -> Result<bool, StoreError> {
     let (first, second) = if one.seq < other.seq { (one, other) } else { (other, one) };
     let (Some(_), Some(reservation)) = (first.ended_at, &first.reservation) else { return Ok(false) };
+    let (instance, reservation) = (first.instance.as_str(), reservation.as_str());
+    let sql = "select seq from interval where kind = 'held' and instance = $1 and seq > $2 and reservation = $3 \
+               order by seq limit 1";
+    if let Some(mut next) = reader.query_one(sql, values![instance, first.seq, reservation])? {
+        return Ok(next.take::<u64>()? < second.seq);
+    }
     let sql = "select seq from event where instance = $1 and seq > $2 and reservation = $3 limit 1";
-    let later = values![first.instance.as_str(), second.seq, reservation.as_str()];
-    Ok(reader.query_one(sql, later)?.is_none())
+    Ok(reader.query_one(sql, values![instance, second.seq, reservation])?.is_none())
 }

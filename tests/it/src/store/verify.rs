@@ -4,7 +4,7 @@ use gk_model::access::Role;
 use gk_model::port::Protocol;
 use gk_model::reservation::ReserveRequest;
 
-use crate::store::world::{World, actor, at, listener};
+use crate::store::world::{World, actor, at, listener, port};
 
 async fn sound(world: &World, step: &str) {
     let verdict = world.store.verify().await.unwrap();
@@ -49,4 +49,21 @@ async fn the_invariants_hold_after_every_step() {
     sound(&world, "leaving").await;
     let world = world.reopen(at(10)).await;
     sound(&world, "opening again").await;
+}
+
+#[tokio::test]
+async fn a_part_that_is_given_away_by_a_slower_request_was_not_held_twice() {
+    let world = super::new_world().await;
+    let ada = actor("ada", Role::User);
+    let id = world.join("web-1", 1).await;
+    let range = ReserveRequest { count: 4.try_into().unwrap(), ..ReserveRequest::next_free(id) };
+    let made = world.reserve(&ada, &range, at(2)).await.unwrap();
+    let (first, part) = (made.first_port.get(), made.first_port.get() + 2);
+    world.release_part(&ada, &made, &part.to_string(), at(7)).await.unwrap();
+    let by_number = ReserveRequest { port: Some(port(part)), ..ReserveRequest::next_free(id) };
+    world.reserve(&ada, &by_number, at(6)).await.unwrap();
+    sound(&world, "a request that came before the release").await;
+    let rest = world.live().await.into_iter().find(|held| held.first_port.get() == first).unwrap();
+    world.release(&ada, &rest, at(8)).await.unwrap();
+    sound(&world, "an end of what was left of it").await;
 }
