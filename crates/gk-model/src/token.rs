@@ -43,6 +43,7 @@ pub struct Limits {
     pub instances: Option<Selector>,
     /// Only numbers of these pools.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<PoolName>)]
     pub pools: BTreeSet<PoolName>,
 }
 

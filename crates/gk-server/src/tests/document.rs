@@ -45,6 +45,12 @@ async fn every_reference_resolves_and_every_schema_is_used() {
     }
 }
 
+/// Whoever says a thing twice is understood.
+#[tokio::test]
+async fn no_list_is_said_to_refuse_what_is_in_it_twice() {
+    assert!(!document().await.to_string().contains("uniqueItems"));
+}
+
 #[tokio::test]
 async fn every_operation_has_its_own_name_a_tag_and_a_description() {
     let document = document().await;
