@@ -96,18 +96,18 @@ fn sockets_of(sockets: &[PathBuf]) -> impl Iterator<Item = &Path> {
     sockets.iter().map(PathBuf::as_path).filter(move |socket| places.insert(place(socket)))
 }
 
-/// Whether nobody but systemd is at the socket, so that a question would start the engine that somebody has stopped.
-/// Only the system's Docker is both: stopped on purpose, and started by whoever knocks at `docker.socket`. Containers that
-/// it left running keep what it told last. Where nobody can tell, it is asked.
-fn is_stopped(socket: &Path, is_running: impl Fn(&str) -> Option<bool>) -> bool {
-    let place = socket.canonicalize().unwrap_or_else(|_| socket.to_owned());
-    let is_systems = ["/run/docker.sock", "/var/run/docker.sock"].map(Path::new).contains(&place.as_path());
+/// Whether nobody but systemd is at the place of a socket, so that a question would start the engine that somebody has
+/// stopped. Only the system's Docker is both: stopped on purpose, and started by whoever knocks at `docker.socket`.
+/// Containers that it left running keep what it told last. Where nobody can tell, it is asked.
+fn is_stopped(place: &Path, is_running: impl Fn(&str) -> Option<bool>) -> bool {
+    let is_systems = ["/run/docker.sock", "/var/run/docker.sock"].map(Path::new).contains(&place);
     is_systems && is_running("dockerd") == Some(false)
 }
 
 /// One question.
 fn ask(socket: &Path) -> io::Result<Told> {
-    if is_stopped(socket, gk_scan::is_running) {
+    // Where there is no socket, no process is looked at.
+    if is_stopped(&socket.canonicalize()?, gk_scan::is_running) {
         return Err(io::Error::new(io::ErrorKind::NotFound, "it does not run"));
     }
     let answer = get_local(socket, LIST, MOST_BYTES, PATIENCE)?;
