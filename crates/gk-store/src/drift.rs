@@ -63,7 +63,7 @@ impl Listed {
 
 /// Which rows.
 #[derive(Clone, Default)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct DriftFilter<'a> {
     pub(crate) kinds: Vec<DriftKind>,
     pub(crate) ignored: bool,
     pub(crate) instance: Option<InstanceId>,
@@ -118,7 +118,7 @@ impl Reader<'_> {
         let after = read_cursor(query.cursor.as_deref())?;
         let mut found = Vec::new();
         if let After::Ports(after) = &after {
-            let wanted = Wanted {
+            let wanted = DriftFilter {
                 kinds: kinds_of(query),
                 ignored: query.ignored == Some(true),
                 instance,
@@ -149,7 +149,7 @@ impl Reader<'_> {
     /// in order; here the few are merged.
     pub(crate) fn list_drifting(
         &mut self,
-        wanted: &Wanted<'_>,
+        wanted: &DriftFilter<'_>,
         after: &DriftKey,
         most: usize,
     ) -> Result<Vec<Listed>, StoreError> {
@@ -283,19 +283,33 @@ impl Reader<'_> {
         })
     }
 
+    /// More than usually are offline.
+    const FEW_UNHEARD: usize = 100;
+
     /// Those that the database has not heard of for long, less those that were heard of since it was told.
     fn count_offline(&mut self, now: Timestamp) -> Result<u64, StoreError> {
         let started_at = self.shared.started_at;
-        let silent = "select id, last_contact_at from instance where left_at is null and last_contact_at";
-        let sql = format!("{silent} is null union all {silent} <= $1");
         let mut offline = 0;
-        for mut row in self.query(&sql, values![now.minus(OFFLINE_AFTER)])? {
+        for mut row in self.list_unheard(now.minus(OFFLINE_AFTER))? {
             let (id, stored): (InstanceId, Option<Timestamp>) = (row.take()?, row.take()?);
             let heard = self.shared.beats.times(id).map(|times| times.last_contact_at);
             let presence = Presence::of(stored.max(heard), started_at, now);
             offline += u64::from(presence == Presence::Offline);
         }
         Ok(offline)
+    }
+
+    /// Those whose last contact that the database knows of was by then, or that it knows of none.
+    fn list_unheard(&mut self, until: Timestamp) -> Result<Vec<Row>, StoreError> {
+        let silent = "select id, last_contact_at from instance where left_at is null and last_contact_at";
+        let never = self.query(&format!("{silent} is null"), values![])?;
+        // Statistics of a time are always old, and by them all are silent: only a limit makes PostgreSQL use the index.
+        let few = format!("{silent} <= $1 order by last_contact_at limit {}", Self::FEW_UNHEARD);
+        let mut heard = self.query(&few, values![until])?;
+        if heard.len() == Self::FEW_UNHEARD {
+            heard = self.query(&format!("{silent} <= $1"), values![until])?;
+        }
+        Ok(never.into_iter().chain(heard).collect())
     }
 }
 
@@ -311,7 +325,7 @@ fn kinds_of(query: &DriftQuery) -> Vec<DriftKind> {
 }
 
 fn select(
-    wanted: &Wanted<'_>,
+    wanted: &DriftFilter<'_>,
     kind: DriftKind,
     ignored: bool,
     after: &DriftKey,
@@ -401,7 +415,7 @@ mod tests {
         let label: Selector = "env in (prod,test),team!=web".parse().unwrap();
         for filters in 0..64 {
             let on = |bit: u32| (filters >> bit & 1 == 1).then_some(());
-            let wanted = Wanted {
+            let wanted = DriftFilter {
                 instance: on(0).map(|()| InstanceId::generate(Timestamp::from_micros(0))),
                 port: on(1).map(|()| PortRange::ALL),
                 protocol: on(2).map(|()| Protocol::Tcp),
@@ -409,7 +423,7 @@ mod tests {
                 holder: on(4).map(|()| &holder),
                 // Of one instance, labels choose all or nothing.
                 label: on(5).filter(|()| on(0).is_none()).map(|()| &label),
-                ..Wanted::default()
+                ..DriftFilter::default()
             };
             let (sql, values) = select(&wanted, DriftKind::Conflict, false, &DriftKey::first(), 10);
             let plan = plan(&sql, &values);

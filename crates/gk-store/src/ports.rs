@@ -11,7 +11,7 @@ use gk_model::reservation::Reservation;
 use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 
-use crate::drift::{DriftKey, Listed, Wanted};
+use crate::drift::{DriftFilter, DriftKey, Listed};
 use crate::error::{Error, StoreError};
 use crate::instances::{link, name_key};
 use crate::listeners::Window;
@@ -160,7 +160,7 @@ impl Reader<'_> {
         after: Option<After>,
         now: Timestamp,
     ) -> Result<Page<PortState>, Error> {
-        let wanted = Wanted {
+        let wanted = DriftFilter {
             kinds: vec![kind],
             ignored: true,
             instance: self.resolve(instance)?,

@@ -29,8 +29,8 @@ const ONLINE: &str = "select id, name, last_contact_at from instance \
                       where left_at is null and offline_since is null and last_contact_at is not null";
 
 impl Reader<'_> {
-    /// The instances that are offline at `now` and still count as online. Reads every joined one: an index by the last
-    /// contact would have to be written with every heartbeat.
+    /// The instances that are offline at `now` and still count as online. Asked every few seconds only: PostgreSQL, whose
+    /// statistics of a time are always old, reads every joined one for it.
     fn list_gone(&mut self, now: Timestamp) -> Result<Vec<InstanceId>, Error> {
         let sql = format!("{ONLINE} and last_contact_at <= $1 order by id");
         let rows = self.query(&sql, values![now.minus(OFFLINE_AFTER)])?;

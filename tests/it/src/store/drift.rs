@@ -412,6 +412,19 @@ async fn the_status_counts_who_is_there() {
 }
 
 #[tokio::test]
+async fn the_status_counts_however_many_are_offline() {
+    let world = super::new_world().await;
+    for seed in 0..101_u8 {
+        let agent = world.join_with_agent(&format!("web-{seed}"), seed, &[tcp(80, 1)]).await;
+        world.contact(&agent, agent.heartbeat(&[tcp(80, 1)], at(60)), at(60)).await.unwrap();
+    }
+    let offline = async |now: u64| status(&world, at(now)).await.instances.offline;
+    assert_eq!((offline(149).await, offline(150).await), (0, 101), "that the database knows of them late");
+    world.store.flush_contacts().await.unwrap();
+    assert_eq!((offline(149).await, offline(150).await), (0, 101));
+}
+
+#[tokio::test]
 async fn an_unchanged_report_and_an_idle_release_settle_nothing() {
     let world = super::new_world().await;
     let many: Vec<Listener> = (1..=1000).map(|number| tcp(number, 1)).collect();
