@@ -10,7 +10,7 @@ use crate::expect::Expect;
 use crate::labels::Selector;
 use crate::listener::Digest;
 use crate::port::PortRange;
-use crate::secret::{Secret, SecretHash};
+use crate::secret::{Secret, SecretError, SecretHash};
 use crate::time::Timestamp;
 use crate::watch::{EventCursor, EventKinds};
 
@@ -43,7 +43,8 @@ pub fn words(text: &str) {
             assert!(!format!("{secret:?}").contains(&secret.reveal()[4..]));
             says_the_same::<SecretHash>(&secret.hash().to_string());
         }
-        Err(error) => assert!(text.trim().len() < 5 || !error.to_string().contains(text.trim())),
+        // It has no place for what was given.
+        Err(SecretError) => {}
     }
 }
 
