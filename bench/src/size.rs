@@ -28,6 +28,9 @@ const LISTENERS: usize = 100;
 /// Reports of so many are held in memory to be sent.
 const CHUNK: usize = 250;
 
+/// Heartbeats of all are stored by then.
+const UNTIL_STORED: Duration = Duration::from_secs(5);
+
 /// Fleets take turns at answering so many at a time.
 const ROUNDS: usize = 5;
 const EACH: usize = 20;
@@ -48,6 +51,10 @@ fn rows_of(bed: &Bed, large: usize) -> Result<Vec<Row>> {
     for fleet in &mut fleets {
         let beats = fleet.agents.iter_mut().map(Agent::heartbeat).collect::<Result<_>>()?;
         send(&fleet.server.tcp()?, beats)?;
+        let requests = Rc::new(vec![request("GET", paths::STATUS, None, b"")]);
+        let until = Until::Elapsed(UNTIL_STORED);
+        Load { address: fleet.server.socket(), requests, first: 0, connections: 1, until, every: None }
+            .run()?;
     }
     let mut rows = Vec::new();
     for (what, path) in READS {
@@ -67,7 +74,7 @@ fn rows_of(bed: &Bed, large: usize) -> Result<Vec<Row>> {
 
 /// Answers that have no end are pages of 100.
 const READS: [(&str, &str); 8] = [
-    // First: whoever was silent for long is counted one by one.
+    // First, while nobody is offline: whoever is, is counted one by one.
     ("status", "/v1/status"),
     ("drift", "/v1/drift"),
     ("drift, conflicts only", "/v1/drift?kind=conflict"),
