@@ -228,6 +228,16 @@ impl Selector {
         self.0.iter().all(|requirement| requirement.holds(labels))
     }
 
+    /// The labels that every chosen instance has.
+    pub fn labels(&self) -> impl Iterator<Item = Label> {
+        self.0.iter().filter_map(|requirement| match requirement {
+            Requirement::OneOf(key, values) if values.len() == 1 => {
+                values.first().map(|value| Label { key: key.clone(), value: value.clone() })
+            }
+            Requirement::OneOf(..) | Requirement::Has(_) | Requirement::Not(..) => None,
+        })
+    }
+
     /// The same as texts to look for in the JSON of the labels, for a database that cannot read that.
     pub fn clauses(&self) -> impl Iterator<Item = Clause> {
         self.0.iter().map(Requirement::clause)
@@ -319,6 +329,8 @@ mod tests {
                 Clause::Without(text) => !json.contains(&text),
             };
             assert_eq!(selector.clauses().all(holds), expected, "{selector} on {json}");
+            let has = |label: Label| labels(given).get(&label.key) == Some(&label.value);
+            assert!(!expected || selector.labels().all(has), "{selector} on {given}");
             let again: Selector = selector.to_string().parse().unwrap();
             assert_eq!(again, selector, "its text is its own");
         }

@@ -14,11 +14,11 @@
 
 use gk_model::history::IntervalKind;
 use gk_model::id::InstanceId;
-use gk_model::labels::Selector;
 use gk_model::port::{PortRange, Protocol};
 use gk_model::query::HistoryQuery;
 
 use crate::error::Refusal;
+use crate::labelled::Chosen;
 use crate::page::{self, Filters};
 use crate::value::Value;
 
@@ -64,7 +64,7 @@ pub(crate) enum Whose {
         is_of_few: bool,
     },
     /// Of all with these labels, which are more.
-    Labelled(Selector),
+    Labelled(Chosen),
 }
 
 impl Whose {
@@ -72,7 +72,7 @@ impl Whose {
     pub(crate) fn choose(&self, filters: Filters, column: &str) -> Filters {
         match self {
             Whose::These { ids, .. } => filters.among(column, ids),
-            Whose::Labelled(selector) => filters.and_labelled(column, selector),
+            Whose::Labelled(chosen) => filters.and_labelled(column, chosen),
         }
     }
 }
@@ -279,7 +279,7 @@ impl Statement<'_> {
     fn among(&mut self, whose: &Whose) -> String {
         let ids = match whose {
             Whose::These { ids, .. } => ids.iter().map(|id| self.bind(*id)).collect::<Vec<_>>().join(", "),
-            Whose::Labelled(selector) => page::labelled(selector, &mut self.values),
+            Whose::Labelled(chosen) => chosen.ids(&mut self.values),
         };
         format!("{} in ({ids})", unindexed("instance"))
     }

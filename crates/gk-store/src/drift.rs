@@ -10,7 +10,7 @@ use gk_model::drift::{Drift, DriftKind};
 use gk_model::id::InstanceId;
 use gk_model::ignore::Ignore;
 use gk_model::instance::{Instance, OFFLINE_AFTER, Presence};
-use gk_model::labels::{Labels, Selector};
+use gk_model::labels::{Label, Labels};
 use gk_model::port::{Port, PortRange, Protocol};
 use gk_model::port_state::PortState;
 use gk_model::query::{DriftQuery, IdleTime, Page};
@@ -21,6 +21,7 @@ use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
 use crate::ignores::find_ignoring_idle;
+use crate::labelled::Chosen;
 use crate::page::{self, Filters};
 use crate::ports::show;
 use crate::rows::Row;
@@ -67,7 +68,7 @@ pub(crate) struct DriftFilter<'a> {
     pub(crate) kinds: Vec<DriftKind>,
     pub(crate) ignored: bool,
     pub(crate) instance: Option<InstanceId>,
-    pub(crate) label: Option<&'a Selector>,
+    pub(crate) chosen: Option<&'a Chosen>,
     pub(crate) port: Option<PortRange>,
     pub(crate) protocol: Option<Protocol>,
     pub(crate) service: Option<&'a ServiceName>,
@@ -118,11 +119,12 @@ impl Reader<'_> {
         let after = read_cursor(query.cursor.as_deref())?;
         let mut found = Vec::new();
         if let After::Ports(after) = &after {
+            let chosen = self.choose(query.label.as_ref())?;
             let wanted = DriftFilter {
                 kinds: kinds_of(query),
                 ignored: query.ignored == Some(true),
                 instance,
-                label: query.label.as_ref(),
+                chosen: chosen.as_ref(),
                 port: query.port,
                 protocol: query.protocol,
                 service: query.service.as_ref(),
@@ -334,13 +336,19 @@ fn select(
     let is_reserved = wanted.service.is_some() || wanted.holder.is_some();
     let reservation = if is_reserved { " join reservation r on r.id = d.reservation" } else { "" };
     // Instances first, in the order of the list: of a small part of a large fleet, most rows would be read in vain.
-    let (instances, of_these, name_key) = match wanted.label {
-        Some(_) => (
+    let label = wanted.chosen.and_then(|chosen| chosen.label.as_ref());
+    let (instances, of_these, name_key) = match (wanted.chosen, label) {
+        (None, _) => ("", "", "d.name_key"),
+        (Some(_), None) => (
             "instance n cross join ",
             "n.left_at is null and n.name_key >= $3 and d.name_key = n.name_key and ",
             "n.name_key",
         ),
-        None => ("", "", "d.name_key"),
+        (Some(_), Some(_)) => (
+            "instance_label l cross join instance n cross join ",
+            "n.id = l.instance and n.left_at is null and l.name_key >= $3 and d.name_key = l.name_key and ",
+            "l.name_key",
+        ),
     };
     let select = format!(
         "select d.instance, d.protocol, d.port, d.kind, d.since, d.ignored_by, d.name_key \
@@ -358,7 +366,8 @@ fn select(
         .and("d.protocol = $?", wanted.protocol)
         .and("r.service = $?", wanted.service)
         .and("r.holder = $?", wanted.holder)
-        .and_chosen("n.labels", wanted.label);
+        .and("l.label = $?", label.map(Label::to_string))
+        .and_tested("n.", wanted.chosen);
     let most = u32::try_from(most).unwrap_or(u32::MAX).saturating_sub(1);
     filters.finish(&select, &format!("{name_key}, d.protocol, d.port"), most)
 }
@@ -412,8 +421,9 @@ mod tests {
     #[test]
     fn no_page_of_drift_sorts_or_reads_all_of_it() {
         let (service, holder): (ServiceName, Subject) = ("web".parse().unwrap(), "ada".parse().unwrap());
-        let label: Selector = "env in (prod,test),team!=web".parse().unwrap();
-        for filters in 0..64 {
+        let chosen = ["env in (prod,test),team!=web", "env=prod"]
+            .map(|selector| Chosen { label: selector.parse().ok(), selector: selector.parse().unwrap() });
+        for filters in 0..128 {
             let on = |bit: u32| (filters >> bit & 1 == 1).then_some(());
             let wanted = DriftFilter {
                 instance: on(0).map(|()| InstanceId::generate(Timestamp::from_micros(0))),
@@ -422,16 +432,19 @@ mod tests {
                 service: on(3).map(|()| &service),
                 holder: on(4).map(|()| &holder),
                 // Of one instance, labels choose all or nothing.
-                label: on(5).filter(|()| on(0).is_none()).map(|()| &label),
+                chosen: on(5).filter(|()| on(0).is_none()).map(|()| &chosen[filters >> 6]),
                 ..DriftFilter::default()
             };
             let (sql, values) = select(&wanted, DriftKind::Conflict, false, &DriftKey::first(), 10);
             let plan = plan(&sql, &values);
             // Where one protocol is asked for, the ports of each instance are put in order: those of one at a time.
             let is_kept_order = !plan.contains("TEMP B-TREE FOR ORDER BY") && !plan.contains("SCAN");
-            let is_read_once = match wanted.label {
+            let is_read_once = match wanted.chosen {
                 // Those of each instance, one after the other.
-                Some(_) => plan.starts_with("SEARCH n") && plan.contains("ignored=? AND name_key=?"),
+                Some(Chosen { label, .. }) => {
+                    plan.starts_with(if label.is_some() { "SEARCH l" } else { "SEARCH n" })
+                        && plan.contains("ignored=? AND name_key=?")
+                }
                 None => plan.starts_with("SEARCH d"),
             };
             assert!(is_kept_order && is_read_once, "{filters}: {plan}");

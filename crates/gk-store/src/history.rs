@@ -178,13 +178,14 @@ impl Reader<'_> {
         if one.is_none() && query.label.is_none() {
             return Ok(None);
         }
+        let chosen = self.choose(query.label.as_ref())?;
         let filters = Filters::new("id is not null", &[]).and("id = $?", one);
-        let filters = filters.and_chosen("labels", query.label.as_ref());
+        let filters = filters.and_chosen("", chosen.as_ref());
         let (sql, values) = filters.finish("select id from instance", "id", FEW as u32);
         let ids = self.query(&sql, &values)?.into_iter().map(|mut row| row.take());
         let ids = ids.collect::<Result<Vec<InstanceId>, StoreError>>()?;
-        if let Some(selector) = query.label.as_ref().filter(|_| ids.len() > FEW) {
-            return Ok(Some(Whose::Labelled(selector.clone())));
+        if let Some(chosen) = chosen.filter(|_| ids.len() > FEW) {
+            return Ok(Some(Whose::Labelled(chosen)));
         }
         let some = self.query("select 1 from instance limit $1", values![FEW as u64 + 1])?;
         Ok(Some(Whose::These { ids, is_of_few: some.len() <= FEW }))

@@ -69,6 +69,7 @@ impl Reader<'_> {
             Some(Presence::Left) => "left_at is not null and (name_key, id) > ($1, $2)",
             _ => "left_at is null and (name_key, id) > ($1, $2)",
         };
+        let chosen = self.choose(query.label.as_ref())?;
         let mut found: Vec<Instance> = Vec::new();
         let (mut key, mut id) = (after_key, after_id);
         // Presence is computed, so it cannot be asked for in SQL: read on until the page is full.
@@ -76,7 +77,7 @@ impl Reader<'_> {
             let filters = Filters::new(members, values![key.as_str(), id.as_str()])
                 .and("name_key = $?", query.name.as_ref().map(|name| name.to_lowercase()))
                 .and("name_key like $? escape '~'", query.q.as_ref().map(|text| page::contains(text)))
-                .and_chosen("labels", query.label.as_ref());
+                .and_chosen("", chosen.as_ref());
             let select = format!("select {COLUMNS} from instance");
             let (sql, values) = filters.finish(&select, "name_key, id", query.limit());
             let rows = self.query(&sql, &values)?;
@@ -101,7 +102,8 @@ impl Reader<'_> {
         selector: &Selector,
         most: u16,
     ) -> Result<Vec<InstanceLink>, StoreError> {
-        let filters = Filters::new("left_at is null", &[]).and_chosen("labels", Some(selector));
+        let chosen = self.choose(Some(selector))?;
+        let filters = Filters::new("left_at is null", &[]).and_chosen("", chosen.as_ref());
         let (sql, values) = filters.finish("select id, name from instance", "name_key, id", most.into());
         let rows = self.query(&sql, &values)?;
         rows.into_iter().map(|mut row| Ok(InstanceLink { id: row.take()?, name: row.take()? })).collect()

@@ -32,6 +32,7 @@ mod history;
 mod idempotency;
 mod ignores;
 mod instances;
+mod labelled;
 mod leases;
 mod limits;
 mod listeners;

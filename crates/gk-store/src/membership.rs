@@ -202,6 +202,7 @@ impl Tx<'_> {
                 terms.forget_after_seconds,
             ],
         )?;
+        self.index_labels(id, None, (&name, &terms.labels))?;
         self.counts().instances += 1;
         token.map_or(Ok(()), |token| self.use_join_token(token, now))?;
         self.get_instance(&id.into(), now)
@@ -304,6 +305,7 @@ impl Tx<'_> {
         )?;
         self.maps.members.forget(before.id);
         self.rename_drift(before.id, name)?;
+        self.index_labels(before.id, Some((&before.name, &before.labels)), (name, &before.labels))?;
         let message = format!("{} renamed to {name}", before.name);
         self.record_instance(EventKind::Renamed, before.id, actor.into(), message, now)?;
         self.get_instance(&before.id.into(), now)
@@ -331,6 +333,7 @@ impl Tx<'_> {
             "update instance set labels = $2, version = version + 1 where id = $1",
             values![before.id, Json(labels)],
         )?;
+        self.index_labels(before.id, Some((&before.name, &before.labels)), (&before.name, labels))?;
         self.maps.members.forget(before.id);
         self.settle_labels(before.id, now)?;
         let message = match labels.is_empty() {

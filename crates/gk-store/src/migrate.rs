@@ -25,6 +25,7 @@ pub(crate) const STEPS: &[&str] = &[
     include_str!("../migrations/0012_lists.sql"),
     include_str!("../migrations/0013_watched.sql"),
     include_str!("../migrations/0014_totals.sql"),
+    include_str!("../migrations/0015_labels.sql"),
 ];
 
 /// Where a database remembers the steps it has taken.

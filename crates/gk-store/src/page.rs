@@ -1,9 +1,9 @@
 //! Keyset paging: a cursor holds the sort key of the last item, so the last page costs what the first one does.
 
-use gk_model::labels::{Clause, Selector};
 use gk_model::query::Page;
 
 use crate::error::{Error, Refusal, StoreError};
+use crate::labelled::Chosen;
 use crate::value::Value;
 
 /// Separates the parts of a cursor; no part contains it.
@@ -62,30 +62,6 @@ pub(crate) fn contains(text: &str) -> String {
     pattern
 }
 
-/// That the JSON of labels in a column is chosen, as further conditions. By `replace`, because what looks for a text in
-/// another one has other names, and another opinion of capitals, in each database.
-fn chosen(column: &str, selector: &Selector, values: &mut Vec<Value>) -> String {
-    let mut conditions = String::new();
-    for clause in selector.clauses() {
-        let (texts, is) = match clause {
-            Clause::AnyOf(texts) => (texts, "<>"),
-            Clause::Without(text) => (vec![text], "="),
-        };
-        let contains = texts.into_iter().map(|text| {
-            values.push(text.into());
-            format!("replace({column}, ${}, '') {is} {column}", values.len())
-        });
-        let any = contains.collect::<Vec<_>>().join(" or ");
-        conditions.push_str(&format!(" and ({any})"));
-    }
-    conditions
-}
-
-/// The statement that answers the ids of the instances whose labels are chosen, however many these are.
-pub(crate) fn labelled(selector: &Selector, values: &mut Vec<Value>) -> String {
-    format!("select n.id from instance n where n.id is not null{}", chosen("n.labels", selector, values))
-}
-
 /// The conditions of a list: those that were asked for, and no others, so that the database can choose an index.
 pub(crate) struct Filters {
     text: String,
@@ -126,19 +102,28 @@ impl Filters {
         self
     }
 
-    /// Only where the JSON of labels in this column is chosen.
+    /// Only instances that are chosen, whose columns are prefixed like this.
     #[must_use]
-    pub(crate) fn and_chosen(mut self, column: &str, selector: Option<&Selector>) -> Filters {
-        if let Some(selector) = selector {
-            self.text.push_str(&chosen(column, selector, &mut self.values));
+    pub(crate) fn and_chosen(mut self, prefix: &str, chosen: Option<&Chosen>) -> Filters {
+        if let Some(chosen) = chosen {
+            self.text.push_str(&chosen.conditions(prefix, &mut self.values));
         }
         self
     }
 
-    /// Only where a column names an instance whose labels are chosen.
+    /// The same, where they are found by something else.
     #[must_use]
-    pub(crate) fn and_labelled(mut self, column: &str, selector: &Selector) -> Filters {
-        let ids = labelled(selector, &mut self.values);
+    pub(crate) fn and_tested(mut self, prefix: &str, chosen: Option<&Chosen>) -> Filters {
+        if let Some(chosen) = chosen {
+            self.text.push_str(&chosen.tests(prefix, &mut self.values));
+        }
+        self
+    }
+
+    /// Only where a column names an instance that is chosen.
+    #[must_use]
+    pub(crate) fn and_labelled(mut self, column: &str, chosen: &Chosen) -> Filters {
+        let ids = chosen.ids(&mut self.values);
         self.text.push_str(&format!(" and {column} in ({ids})"));
         self
     }

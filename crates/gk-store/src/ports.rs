@@ -131,8 +131,9 @@ impl Reader<'_> {
         let behind = format!("{is_chosen}n.left_at is null and (n.name_key, n.id) > ($1, $2)");
         let limit = Limit::default().get();
         let values = values![after[0], after[1], query.service.as_ref(), query.holder.as_ref()];
+        let chosen = self.choose(query.label.as_ref())?;
         let filters = Filters::new(&behind, values);
-        let filters = filters.and_chosen("n.labels", query.label.as_ref());
+        let filters = filters.and_chosen("n.", chosen.as_ref());
         let (sql, values) = filters.finish(&select, "n.name_key, n.id", limit);
         let rows = self.query(&sql, &values)?;
         let read = |mut row: Row| Ok((row.take::<String>()?, row.take::<InstanceId>()?));
@@ -160,11 +161,12 @@ impl Reader<'_> {
         after: Option<After>,
         now: Timestamp,
     ) -> Result<Page<PortState>, Error> {
+        let chosen = self.choose(query.label.as_ref())?;
         let wanted = DriftFilter {
             kinds: vec![kind],
             ignored: true,
             instance: self.resolve(instance)?,
-            label: query.label.as_ref(),
+            chosen: chosen.as_ref(),
             port: query.port,
             protocol: query.protocol,
             service: query.service.as_ref(),

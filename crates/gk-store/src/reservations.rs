@@ -11,6 +11,7 @@ use gk_model::text::{PoolName, ServiceName, Subject};
 use gk_model::time::Timestamp;
 
 use crate::error::{Error, Refusal, StoreError};
+use crate::labelled::Chosen;
 use crate::page::{self, Filters};
 use crate::rows::Row;
 use crate::space::{Space, take_link};
@@ -88,6 +89,7 @@ fn drawn_from(pool: &PoolName, value: &str) -> String {
 /// The statement for one page of what is live, behind this place.
 fn select(
     query: &ReservationQuery,
+    chosen: Option<&Chosen>,
     (instance, protocol, port): (String, String, i64),
     of: Option<InstanceId>,
     now: Timestamp,
@@ -103,7 +105,7 @@ fn select(
         .and("r.group_id = $?", query.group)
         .and("r.idle_since <= $?", idle_since)
         .and("r.expires_at < $?", query.expires_before)
-        .and_chosen("n.labels", query.label.as_ref());
+        .and_chosen("n.", chosen);
     let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
     filters.finish(SELECT, "r.instance, r.protocol, r.first_port", query.limit())
 }
@@ -135,7 +137,8 @@ impl Reader<'_> {
             }
             None => (String::new(), String::new(), 0),
         };
-        let (sql, values) = select(query, after, instance, now);
+        let chosen = self.choose(query.label.as_ref())?;
+        let (sql, values) = select(query, chosen.as_ref(), after, instance, now);
         let rows = self.query(&sql, &values)?;
         page::page(rows, query.limit(), read_reservation, |last| {
             page::cursor(&[&Space::held_for(last.instance.as_ref()), &last.protocol, &last.first_port])
@@ -244,10 +247,11 @@ impl Reader<'_> {
     ) -> Result<Vec<Reservation>, StoreError> {
         let live = "r.released_at is null and r.idle_since is not null and r.idle_since <= $1 \
                     and (r.idle_since, r.id) > ($2, $3)";
+        let chosen = self.choose(query.label.as_ref())?;
         let filters = Filters::new(live, values![until, after.0, after.1.as_str()])
             .and("r.instance = $?", instance)
             .and("r.protocol = $?", query.protocol)
-            .and_chosen("n.labels", query.label.as_ref());
+            .and_chosen("n.", chosen.as_ref());
         let filters = narrow(filters, query.port, query.service.as_ref(), query.holder.as_ref());
         let most = u32::try_from(most).unwrap_or(u32::MAX).saturating_sub(1);
         let (sql, values) = filters.finish(SELECT, "r.idle_since, r.id", most);
@@ -341,7 +345,7 @@ mod tests {
         let now = Timestamp::from_micros(0);
         let of = InstanceId::generate(now);
         let plan_of = |query: &ReservationQuery, of| {
-            let (sql, values) = select(query, (String::new(), String::new(), 0), of, now);
+            let (sql, values) = select(query, None, (String::new(), String::new(), 0), of, now);
             plan(&sql, &values)
         };
         let group = ReservationQuery { group: Some(GroupId::generate(now)), ..Default::default() };

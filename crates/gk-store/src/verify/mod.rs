@@ -99,6 +99,7 @@ const CHECKS: &[Check] = &[
     Check { invariant: "drift is kept as it is", how: How::Code(settled::check_drift) },
     Check { invariant: "counters count what there is", how: How::Code(settled::check_counts) },
     Check { invariant: "no two joined instances share a name", how: sql::NAMES },
+    Check { invariant: "labels are written down as they are", how: sql::LABELS },
     Check { invariant: "every row belongs to a known instance", how: sql::REFERENCES },
     Check { invariant: "pools are what they may be", how: How::Code(code::check_pools) },
     Check { invariant: "the use of pools is counted", how: sql::POOL_USE },

@@ -77,6 +77,25 @@ pub(super) const NUMBERS: How = How::Sql {
         from event_seq c where c.seq <> coalesce((select max(seq) from event), 0)",
 };
 
+/// The labels of an instance, and the same one by one. Each is in the other when there are as many.
+pub(super) const LABELS: How = How::Sql {
+    of: "instance",
+    found: "
+        select 'instance ' || n.id || ' has the labels ' || n.labels || ', and ' || n.kept || ' are written down'
+        from (
+            select n.id, n.labels, (length(n.labels) - length(replace(n.labels, '\":\"', ''))) / 3 as labelled,
+                count(l.label) as kept
+            from instance n left join instance_label l on l.instance = n.id
+            group by n.id, n.labels
+        ) as n
+        where n.kept <> n.labelled
+        union all
+        select 'instance ' || l.instance || ' has no label ' || l.label || ', and it is written down'
+        from instance_label l left join instance n on n.id = l.instance
+            and n.name_key = l.name_key and replace(n.labels, '\"' || replace(l.label, '=', '\":\"') || '\"', '') <> n.labels
+        where n.id is null",
+};
+
 /// What is counted along with the claims, counted from them.
 pub(super) const POOL_USE: How = How::Sql {
     of: "claim",

@@ -111,6 +111,21 @@ const DAMAGES: &[(&str, &str)] = &[
         "drop index instance_name; update instance set name_key = 'web-1'; update drift set name_key = 'web-1'",
     ),
     (
+        "labels are written down as they are",
+        "insert into instance_label select 'env=prod', name_key, id from instance where name = 'web-1'",
+    ),
+    ("labels are written down as they are", "update instance set labels = '{\"env\":\"prod\"}' where name = 'web-1'"),
+    (
+        "labels are written down as they are",
+        "update instance set labels = '{\"env\":\"prod\"}' where name = 'web-1';
+         insert into instance_label select 'env=test', name_key, id from instance where name = 'web-1'",
+    ),
+    (
+        "labels are written down as they are",
+        "update instance set labels = '{\"env\":\"prod\"}' where name = 'web-1';
+         insert into instance_label select 'env=prod', 'web-2', id from instance where name = 'web-1'",
+    ),
+    (
         "every row belongs to a known instance",
         "delete from instance where name = 'web-2'; update event_seq set instances = instances - 1",
     ),
