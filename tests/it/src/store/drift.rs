@@ -274,6 +274,8 @@ async fn drift_is_listed_by_what_was_asked_for_and_by_name() {
         told(&world, DriftQuery::default()).await[..2],
         ["app-1 80 unreserved", "app-1 8080 conflict"]
     );
+    let labelled = DriftQuery { label: Some("kind=we".parse().unwrap()), ..Default::default() };
+    assert_eq!(told(&world, labelled).await[..2], ["app-1 80 unreserved", "app-1 8080 conflict"]);
     is_sound(&world).await;
 }
 
