@@ -1,5 +1,6 @@
 //! Scanning (S1 to S4): polls against the floor, and against what else answers the question.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -134,6 +135,16 @@ fn typical_poll(scanner: &mut Scanner) -> Result<f64> {
     Ok(median((0..POLLS).map(|_| poll(scanner)).collect::<Result<_>>()?))
 }
 
+/// What each of the polls takes that fit into so many seconds.
+fn mean_poll(scanner: &mut Scanner, seconds: f64) -> Result<f64> {
+    let (mut spent, mut count) = (0.0, 0_u32);
+    while spent < seconds {
+        spent += poll(scanner)?;
+        count += 1;
+    }
+    Ok(spent / f64::from(count))
+}
+
 /// S2 and S4: polls and whole searches against psutil.
 fn psutil_rows(size: Size, psutil: Option<&mut Psutil>) -> Result<Vec<Row>> {
     let poll_target = match size {
@@ -149,11 +160,16 @@ fn psutil_rows(size: Size, psutil: Option<&mut Psutil>) -> Result<Vec<Row>> {
     };
     let mut scanner = steady(Scanner::new()?)?;
     let first = || time(|| Ok(Scanner::new()?.scan(now())?));
-    // The second of two in a row, on both sides: each would find the caches as the other has left them.
+    // The second look of two, because the first finds the caches as the other side has left them; and polls for as long as
+    // that took, for the same reason.
+    let look_took = Cell::new(0.0);
     let polls = Pairs::measure(
         LOOKS,
-        || psutil.look().and_then(|_| psutil.look()),
-        || poll(&mut scanner).and_then(|_| poll(&mut scanner)),
+        || {
+            psutil.look()?;
+            psutil.look().inspect(|seconds| look_took.set(*seconds))
+        },
+        || mean_poll(&mut scanner, look_took.get()),
     )?;
     let firsts = Pairs::measure(
         LOOKS,
