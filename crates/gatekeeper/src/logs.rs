@@ -2,26 +2,30 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::{LogArgs, LogFormat};
 
 /// Starts logging. An unusable filter falls back to `info` and says so.
 pub(crate) fn start(args: &LogArgs) {
-    let parsed = args.log.parse::<EnvFilter>();
+    // By level and module only: to choose by the fields of spans, too, would bring a library of regular expressions.
+    let parsed = args.log.parse::<Targets>();
     let refused = parsed.as_ref().err().map(ToString::to_string);
-    let filter = parsed.unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = parsed.unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(io::stderr)
         .with_ansi(colours)
         // It would print to standard error that standard error failed, and panic because that fails too: a log file on
         // a full disk would end the thread that wants to say so.
         .log_internal_errors(false);
     match args.log_format {
-        LogFormat::Text => logs.with_target(false).init(),
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => logs.with_target(false).finish().with(filter).init(),
+        LogFormat::Json => logs.json().finish().with(filter).init(),
     }
     if let Some(reason) = refused {
         tracing::warn!(log.filter = args.log, reason, "unusable log filter, logging at info");
