@@ -250,9 +250,12 @@ impl Scanner {
 
     /// Says since when each is there. What is not shown because its part is not covered keeps its time.
     fn date(&mut self, listeners: &mut [Listener]) {
+        // Both in order, so each is passed by once.
+        let mut before = self.last.listeners.iter().peekable();
         for listener in listeners.iter_mut() {
-            let before = find(&self.last.listeners, &listener.key);
-            let since = before.map(|before| before.first_seen_at);
+            while before.next_if(|before| before.key < listener.key).is_some() {}
+            let same = before.next_if(|before| before.key == listener.key);
+            let since = same.map(|before| before.first_seen_at);
             let since = since.or_else(|| self.hidden.remove(&listener.key));
             listener.first_seen_at = since.unwrap_or(listener.last_seen_at);
         }
@@ -307,12 +310,6 @@ fn without_listeners(taken: &BTreeSet<Occupied>, listeners: &[Listener]) -> Vec<
     let port_of = |listener: &Listener| Occupied { protocol: listener.key.protocol, port: listener.key.port };
     let is_free = |port: &&Occupied| listeners[..at_home].binary_search_by_key(*port, port_of).is_err();
     taken.iter().filter(is_free).copied().collect()
-}
-
-/// The one with this key, among some in order.
-fn find<'a>(listeners: &'a [Listener], key: &ListenerKey) -> Option<&'a Listener> {
-    let place = listeners.binary_search_by(|listener| listener.key.cmp(key));
-    place.ok().and_then(|place| listeners.get(place))
 }
 
 /// Adds a later socket of the same key to a listener.
