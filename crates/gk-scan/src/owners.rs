@@ -7,7 +7,8 @@
 //! - A process that is new is looked through at once, since it may have inherited sockets that are not new. Whether
 //!   there is one, the number given last (`/proc/loadavg`) tells for the price of one read.
 //! - A socket that is new is looked for in known owners whose number of descriptors changed, then in other processes
-//!   where it changed, newest first, then everywhere; until all are found. A socket without any visible owner is
+//!   where it changed, newest first, then everywhere; until all are found. Where a known owner has a few descriptors more,
+//!   only those are looked at that have the next numbers, if they explain it. A socket without any visible owner is
 //!   looked for again after 1, 2, 4, … scans.
 //! - What a known owner holds is verified link by link, a slice at every scan, and completely at the scan after it was
 //!   found: a child between fork and exec holds what it is about to close, under its parent's name.
@@ -45,6 +46,9 @@ const SCANS_PER_VERIFICATION: usize = 128;
 
 /// How many scans pass until a process is looked into, or an owner asked for its name, without a reason.
 const SCANS_PER_LOOK: u64 = 8;
+
+/// So many descriptors more than before may be explained by a look at the next numbers.
+const FEW_MORE: u64 = 8;
 
 /// At most this many process descriptors are kept open; further owners are checked by their start time.
 const MOST_DESCRIPTORS: usize = 256;
@@ -343,7 +347,11 @@ impl Owners {
                 return;
             }
             match visited.insert(pid) {
-                true if self.count_changed(pid) => self.visit(pid, accounts),
+                true if self.count_changed(pid) => {
+                    if !self.glance(pid) {
+                        self.visit(pid, accounts);
+                    }
+                }
                 true => unlikely.push(pid),
                 false => {}
             }
@@ -355,6 +363,31 @@ impl Owners {
             self.visit(pid, accounts);
         }
         self.postpone();
+    }
+
+    /// Looks at the descriptors that a known owner has more than before, where they are if it has no gaps: behind the others.
+    /// Whether each of them is a socket that is looked for, which then is found; if not, nothing has changed here.
+    fn glance(&mut self, pid: Pid) -> bool {
+        let before = self.descriptor_counts.get(&pid).copied().flatten();
+        let (Some(before), Some(count)) = (before, pid.open_descriptors()) else { return false };
+        if !self.processes.contains_key(&pid) || count <= before || count - before > FEW_MORE {
+            return false;
+        }
+        let Some(found) = pid.sockets_at(before as u32..count as u32) else { return false };
+        let is_looked_for = |(number, inode): (u32, Inode)| {
+            let socket = *self.wanted.get(&inode)?;
+            self.unfound.contains_key(&socket).then_some((socket, number))
+        };
+        let Some(found) = found.into_iter().map(is_looked_for).collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        for (socket, descriptor) in found {
+            self.unfound.remove(&socket);
+            self.holdings.insert((pid, socket), descriptor);
+        }
+        self.descriptor_counts.insert(pid, Some(count));
+        self.changed = true;
+        true
     }
 
     fn any_due(&self) -> bool {

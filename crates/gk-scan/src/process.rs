@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, SeekFrom};
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use gk_model::listener::{Container, Owner};
@@ -112,6 +113,12 @@ impl Pid {
             }
         });
         Ok(())
+    }
+
+    /// The sockets behind descriptors with these numbers; `None` when one of them is no socket, or not there.
+    pub(crate) fn sockets_at(self, numbers: Range<u32>) -> Option<Vec<(u32, Inode)>> {
+        let directory = File::open(format!("/proc/{}/fd", self.0)).ok()?;
+        numbers.map(|number| Some((number, sys::socket_behind(&directory, number).ok()??))).collect()
     }
 
     /// Which of these descriptors still are these sockets, in the same order; none when it is gone.
