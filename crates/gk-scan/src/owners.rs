@@ -10,6 +10,8 @@
 //!   where it changed, newest first, then everywhere; until all are found. Where a known owner has a few descriptors more,
 //!   only those are looked at that have the next numbers, if they explain it. A socket without any visible owner is
 //!   looked for again after 1, 2, 4, … scans.
+//! - A socket may be older than it has been listening, and so have been inherited while nobody asked for it. So whoever is
+//!   found is not taken for the only one: parents, children and siblings are asked for the same descriptor.
 //! - What a known owner holds is verified link by link, a slice at every scan, and completely at the scan after it was
 //!   found: a child between fork and exec holds what it is about to close, under its parent's name.
 //! - A slice of all other processes is looked at at every scan, and into when their number of descriptors changed:
@@ -154,7 +156,8 @@ impl Owners {
         self.verify_completely(&fresh, accounts);
         self.verify_a_slice(accounts);
         self.visit_a_slice(processes, accounts);
-        self.search(processes, &mut visited, accounts);
+        let found = self.search(processes, &mut visited, accounts);
+        self.ask_relatives(&found, accounts);
         self.scan += 1;
         std::mem::take(&mut self.changed)
     }
@@ -334,11 +337,22 @@ impl Owners {
         pid.open_descriptors().is_none_or(|count| before != Some(count))
     }
 
-    /// Looks for sockets without an owner, as far as they are due, where they most likely are first.
-    fn search(&mut self, processes: &Processes, visited: &mut HashSet<Pid>, accounts: &Accounts) {
-        if !self.any_due() {
-            return;
+    /// Looks for sockets without an owner, as far as they are due, where they most likely are first. Which were found.
+    fn search(
+        &mut self,
+        processes: &Processes,
+        visited: &mut HashSet<Pid>,
+        accounts: &Accounts,
+    ) -> Vec<SocketId> {
+        let mut due = self.due();
+        if !due.is_empty() {
+            self.look_for_due(processes, visited, accounts);
+            due.retain(|socket| self.inodes.contains_key(socket) && !self.unfound.contains_key(socket));
         }
+        due
+    }
+
+    fn look_for_due(&mut self, processes: &Processes, visited: &mut HashSet<Pid>, accounts: &Accounts) {
         let known: Vec<Pid> = self.processes.keys().rev().copied().collect();
         let others: Vec<Pid> = processes.pids().iter().rev().copied().collect();
         let mut unlikely = Vec::new();
@@ -365,6 +379,32 @@ impl Owners {
         self.postpone();
     }
 
+    /// Asks the relatives of whoever holds these sockets, and those of whoever does among them, whether they have it under
+    /// the same number.
+    fn ask_relatives(&mut self, found: &[SocketId], accounts: &Accounts) {
+        let is_found = |(holding, descriptor): (&(Pid, SocketId), &u32)| {
+            found.contains(&holding.1).then_some((holding.0, holding.1, *descriptor))
+        };
+        let mut holders: Vec<(Pid, SocketId, u32)> = match found.is_empty() {
+            true => return,
+            false => self.holdings.iter().filter_map(is_found).collect(),
+        };
+        let mut asked: HashSet<(Pid, SocketId)> =
+            holders.iter().map(|(pid, socket, _)| (*pid, *socket)).collect();
+        while let Some((pid, socket, descriptor)) = holders.pop() {
+            let Some(inode) = self.inodes.get(&socket).copied() else { continue };
+            for relative in pid.relatives() {
+                let is_new = asked.insert((relative, socket));
+                if is_new && relative.holds(&[(descriptor, inode)]) == [true] && self.meet(relative, accounts)
+                {
+                    self.holdings.insert((relative, socket), descriptor);
+                    self.changed = true;
+                    holders.push((relative, socket, descriptor));
+                }
+            }
+        }
+    }
+
     /// Looks at the descriptors that a known owner has more than before, where they are if it has no gaps: behind the others.
     /// Whether each of them is a socket that is looked for, which then is found; if not, nothing has changed here.
     fn glance(&mut self, pid: Pid) -> bool {
@@ -388,6 +428,11 @@ impl Owners {
         self.descriptor_counts.insert(pid, Some(count));
         self.changed = true;
         true
+    }
+
+    fn due(&self) -> Vec<SocketId> {
+        let due = self.unfound.iter().filter(|(_, search)| search.due_at_scan <= self.scan);
+        due.map(|(socket, _)| *socket).collect()
     }
 
     fn any_due(&self) -> bool {

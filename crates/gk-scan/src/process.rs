@@ -115,6 +115,24 @@ impl Pid {
         Ok(())
     }
 
+    /// Its parent, its children, and its parent's: whoever may have a descriptor under the same number. Few where the kernel
+    /// does not list children (`CONFIG_PROC_CHILDREN`), and none of those of the first process, which has everybody's.
+    pub(crate) fn relatives(self) -> Vec<Pid> {
+        let parent = self.read("stat").as_deref().and_then(parent).filter(|parent| parent.0 > 1);
+        let children = parent.into_iter().chain([self]).flat_map(Pid::children);
+        parent.into_iter().chain(children).filter(|relative| *relative != self).collect()
+    }
+
+    fn children(self) -> Vec<Pid> {
+        let Ok(tasks) = File::open(format!("/proc/{}/task", self.0)) else { return Vec::new() };
+        let mut found = Vec::new();
+        sys::for_each_number(&tasks, |task| {
+            let of_task = self.read(&format!("task/{task}/children")).unwrap_or_default();
+            found.extend(of_task.split_ascii_whitespace().filter_map(|pid| pid.parse().ok().map(Pid)));
+        });
+        found
+    }
+
     /// The sockets behind descriptors with these numbers; `None` when one of them is no socket, or not there.
     pub(crate) fn sockets_at(self, numbers: Range<u32>) -> Option<Vec<(u32, Inode)>> {
         let directory = File::open(format!("/proc/{}/fd", self.0)).ok()?;
@@ -146,6 +164,12 @@ fn name_and_start(stat: &str) -> Option<(&str, u64)> {
     let (_, name) = before.split_once('(')?;
     let started_ticks = after.split_ascii_whitespace().nth(19)?.parse().ok()?;
     Some((name, started_ticks))
+}
+
+/// Field 4 of `stat`.
+fn parent(stat: &str) -> Option<Pid> {
+    let (_, after) = stat.rsplit_once(')')?;
+    after.split_ascii_whitespace().nth(1)?.parse().ok().map(Pid)
 }
 
 /// `Uid:` holds the real, effective, saved and file system's account; what a process may do goes by the second.

@@ -13,7 +13,8 @@ use gk_model::port::Protocol::Tcp;
 
 use super::machine::{end, wait};
 use super::world::{
-    Entry, Spec, at, check, exercised, in_new_namespace, listen, port_of, refused, set, stop_listening,
+    Entry, Spec, at, check, exercised, in_new_namespace, listen, port_of, refused, set, spawn_holder,
+    stop_listening,
 };
 use super::{entries, owners, scan, start, wait_until_dead};
 use crate::scanner::Scanner;
@@ -129,6 +130,26 @@ fn a_socket_that_stops_listening_and_listens_again_is_gone_in_between() {
             stop_listening(&socket);
             assert_eq!(scan(&mut scanner).listeners, []);
             listen(&socket);
+        }
+    });
+}
+
+#[test]
+fn a_socket_that_was_inherited_before_it_listened_has_all_its_owners_at_once() {
+    in_new_namespace("a socket that is older than it listens", || {
+        let spec = at(Tcp, "127.0.0.1");
+        let socket = spec.bind();
+        let mut holders = [(); 2].map(|()| spawn_holder(&socket));
+        let mut scanner = Scanner::new().unwrap();
+        // Until nobody is looked into because it is new, or has another number of descriptors.
+        (0..3).for_each(|_| assert_eq!(scan(&mut scanner).listeners, []));
+        listen(&socket);
+        let mine = Entry::own(spec, &socket);
+        let expected = mine.owners.iter().copied().chain(holders.iter().map(Child::id)).collect();
+        assert_eq!(entries(&scan(&mut scanner)), [Entry { owners: expected, ..mine }].into());
+        for holder in &mut holders {
+            holder.kill().unwrap();
+            holder.wait().unwrap();
         }
     });
 }
