@@ -10,7 +10,7 @@ use crate::expect::Expect;
 use crate::labels::Selector;
 use crate::listener::Digest;
 use crate::port::PortRange;
-use crate::secret::{Secret, SecretError, SecretHash};
+use crate::secret::{Secret, SecretHash};
 use crate::time::Timestamp;
 use crate::watch::{EventCursor, EventKinds};
 
@@ -36,17 +36,12 @@ pub fn words(text: &str) {
     says_the_same::<PortRange>(text);
     says_the_same::<Timestamp>(text);
     says_the_same::<SecretHash>(text);
-    match text.parse::<Secret>() {
-        Ok(secret) => {
-            assert_eq!((secret.reveal(), secret.reveal().len()), (text.trim(), 68));
-            assert!(secret.reveal().starts_with(secret.kind().prefix()));
-            assert!(!format!("{secret:?}").contains(&secret.reveal()[4..]));
-            says_the_same::<SecretHash>(&secret.hash().to_string());
-        }
-        // The same whatever was given, so nothing of it.
-        Err(error) => {
-            assert_eq!(error.to_string(), SecretError.to_string());
-        }
+    // Of what is none, the error says nothing: by its type, which has no field.
+    if let Ok(secret) = text.parse::<Secret>() {
+        assert_eq!((secret.reveal(), secret.reveal().len()), (text.trim(), 68));
+        assert!(secret.reveal().starts_with(secret.kind().prefix()));
+        assert!(!format!("{secret:?}").contains(&secret.reveal()[4..]));
+        says_the_same::<SecretHash>(&secret.hash().to_string());
     }
 }
 
