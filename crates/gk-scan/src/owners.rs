@@ -20,7 +20,7 @@
 //!
 //! Not seen: descriptors of a thread that left its process's table (`unshare(CLONE_FILES)`).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -343,7 +343,7 @@ impl Owners {
         processes: &Processes,
         visited: &mut HashSet<Pid>,
         accounts: &Accounts,
-    ) -> Vec<SocketId> {
+    ) -> HashSet<SocketId> {
         let mut due = self.due();
         if !due.is_empty() {
             self.look_for_due(processes, visited, accounts);
@@ -381,7 +381,7 @@ impl Owners {
 
     /// Asks the relatives of whoever holds these sockets, and those of whoever does among them, whether they have it under
     /// the same number.
-    fn ask_relatives(&mut self, found: &[SocketId], accounts: &Accounts) {
+    fn ask_relatives(&mut self, found: &HashSet<SocketId>, accounts: &Accounts) {
         let is_found = |(holding, descriptor): (&(Pid, SocketId), &u32)| {
             found.contains(&holding.1).then_some((holding.0, holding.1, *descriptor))
         };
@@ -389,11 +389,13 @@ impl Owners {
             true => return,
             false => self.holdings.iter().filter_map(is_found).collect(),
         };
+        // A process may have opened a thousand sockets at once.
+        let mut relatives: HashMap<Pid, Vec<Pid>> = HashMap::new();
         let mut asked: HashSet<(Pid, SocketId)> =
             holders.iter().map(|(pid, socket, _)| (*pid, *socket)).collect();
         while let Some((pid, socket, descriptor)) = holders.pop() {
             let Some(inode) = self.inodes.get(&socket).copied() else { continue };
-            for relative in pid.relatives() {
+            for relative in relatives.entry(pid).or_insert_with(|| pid.relatives()).clone() {
                 let is_new = asked.insert((relative, socket));
                 if is_new && relative.holds(&[(descriptor, inode)]) == [true] && self.meet(relative, accounts)
                 {
@@ -430,7 +432,7 @@ impl Owners {
         true
     }
 
-    fn due(&self) -> Vec<SocketId> {
+    fn due(&self) -> HashSet<SocketId> {
         let due = self.unfound.iter().filter(|(_, search)| search.due_at_scan <= self.scan);
         due.map(|(socket, _)| *socket).collect()
     }
