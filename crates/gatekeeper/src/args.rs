@@ -50,6 +50,23 @@ pub(crate) enum Role {
     Config(Box<ConfigArgs>),
 }
 
+/// `gatekeeper scan` as a program of its own: it is over before the options of all other roles are made.
+#[derive(Parser)]
+#[command(name = "scan", bin_name = "gatekeeper scan", max_term_width = 100)]
+#[command(about = "Print the listeners of this machine, without any server")]
+pub(crate) struct ScanAlone {
+    #[command(flatten)]
+    scan: ScanArgs,
+    #[command(flatten)]
+    logs: LogArgs,
+}
+
+impl From<ScanAlone> for Args {
+    fn from(ScanAlone { scan, logs }: ScanAlone) -> Args {
+        Args { role: Role::Scan(scan), logs }
+    }
+}
+
 impl Args {
     /// What no single option can tell.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
@@ -384,6 +401,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Args::command().debug_assert();
+    }
+
+    #[test]
+    fn scan_alone_is_the_scan_of_all_roles() {
+        let mut all = super::Args::command();
+        all.build();
+        let of_all = all.find_subcommand_mut("scan").unwrap().render_long_help().to_string();
+        assert_eq!(super::ScanAlone::command().render_long_help().to_string(), of_all);
     }
 
     #[test]

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory as _, FromArgMatches};
 use gk_store::DatabaseUrl;
 
-use crate::args::{Args, Role};
+use crate::args::{Args, Role, ScanAlone};
 use crate::config_file::{self, DATABASE};
 use crate::mask::masked;
 use crate::server::own_uid;
@@ -78,6 +78,10 @@ pub(crate) fn read() -> anyhow::Result<Args> {
 
 fn parse() -> anyhow::Result<(Args, Configuration)> {
     let words: Vec<OsString> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|role| role == "scan") {
+        let told = without_empty_variables(ScanAlone::command()).get_matches_from(&words[1..]);
+        return Ok((from::<ScanAlone>(&told).into(), Configuration(Vec::new())));
+    }
     let (all, command) = (Args::command(), || without_empty_variables(Args::command()));
     let told = command().get_matches_from(&words);
     let roles: Vec<&str> = roles(&told);
@@ -99,8 +103,8 @@ fn parse() -> anyhow::Result<(Args, Configuration)> {
     Ok((from(&matches), configuration))
 }
 
-fn from(matches: &ArgMatches) -> Args {
-    Args::from_arg_matches(matches).unwrap_or_else(|error| error.exit())
+fn from<T: FromArgMatches>(matches: &ArgMatches) -> T {
+    T::from_arg_matches(matches).unwrap_or_else(|error| error.exit())
 }
 
 /// Whether the innermost subcommand has the option. Matches cannot be asked: in a release build they say that whatever is

@@ -120,13 +120,13 @@ impl Scanner {
         Ok(scan)
     }
 
-    /// As [`Scanner::scan`], for who scans but once: nothing is copied.
+    /// As [`Scanner::scan`], for who scans but once: nothing is copied, and a later scan would take everything for new.
     ///
     /// # Errors
     /// As [`Scanner::scan`].
-    pub fn scan_once(mut self, now: Timestamp) -> Result<Scan, ScanError> {
+    pub fn scan_once(&mut self, now: Timestamp) -> Result<Scan, ScanError> {
         self.scan_in_place(now)?;
-        Ok(self.last)
+        Ok(std::mem::take(&mut self.last))
     }
 
     /// As [`Scanner::scan`], without making a copy for the caller, and when nothing changed without touching its listeners:

@@ -60,6 +60,7 @@ pub(crate) struct DriftFilters {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum IgnoreVerb {
     /// List the rules by which drift is ignored.
     #[command(after_help = "Example: gkctl ignore list")]

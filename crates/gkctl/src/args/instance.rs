@@ -10,6 +10,7 @@ use gk_model::labels::{Label, LabelError, Selector};
 use gk_model::text::{InstanceName, LabelKey, NameError};
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum InstanceVerb {
     /// Bring this machine in, or refresh what is known of it.
     #[command(

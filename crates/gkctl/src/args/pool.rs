@@ -22,6 +22,7 @@ An empty text takes --exclude, --for or --note off again.
 What was drawn from a pool stays reserved, whatever becomes of the pool.";
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum PoolVerb {
     /// Make a pool, or change one.
     #[command(after_help = SET_EXAMPLES)]

@@ -22,6 +22,7 @@ Example: gkctl reservation edit 8080 --service web --note 'moved in May'
 An empty text takes away: --note ''. Labels: KEY=VALUE sets one, KEY- removes one; all others stay.";
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ReservationVerb {
     /// List what is reserved.
     #[command(after_help = "Example: gkctl reservation list --all-instances --idle 30d\n\n\

@@ -19,6 +19,7 @@ Roles: viewer reads; user also reserves, and releases what is its own; operator 
 reservations, machines and join tokens; admin also with pools and all tokens.";
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum TokenVerb {
     /// Make a token for a subject, or one by which machines join, and print its secret.
     #[command(after_help = CREATE_EXAMPLES)]
