@@ -200,7 +200,8 @@ mod tests {
         contained.owners.clear();
         let id = "3f2a91c05b7e4d6f8a1b2c3d4e5f60713f2a91c05b7e4d6f8a1b2c3d4e5f6071";
         let pod = Some("1a-2b".into());
-        contained.container = Some(Container { id: id.into(), name: None, engine: "containerd".into(), pod });
+        let container = Container { id: id.into(), name: None, engine: "containerd".into(), pod };
+        contained.container = Some(Box::new(container));
         let scan = Scan { listeners: vec![listener, contained], ..Scan::default() };
         let table = table(&scan, false);
         let lines: Vec<Vec<&str>> = table

@@ -579,7 +579,7 @@ mod tests {
         forwarder.owners[0].name = "docker-proxy".into();
         let mut contained = listener(82, 3);
         let engine = "docker".into();
-        contained.container = Some(Container { id: "c1".into(), name: None, engine, pod: None });
+        contained.container = Some(Box::new(Container { id: "c1".into(), name: None, engine, pod: None }));
         let of = |listeners: &[&gk_model::listener::Listener], known: &[Netns]| {
             let known = known.iter().copied().collect();
             let namespaces = Some(Namespaces { known, are_all: true });

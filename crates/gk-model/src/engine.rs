@@ -144,7 +144,7 @@ impl Containers {
                 shown.insert(port);
                 // Whose socket is known to be somebody else's stays theirs.
                 if listener.container.is_none() && (listener.owners.is_empty() || forwards(listener)) {
-                    listener.container = Some(container.clone());
+                    listener.container = Some(Box::new(container.clone()));
                 }
             }
             if let Some(container) = &mut listener.container
@@ -161,7 +161,7 @@ impl Containers {
             owners: Vec::new(),
             more_owners: 0,
             unit: None,
-            container: Some(container.clone()),
+            container: Some(Box::new(container.clone())),
             first_seen_at: now,
             last_seen_at: now,
         }));
@@ -270,7 +270,8 @@ mod tests {
             let mut listener = socket("0.0.0.0", false, Some("nginx"));
             listener.key.netns = Netns::Other(9);
             let id = id.into();
-            listener.container = Some(Container { id, name: None, engine: "podman".into(), pod: None });
+            let container = Container { id, name: None, engine: "podman".into(), pod: None };
+            listener.container = Some(Box::new(container));
             listener
         };
         let told = told(&[contained("c1", "web", &[published("0.0.0.0", 8_080)])]);

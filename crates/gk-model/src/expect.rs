@@ -321,12 +321,8 @@ mod tests {
     #[test]
     fn containers_are_known_by_name_or_by_how_their_id_begins() {
         let mut seen = nginx();
-        seen.container = Some(Container {
-            id: "3f2a9c".into(),
-            name: Some("web".into()),
-            engine: "docker".into(),
-            pod: None,
-        });
+        let (name, engine) = (Some("web".into()), "docker".into());
+        seen.container = Some(Box::new(Container { id: "3f2a9c".into(), name, engine, pod: None }));
         for (text, fit) in
             [("web", Fit::Fits), ("3f2", Fit::Fits), ("we", Fit::Differs), ("2a9c", Fit::Differs)]
         {

@@ -190,7 +190,8 @@ pub struct Listener {
     /// The systemd unit of its cgroup.
     pub unit: Option<Observed>,
     /// The container of its cgroup, or the one that a published port leads into.
-    pub container: Option<Container>,
+    // Apart, because most listeners have none, and there are many of them.
+    pub container: Option<Box<Container>>,
     /// When it was first seen, by the clock of whoever sends this.
     pub first_seen_at: Timestamp,
     /// When it was last seen, by the clock of whoever sends this.
@@ -285,7 +286,7 @@ impl Listener {
             + about_bytes(self.account.as_ref())
             + about_bytes(self.unit.as_ref())
             + about_bytes(self.key.interface.as_ref())
-            + self.container.as_ref().map_or(0, container)
+            + self.container.as_deref().map_or(0, container)
     }
 
     /// A few words for people: `nginx (pid 812)`, `nginx.service`, `docker 3f2a…`, or `another account's process`.

@@ -1,4 +1,4 @@
-//! From the number of a cgroup to its path.
+//! From the number of a cgroup to its unit and container.
 //!
 //! sock_diag tells the cgroup in which a socket was made, by number, which is the inode of a directory in the cgroup2
 //! file system. So units and containers are known without any privilege. The tree is walked only when a number turns up
@@ -11,51 +11,53 @@ use std::path::{Path, PathBuf};
 
 use crate::numbers::NumberMap;
 use crate::parse::CgroupId;
+use crate::place::{Place, place};
 
 /// The cgroups of the machine, as far as sockets asked for them.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     mount: Option<PathBuf>,
-    paths: NumberMap<CgroupId, Option<String>>,
+    /// Each made once, since hundreds of sockets may share it; none for the root and what is not known.
+    places: NumberMap<CgroupId, Option<Place>>,
 }
 
 impl Cgroups {
     /// Of the cgroup2 file system mounted in our mount namespace; knows nothing when there is none.
     pub(crate) fn find() -> Cgroups {
         let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        Cgroups { mount: cgroup2_mount(&String::from_utf8_lossy(&mounts)), paths: NumberMap::default() }
+        Cgroups { mount: cgroup2_mount(&String::from_utf8_lossy(&mounts)), places: NumberMap::default() }
     }
 
-    /// Makes the paths of these numbers known, and forgets all others.
+    /// Makes the places of these numbers known, and forgets all others.
     pub(crate) fn learn(&mut self, wanted: impl IntoIterator<Item = CgroupId>) {
-        let mut paths = NumberMap::default();
+        let mut places = NumberMap::default();
         let mut unknown = false;
         for id in wanted {
-            let path = self.paths.remove(&id);
-            unknown |= path.is_none() && !paths.contains_key(&id);
-            paths.entry(id).or_insert(path.flatten());
+            let place = self.places.remove(&id);
+            unknown |= place.is_none() && !places.contains_key(&id);
+            places.entry(id).or_insert(place.flatten());
         }
-        self.paths = paths;
+        self.places = places;
         if let Some(mount) = self.mount.as_deref().filter(|_| unknown) {
-            walk(mount, "", &mut self.paths);
+            walk(mount, "", &mut self.places);
         }
     }
 
-    /// The path below the mount, `/system.slice/nginx.service`; `None` for the root and what is not known.
-    pub(crate) fn path(&self, id: CgroupId) -> Option<&str> {
-        self.paths.get(&id)?.as_deref().filter(|path| !path.is_empty())
+    /// What its path below the mount says, such as `/system.slice/nginx.service`; `None` for the root and what is not known.
+    pub(crate) fn place(&self, id: CgroupId) -> Option<&Place> {
+        self.places.get(&id)?.as_ref()
     }
 }
 
-/// Fills in the paths of those directories whose inodes are asked for.
-fn walk(directory: &Path, path: &str, paths: &mut NumberMap<CgroupId, Option<String>>) {
+/// Fills in the places of those directories whose inodes are asked for.
+fn walk(directory: &Path, path: &str, places: &mut NumberMap<CgroupId, Option<Place>>) {
     let inode = fs::metadata(directory).map(|metadata| CgroupId(metadata.ino()));
-    if let Some(known) = inode.ok().and_then(|inode| paths.get_mut(&inode)) {
-        *known = Some(path.to_owned());
+    if let Some(known) = inode.ok().and_then(|inode| places.get_mut(&inode)) {
+        *known = (!path.is_empty()).then(|| place(path));
     }
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            walk(&entry.path(), &format!("{path}/{}", entry.file_name().to_string_lossy()), paths);
+            walk(&entry.path(), &format!("{path}/{}", entry.file_name().to_string_lossy()), places);
         }
     }
 }
@@ -101,7 +103,7 @@ mod tests {
 
     fn tree() -> (tempfile::TempDir, Cgroups) {
         let directory = tempfile::tempdir().unwrap();
-        let cgroups = Cgroups { mount: Some(directory.path().to_owned()), paths: NumberMap::default() };
+        let cgroups = Cgroups { mount: Some(directory.path().to_owned()), places: NumberMap::default() };
         (directory, cgroups)
     }
 
@@ -110,19 +112,20 @@ mod tests {
         CgroupId(fs::metadata(mount.join(path)).unwrap().ino())
     }
 
+    fn unit(cgroups: &Cgroups, id: CgroupId) -> Option<&str> {
+        cgroups.place(id)?.unit.as_ref().map(gk_model::text::Observed::as_str)
+    }
+
     #[test]
-    fn numbers_lead_to_paths_also_those_made_later() {
+    fn numbers_lead_to_units_also_those_made_later() {
         let (directory, mut cgroups) = tree();
         let root = CgroupId(fs::metadata(directory.path()).unwrap().ino());
         let early = add(directory.path(), "system.slice/a.service");
         cgroups.learn([root, early]);
-        assert_eq!((cgroups.path(root), cgroups.path(early)), (None, Some("/system.slice/a.service")));
+        assert_eq!((cgroups.place(root), unit(&cgroups, early)), (None, Some("a.service")));
         let late = add(directory.path(), "b.scope");
         cgroups.learn([early, late]);
-        assert_eq!(
-            (cgroups.path(early), cgroups.path(late)),
-            (Some("/system.slice/a.service"), Some("/b.scope"))
-        );
+        assert_eq!((unit(&cgroups, early), unit(&cgroups, late)), (Some("a.service"), Some("b.scope")));
     }
 
     #[test]
@@ -130,12 +133,12 @@ mod tests {
         let (directory, mut cgroups) = tree();
         let made_later = CgroupId(u64::MAX);
         cgroups.learn([made_later]);
-        assert_eq!(cgroups.paths.get(&made_later), Some(&None));
+        assert_eq!(cgroups.places.get(&made_later), Some(&None));
         drop(directory);
         cgroups.learn([made_later]);
-        assert_eq!(cgroups.path(made_later), None);
+        assert_eq!(cgroups.place(made_later), None);
         cgroups.learn([]);
-        assert!(cgroups.paths.is_empty(), "forgotten when no socket asks any more");
+        assert!(cgroups.places.is_empty(), "forgotten when no socket asks any more");
     }
 
     #[test]

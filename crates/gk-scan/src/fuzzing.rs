@@ -6,7 +6,7 @@ use gk_model::port::Protocol;
 
 use crate::cgroup::{best_path, cgroup2_mount};
 use crate::parse::{Message, messages};
-use crate::place::place;
+use crate::place::{Place, place};
 
 /// A datagram of sock_diag: what is read of it ends, and is of the protocol that was asked for.
 pub fn netlink(bytes: &[u8]) {
@@ -29,7 +29,7 @@ pub fn cgroup(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     cgroup2_mount(&text);
     for path in [Some(&*text), best_path(&text)].into_iter().flatten() {
-        let (unit, container) = place(path);
+        let Place { unit, container } = place(path);
         // Only that of a user has a path, below the user's manager.
         let unit = unit.as_ref().map(gk_model::text::Observed::as_str);
         let is_sane = |unit: &str| !unit.is_empty() && (unit.starts_with("user@") || !unit.contains('/'));

@@ -11,7 +11,8 @@
 //!   only those are looked at that have the next numbers, if they explain it. A socket without any visible owner is
 //!   looked for again after 1, 2, 4, … scans.
 //! - A socket may be older than it has been listening, and so have been inherited while nobody asked for it. So whoever is
-//!   found is not taken for the only one: parents, children and siblings are asked for the same descriptor.
+//!   found, by whatever way, is not taken for the only one: parents, children and siblings are asked for the same
+//!   descriptor.
 //! - What a known owner holds is verified link by link, a slice at every scan, and completely at the scan after it was
 //!   found: a child between fork and exec holds what it is about to close, under its parent's name.
 //! - A slice of all other processes is looked at at every scan, and into when their number of descriptors changed:
@@ -146,6 +147,8 @@ impl Owners {
         accounts: &Accounts,
     ) -> bool {
         self.bury_the_dead();
+        // Before anybody is looked into: whoever holds one of these is asked for relatives, however he was found.
+        let mut due = self.due();
         let fresh = std::mem::take(&mut self.fresh);
         let mut visited = HashSet::new();
         if let Some(new) = new {
@@ -156,8 +159,14 @@ impl Owners {
         self.verify_completely(&fresh, accounts);
         self.verify_a_slice(accounts);
         self.visit_a_slice(processes, accounts);
-        let found = self.search(processes, &mut visited, accounts);
-        self.ask_relatives(&found, accounts);
+        if self.any_due() {
+            self.search(processes, &mut visited, accounts);
+        }
+        // In the first scan everybody is new, and was asked for everything.
+        if new.is_none_or(|new| new.len() < processes.pids().len()) {
+            due.retain(|socket| self.inodes.contains_key(socket) && !self.unfound.contains_key(socket));
+            self.ask_relatives(&due, accounts);
+        }
         self.scan += 1;
         std::mem::take(&mut self.changed)
     }
@@ -337,22 +346,8 @@ impl Owners {
         pid.open_descriptors().is_none_or(|count| before != Some(count))
     }
 
-    /// Looks for sockets without an owner, as far as they are due, where they most likely are first. Which were found.
-    fn search(
-        &mut self,
-        processes: &Processes,
-        visited: &mut HashSet<Pid>,
-        accounts: &Accounts,
-    ) -> HashSet<SocketId> {
-        let mut due = self.due();
-        if !due.is_empty() {
-            self.look_for_due(processes, visited, accounts);
-            due.retain(|socket| self.inodes.contains_key(socket) && !self.unfound.contains_key(socket));
-        }
-        due
-    }
-
-    fn look_for_due(&mut self, processes: &Processes, visited: &mut HashSet<Pid>, accounts: &Accounts) {
+    /// Looks for sockets without an owner, as far as they are due, where they most likely are first.
+    fn search(&mut self, processes: &Processes, visited: &mut HashSet<Pid>, accounts: &Accounts) {
         let known: Vec<Pid> = self.processes.keys().rev().copied().collect();
         let others: Vec<Pid> = processes.pids().iter().rev().copied().collect();
         let mut unlikely = Vec::new();

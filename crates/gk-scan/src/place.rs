@@ -9,20 +9,27 @@
 use gk_model::listener::Container;
 use gk_model::text::Observed;
 
+/// What a cgroup says of the processes in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) unit: Option<Observed>,
+    pub(crate) container: Option<Box<Container>>,
+}
+
 /// The unit and the container that a cgroup path such as `/system.slice/nginx.service` belongs to.
 ///
 /// A user's unit keeps the path below its manager (`user@1000.service/app.slice/web.service`), to be told from the
 /// system's unit of that name. A scope that exists only for a container is not repeated as a unit.
-pub(crate) fn place(path: &str) -> (Option<Observed>, Option<Container>) {
+pub(crate) fn place(path: &str) -> Place {
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let unit = unit(&segments).map(|unit| Observed::new(&unit));
     let container = (0..segments.len()).find_map(|index| {
         let parent = index.checked_sub(1).and_then(|parent| segments.get(parent));
         let found = container(parent.copied().unwrap_or_default(), segments[index])?;
         // What a container makes below itself says nothing of where it is.
-        Some(Container { pod: pod(&segments[..=index]).map(|uid| Observed::new(&uid)), ..found })
+        Some(Box::new(Container { pod: pod(&segments[..=index]).map(|uid| Observed::new(&uid)), ..found }))
     });
-    (unit, container)
+    Place { unit, container }
 }
 
 /// The pod's uid: `kubepods-burstable-pod<uid>.slice` with `_` for `-`, `kubepods/burstable/pod<uid>`.
@@ -211,7 +218,7 @@ mod tests {
     fn every_form_of_path_is_known() {
         for (path, unit, container) in FORMS {
             let real = |text: &str| text.replace("ID", ID).replace("OTHER", OTHER);
-            let (found_unit, found) = place(&real(path));
+            let Place { unit: found_unit, container: found } = place(&real(path));
             let pod =
                 |found: &Container| found.pod.as_ref().map(|pod| format!(" pod {pod}")).unwrap_or_default();
             let found = found

@@ -5,13 +5,13 @@ use std::io::{self, Read, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use gk_model::listener::{Container, Owner};
+use gk_model::listener::Owner;
 use gk_model::text::Observed;
 
 use crate::accounts::Accounts;
 use crate::cgroup::best_path;
 use crate::parse::{Inode, Uid};
-use crate::place::place;
+use crate::place::{Place, place};
 use crate::sys;
 
 /// The number of a process in our `/proc`.
@@ -39,8 +39,7 @@ const USUAL_BYTES: usize = 4 * 1024;
 pub(crate) struct Description {
     pub(crate) owner: Owner,
     pub(crate) uid: Uid,
-    pub(crate) unit: Option<Observed>,
-    pub(crate) container: Option<Container>,
+    pub(crate) place: Place,
 }
 
 impl Pid {
@@ -60,8 +59,7 @@ impl Pid {
         let (name, started_ticks) = name_and_start(&stat)?;
         let uid = effective_uid(&self.read("status")?)?;
         let exe = fs::read_link(format!("/proc/{}/exe", self.0)).ok();
-        let (unit, container) =
-            self.read("cgroup").as_deref().and_then(best_path).map(place).unwrap_or_default();
+        let place = self.read("cgroup").as_deref().and_then(best_path).map(place).unwrap_or_default();
         let owner = Owner {
             pid: self.0,
             started_ticks,
@@ -69,7 +67,7 @@ impl Pid {
             exe: exe.map(|exe| Observed::new(&exe.to_string_lossy())),
             account: accounts.name(uid),
         };
-        Some(Description { owner, uid, unit, container })
+        Some(Description { owner, uid, place })
     }
 
     /// When it started, in clock ticks since boot; `None` when it is gone or a zombie.

@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use gk_model::contact::{Occupied, Part};
-use gk_model::listener::{Container, Listener, ListenerKey, Netns, Owner};
+use gk_model::listener::{Listener, ListenerKey, Netns, Owner};
 use gk_model::port::Protocol;
-use gk_model::text::Observed;
 use gk_model::time::Timestamp;
 
 use crate::ScanError;
@@ -20,7 +19,7 @@ use crate::namespace::{Namespace, occupied};
 use crate::others::Others;
 use crate::owners::{Owners, SocketId};
 use crate::parse::Socket;
-use crate::place::place;
+use crate::place::Place;
 use crate::process::{Description, Pid};
 use crate::processes::Processes;
 use crate::tables::{Tables, parts_of};
@@ -277,7 +276,8 @@ impl Scanner {
         socket: &Socket,
         owners: &[(SocketId, &Description)],
     ) -> Listener {
-        let (unit, container) = self.place_of(socket, owners.first().map(|(_, owner)| *owner));
+        let place = self.place_of(socket, owners.first().map(|(_, owner)| *owner));
+        let Place { unit, container } = place.cloned().unwrap_or_default();
         Listener {
             key: namespace.key(socket),
             account: Some(self.accounts.name(socket.uid)),
@@ -292,15 +292,9 @@ impl Scanner {
 
     /// The cgroup in which the socket was made, or, where that is the root or unknown (hosts that keep services in the
     /// old hierarchies), the one of its first owner.
-    fn place_of(
-        &self,
-        socket: &Socket,
-        owner: Option<&Description>,
-    ) -> (Option<Observed>, Option<Container>) {
-        match socket.cgroup.and_then(|id| self.cgroups.path(id)) {
-            Some(path) => place(path),
-            None => owner.map_or((None, None), |owner| (owner.unit.clone(), owner.container.clone())),
-        }
+    fn place_of<'a>(&'a self, socket: &Socket, owner: Option<&'a Description>) -> Option<&'a Place> {
+        let place = socket.cgroup.and_then(|id| self.cgroups.place(id));
+        place.or_else(|| owner.map(|owner| &owner.place))
     }
 }
 
@@ -390,7 +384,7 @@ mod tests {
             account: None,
             owners: owners.iter().copied().map(owner).collect(),
             more_owners: 0,
-            unit: unit.map(Observed::new),
+            unit: unit.map(Into::into),
             container: None,
             first_seen_at: start(),
             last_seen_at: start(),

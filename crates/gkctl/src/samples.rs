@@ -48,7 +48,7 @@ pub(crate) fn in_unit(listener: Listener, unit: &str) -> Listener {
 pub(crate) fn in_container(listener: Listener, name: &str) -> Listener {
     let name = (!name.is_empty()).then(|| name.into());
     let container = Container { id: "3f2a91c04d5e6f708192".into(), name, engine: "docker".into(), pod: None };
-    Listener { container: Some(container), ..listener }
+    Listener { container: Some(Box::new(container)), ..listener }
 }
 
 /// The same, by an agent that may not see processes.

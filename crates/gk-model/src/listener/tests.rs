@@ -145,7 +145,8 @@ fn no_listener_is_larger_than_a_tenth_of_what_a_watch_takes_for_one_event() {
             (owner.exe, owner.account) = (Some(text.clone()), text.clone());
         }
         let [id, engine] = [&text; 2].map(Clone::clone);
-        huge.container = Some(Container { id, name: Some(text.clone()), engine, pod: Some(text.clone()) });
+        let container = Container { id, name: Some(text.clone()), engine, pod: Some(text.clone()) };
+        huge.container = Some(Box::new(container));
         (huge.account, huge.unit, huge.key.interface) = (Some(text.clone()), Some(text.clone()), Some(text));
         let bounded = huge.bounded();
         let bytes = serde_json::to_vec(&bounded).unwrap().len();
@@ -160,7 +161,7 @@ fn who_holds_a_listener_stays_when_more_becomes_known_of_the_same_processes() {
         listener.owners.truncate(usize::from(owners));
         let (name, engine) = (name.map(Into::into), "docker".into());
         let container = Container { id: id.into(), name, engine, pod: None };
-        listener.container = (!id.is_empty()).then_some(container);
+        listener.container = (!id.is_empty()).then_some(Box::new(container));
         listener
     };
     let table = [

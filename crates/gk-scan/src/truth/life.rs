@@ -155,6 +155,24 @@ fn a_socket_that_was_inherited_before_it_listened_has_all_its_owners_at_once() {
 }
 
 #[test]
+fn a_socket_that_a_new_process_inherited_has_its_older_owners_at_once() {
+    in_new_namespace("a socket that a new process inherited", || {
+        let spec = at(Tcp, "127.0.0.1");
+        let socket = spec.bind();
+        let mut scanner = Scanner::new().unwrap();
+        (0..3).for_each(|_| assert_eq!(scan(&mut scanner).listeners, []));
+        listen(&socket);
+        // Looked through because it is new, it explains the socket.
+        let mut holder = spawn_holder(&socket);
+        let mine = Entry::own(spec, &socket);
+        let expected = mine.owners.iter().copied().chain([holder.id()]).collect();
+        assert_eq!(entries(&scan(&mut scanner)), [Entry { owners: expected, ..mine }].into());
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    });
+}
+
+#[test]
 fn a_multipath_listener_is_one_tcp_listener() {
     in_new_namespace("MPTCP", || {
         // SAFETY: takes and returns plain numbers.

@@ -395,7 +395,7 @@ async fn the_name_of_a_container_is_learnt_without_a_change_of_hands() {
     let mut agent = world.join_with_agent("web-1", 1, std::slice::from_ref(&proxy)).await;
     let contained = |id: &str, name: Option<&str>| {
         let (id, name) = (id.into(), name.map(Into::into));
-        let container = Some(Container { id, name, engine: "docker".into(), pod: None });
+        let container = Some(Box::new(Container { id, name, engine: "docker".into(), pod: None }));
         Listener { container, ..proxy.clone() }
     };
     // The engine tells of it, its name, another name.
@@ -429,7 +429,7 @@ async fn the_name_of_a_container_is_learnt_without_a_change_of_hands() {
 async fn a_published_port_without_a_socket_is_in_use_and_never_picked() {
     let world = super::new_world().await;
     let container = Container { id: "c1".into(), name: None, engine: "docker".into(), pod: None };
-    let published = Listener { owners: Vec::new(), container: Some(container), ..tcp(8000, 1) };
+    let published = Listener { owners: Vec::new(), container: Some(Box::new(container)), ..tcp(8000, 1) };
     let agent = world.join_with_agent("web-1", 1, &[published]).await;
     let id = agent.id;
     let query = PortQuery::default();
