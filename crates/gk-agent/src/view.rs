@@ -46,43 +46,36 @@ pub(crate) struct Namespaces {
 /// The newest state of everything seen.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    seen: BTreeMap<ListenerKey, Seen>,
+    /// In order of their keys. A map would take twice the memory, and a scan shows all of them in this order anyway.
+    seen: Vec<Listener>,
     /// When those of each namespace were seen again, by scans that showed the same. To write that down for each of a thousand
     /// listeners would take as long as half the scan.
     seen_again_at: BTreeMap<Netns, Timestamp>,
     covered: BTreeSet<Part>,
     occupied: Vec<Occupied>,
     namespaces: Option<Namespaces>,
-    round: u64,
-}
-
-#[derive(Debug)]
-struct Seen {
-    listener: Listener,
-    /// The scan that showed it last.
-    round: u64,
+    has_looked: bool,
 }
 
 impl View {
     /// Of what an earlier run had seen.
     pub(crate) fn of(set: Set) -> View {
-        let seen = set.into_iter().map(|(key, listener)| (key, Seen { listener, round: 0 }));
-        View { seen: seen.collect(), ..View::default() }
+        View { seen: set.into_values().collect(), ..View::default() }
     }
 
     /// Everything in it, those kept from parts not covered included.
     pub(crate) fn set(&self) -> Set {
-        self.seen.iter().map(|(key, seen)| (key.clone(), self.date(&seen.listener))).collect()
+        self.seen.iter().map(|seen| (seen.key.clone(), self.date(seen))).collect()
     }
 
     /// Whether nothing was looked at yet.
     pub(crate) fn is_new(&self) -> bool {
-        self.round == 0
+        !self.has_looked
     }
 
     /// Takes in a scan and tells what it changed.
     pub(crate) fn observe(&mut self, snapshot: Snapshot<'_>, now: Timestamp) -> Step {
-        self.round += 1;
+        self.has_looked = true;
         self.covered = snapshot.covered.into_iter().collect();
         self.namespaces = snapshot.namespaces;
         if let Some(mut occupied) = snapshot.occupied {
@@ -91,33 +84,25 @@ impl View {
             occupied.dedup();
             self.occupied = occupied;
         }
-        let mut step = Step::default();
         if snapshot.is_same && self.seen.len() == snapshot.listeners.len() {
             debug_assert!(self.shows(&snapshot.listeners), "not the same");
             self.seen_again_at = snapshot.seen_at;
-            return step;
+            return Step::default();
         }
         self.write_times();
-        for found in snapshot.listeners.iter() {
-            if self.covered.contains(&found.key.part()) {
-                let seen_at = snapshot.seen_at.get(&found.key.netns).copied();
-                self.see(found, seen_at.unwrap_or(found.last_seen_at), now, &mut step);
-            }
-        }
-        self.miss(now, &mut step);
-        step
+        self.merge(&snapshot.listeners, &snapshot.seen_at, now)
     }
 
     fn shows(&self, listeners: &[Listener]) -> bool {
-        self.seen.values().zip(listeners).all(|(seen, found)| seen.listener.same_but_times(found))
+        self.seen.iter().zip(listeners).all(|(seen, found)| seen.same_but_times(found))
     }
 
     /// Says of each listener itself when it was seen last.
     fn write_times(&mut self) {
         let seen_again_at = std::mem::take(&mut self.seen_again_at);
-        for seen in self.seen.values_mut() {
-            let again = seen_again_at.get(&seen.listener.key.netns);
-            seen.listener.last_seen_at = again.copied().unwrap_or(seen.listener.last_seen_at);
+        for seen in &mut self.seen {
+            let again = seen_again_at.get(&seen.key.netns);
+            seen.last_seen_at = again.copied().unwrap_or(seen.last_seen_at);
         }
     }
 
@@ -127,34 +112,46 @@ impl View {
         Listener { last_seen_at: again.unwrap_or(listener.last_seen_at), ..listener.clone() }
     }
 
-    fn see(&mut self, found: &Listener, last_seen_at: Timestamp, now: Timestamp, step: &mut Step) {
-        let round = self.round;
-        let Some(seen) = self.seen.get_mut(&found.key) else {
-            let listener = Listener { last_seen_at, ..found.clone() };
-            step.record(None, Some(listener.clone()), now);
-            self.seen.insert(found.key.clone(), Seen { listener, round });
-            return;
-        };
-        seen.round = round;
-        let first_seen_at = found.first_seen_at.min(seen.listener.first_seen_at);
-        if seen.listener.same_but_times(found) {
-            (seen.listener.first_seen_at, seen.listener.last_seen_at) = (first_seen_at, last_seen_at);
-            return;
+    /// Goes through what was seen and what is found, both by key.
+    fn merge(
+        &mut self,
+        listeners: &[Listener],
+        seen_at: &BTreeMap<Netns, Timestamp>,
+        now: Timestamp,
+    ) -> Step {
+        let is_covered = |found: &&Listener| self.covered.contains(&found.key.part());
+        let mut found: Vec<&Listener> = listeners.iter().filter(is_covered).collect();
+        // The scanner's are in order, and behind them stands what only container engines tell of.
+        found.sort_by(|one, other| one.key.cmp(&other.key));
+        found.dedup_by(|later, earlier| later.key == earlier.key);
+        let (mut step, mut seen) = (Step::default(), Vec::with_capacity(found.len()));
+        let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
+        for found in found {
+            while let Some(missed) = before.next_if(|before| before.key < found.key) {
+                seen.extend(self.miss(missed, now, &mut step));
+            }
+            let last_seen_at = seen_at.get(&found.key.netns).copied().unwrap_or(found.last_seen_at);
+            let same = before.next_if(|before| before.key == found.key);
+            seen.push(see(same, found, last_seen_at, now, &mut step));
         }
-        let after = Listener { first_seen_at, last_seen_at, ..found.clone() };
-        let before = std::mem::replace(&mut seen.listener, after);
-        step.record(Some(before), Some(seen.listener.clone()), now);
+        for missed in before {
+            seen.extend(self.miss(missed, now, &mut step));
+        }
+        seen.shrink_to_fit();
+        self.seen = seen;
+        step
     }
 
-    fn miss(&mut self, now: Timestamp, step: &mut Step) {
-        let (round, covered, namespaces) = (self.round, &self.covered, self.namespaces.as_ref());
-        let lacks = |netns| namespaces.is_some_and(|there| !there.known.contains(&netns));
-        let is_gone = |key: &ListenerKey, seen: &mut Seen| {
-            seen.round != round && (covered.contains(&key.part()) || lacks(key.netns))
-        };
-        for (_, seen) in self.seen.extract_if(.., is_gone) {
-            step.record(Some(seen.listener), None, now);
+    /// One that was not found stays unless it must have been.
+    fn miss(&self, listener: Listener, now: Timestamp, step: &mut Step) -> Option<Listener> {
+        let lacks = |there: &Namespaces| !there.known.contains(&listener.key.netns);
+        let is_gone =
+            self.covered.contains(&listener.key.part()) || self.namespaces.as_ref().is_some_and(lacks);
+        if is_gone {
+            step.record(Some(listener), None, now);
+            return None;
         }
+        Some(listener)
     }
 
     /// How many listeners there are, those kept from parts not covered included.
@@ -180,13 +177,33 @@ impl View {
 
     /// Every listener in the covered parts, by key.
     pub(crate) fn listeners(&self) -> impl Iterator<Item = Listener> {
-        let covered = self.seen.iter().filter(|(key, _)| self.covered.contains(&key.part()));
-        covered.map(|(_, seen)| self.date(&seen.listener))
+        let covered = self.seen.iter().filter(|seen| self.covered.contains(&seen.key.part()));
+        covered.map(|seen| self.date(seen))
     }
 
     /// Every part in which listeners are seen.
     pub(crate) fn parts(&self) -> impl Iterator<Item = Part> {
-        self.seen.keys().map(ListenerKey::part).filter(|part| self.covered.contains(part))
+        self.seen.iter().map(|seen| seen.key.part()).filter(|part| self.covered.contains(part))
+    }
+}
+
+/// A listener as it is now, which may be another one than before.
+fn see(
+    before: Option<Listener>,
+    found: &Listener,
+    last_seen_at: Timestamp,
+    now: Timestamp,
+    step: &mut Step,
+) -> Listener {
+    let first_seen_at =
+        before.as_ref().map_or(found.first_seen_at, |before| found.first_seen_at.min(before.first_seen_at));
+    match before {
+        Some(same) if same.same_but_times(found) => Listener { first_seen_at, last_seen_at, ..same },
+        before => {
+            let after = Listener { first_seen_at, last_seen_at, ..found.clone() };
+            step.record(before, Some(after.clone()), now);
+            after
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One request and its answer: headers, bounds, retries, and what every failure is called.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -91,10 +91,8 @@ impl Call {
 
     /// Sends a body that the server can tell from its repetition; compressed when that is worth it.
     pub(crate) fn post_repeatable(path: &str, body: &impl Serialize) -> Call {
-        let plain = json(body);
-        let compressed = plain.len() > COMPRESS_FROM_BYTES;
-        let body = Some(if compressed { gzip(&plain) } else { plain });
-        Call { body, compressed, repeatable: true, ..Call::bare(Method::POST, path.to_owned()) }
+        let (body, compressed) = packed_json(body);
+        Call { body: Some(body), compressed, repeatable: true, ..Call::bare(Method::POST, path.to_owned()) }
     }
 
     fn bare(method: Method, target: String) -> Call {
@@ -127,10 +125,41 @@ fn json(body: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(body).expect("wire types have string keys and no failing serializers")
 }
 
-fn gzip(plain: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::fast());
-    let written = encoder.write_all(plain).and_then(|()| encoder.finish());
-    written.expect("writing to memory does not fail")
+/// JSON, and whether it is compressed. A report of a thousand listeners is never there as a whole, as plain text.
+fn packed_json(body: &impl Serialize) -> (Vec<u8>, bool) {
+    let mut writer = BufWriter::new(Packed::Plain(Vec::new()));
+    serde_json::to_writer(&mut writer, body).expect("wire types have string keys and no failing serializers");
+    match writer.into_inner().ok().expect("writing to memory does not fail") {
+        Packed::Plain(text) => (text, false),
+        Packed::Gzip(encoder) => (encoder.finish().expect("writing to memory does not fail"), true),
+    }
+}
+
+/// Compresses as soon as that is worth it.
+enum Packed {
+    Plain(Vec<u8>),
+    Gzip(GzEncoder<Vec<u8>>),
+}
+
+impl Write for Packed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Packed::Gzip(encoder) => encoder.write(bytes),
+            Packed::Plain(text) => {
+                text.extend_from_slice(bytes);
+                if text.len() > COMPRESS_FROM_BYTES {
+                    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+                    encoder.write_all(text)?;
+                    *self = Packed::Gzip(encoder);
+                }
+                Ok(bytes.len())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Appends the fields of a query that are set. The struct is the single list of them.
