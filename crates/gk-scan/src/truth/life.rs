@@ -173,6 +173,21 @@ fn a_socket_that_a_new_process_inherited_has_its_older_owners_at_once() {
 }
 
 #[test]
+fn sockets_that_close_one_after_the_other_leave_none_behind() {
+    in_new_namespace("sockets that close one after the other", || {
+        let spec = at(Tcp, "127.0.0.1");
+        let mut sockets: Vec<OwnedFd> = (0..3).map(|_| spec.serve()).collect();
+        let mut scanner = Scanner::new().unwrap();
+        while !sockets.is_empty() {
+            let expected = sockets.iter().map(|socket| Entry::own(spec, socket)).collect();
+            assert_eq!(entries(&scan(&mut scanner)), expected);
+            sockets.pop();
+        }
+        assert_eq!(scan(&mut scanner).listeners, []);
+    });
+}
+
+#[test]
 fn a_multipath_listener_is_one_tcp_listener() {
     in_new_namespace("MPTCP", || {
         // SAFETY: takes and returns plain numbers.
