@@ -3,6 +3,9 @@
 //! For every instance heard of since the start this holds what the last contact confirmed. A heartbeat that confirms
 //! the same again only moves two times here; they reach the database in bulk, every other second. After a crash the
 //! times are a little old, and the next heartbeat mends them. Nothing else is kept only here.
+//!
+//! With several servers, one may take a heartbeat for the newest that comes again after its agent has gone on with another
+//! server, by a report in which nothing changed. No agent waits for that answer any more.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
