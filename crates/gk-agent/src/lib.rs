@@ -33,6 +33,7 @@ mod journal;
 mod keep;
 #[cfg(test)]
 mod kills;
+mod memory;
 #[cfg(test)]
 mod model_server;
 #[cfg(test)]

@@ -59,7 +59,7 @@ impl Flight {
     }
 
     /// Whether it ends a report, which may be its only piece.
-    fn ends_report(&self) -> bool {
+    pub(crate) fn ends_report(&self) -> bool {
         matches!(&self.contact.body, ContactBody::Report { piece, .. } if piece.is_last())
     }
 }

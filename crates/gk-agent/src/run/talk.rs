@@ -14,6 +14,7 @@ use gk_model::text::InstanceName;
 use crate::AgentError;
 use crate::engine::News;
 use crate::failure::{Failure, Verdict};
+use crate::memory;
 use crate::plan::{Action, plan};
 use crate::renew::is_stranger;
 use crate::run::Agent;
@@ -148,6 +149,7 @@ impl Agent {
     }
 
     pub(super) fn answered(&mut self, flight: Flight, answer: &ContactAnswer) {
+        let was_report = flight.ends_report();
         self.state.answered(flight, answer, self.elapsed());
         if answer.renew_credential {
             self.renewal.want();
@@ -172,6 +174,9 @@ impl Agent {
         let is_new_session = self.state.saved() != self.saved;
         self.write_spool(is_new_session);
         self.keep_session();
+        if was_report {
+            memory::give_back();
+        }
     }
 
     /// Writes the session down if it is a new one. Without it the next run repeats the nonce that is in the file,
