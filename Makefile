@@ -46,6 +46,7 @@ soak: ## the long runs: hundreds of kills instead of ten
 	@.ci/prerequisites test
 	$(CARGO) build --locked --bins
 	skip=$$(.ci/prerequisites skip) && GATEKEEPER_SOAK=1 $(CARGO) test --locked -p it -- $(ARGS) $$skip
+	GATEKEEPER_SOAK=1 $(CARGO) test --locked -p gk-scan random
 	$(MAKE) audit fuzz tarball
 
 fuzz: ## ten minutes for every parser of other people's bytes (FUZZ_SECONDS=600)
