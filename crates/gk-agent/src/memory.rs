@@ -4,8 +4,8 @@
 //! anything behind it is in use: two of five MiB with a thousand listeners, for as long as the agent runs.
 #![cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "std has no malloc_trim"))]
 
-/// Gives back what is free now. A tenth of a millisecond, for after large work only; with another allocator than glibc's it
-/// does nothing.
+/// Gives back what is free now. It takes a tenth of a millisecond, and so belongs behind large work only; with another
+/// allocator than glibc's it does nothing.
 pub(crate) fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes a plain number, and touches only memory that nobody has.
