@@ -34,7 +34,7 @@ pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
         eprintln!("{privileges}");
     }
     let written = writeln!(std::io::stdout(), "{text}");
-    // The process ends now, and its memory with it; to take all of that apart before takes a tenth of the time.
+    // The process ends now, and its memory with it: to take all of that apart first would be for nothing.
     std::mem::forget((scanner, scan));
     match written {
         // `gatekeeper scan | head` is no error.

@@ -1,11 +1,11 @@
 //! Memory that is free goes back to the machine.
 //!
 //! The first scan and each full report take several times what an agent at rest needs. glibc keeps what was freed, as long as
-//! anything behind it is in use: two of five MiB with a thousand listeners, for as long as the agent runs.
+//! anything behind it is in use: a third of five MiB with a thousand listeners, for as long as the agent runs.
 #![cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "std has no malloc_trim"))]
 
-/// Gives back what is free now. It takes a tenth of a millisecond, and so belongs behind large work only; with another
-/// allocator than glibc's it does nothing.
+/// Gives back what is free now. It walks through all of that, and so belongs behind large work only; with another allocator
+/// than glibc's it does nothing.
 pub(crate) fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes a plain number, and touches only memory that nobody has.

@@ -369,6 +369,20 @@ mod tests {
     }
 
     #[test]
+    fn a_scan_after_the_only_one_takes_everything_for_new() {
+        in_new_namespace("a second scan once", || {
+            let socket = at(Protocol::Tcp, "127.0.0.1").serve();
+            let mut scanner = Scanner::new().unwrap();
+            for now in [start(), start().plus(Duration::from_secs(1))] {
+                let scan = scanner.scan_once(now).unwrap();
+                let shown: Vec<_> =
+                    scan.listeners.iter().map(|one| (one.key.port, one.first_seen_at)).collect();
+                assert_eq!((shown, scan.changed), (vec![(port_of(&socket), now)], true));
+            }
+        });
+    }
+
+    #[test]
     fn sockets_of_one_key_are_one_listener_with_all_owners() {
         let owner =
             |pid| Owner { pid, started_ticks: 1, name: "a".into(), exe: None, account: "root".into() };
