@@ -66,7 +66,7 @@ pub(crate) fn run(mut words: impl Iterator<Item = String>) -> Result<()> {
     let _listeners = (0..listeners).map(bind).collect::<std::io::Result<Vec<_>>>()?;
     let mut scanner = Scanner::new()?;
     for _ in 0..polls {
-        scanner.scan_in_place(Timestamp::from_clock())?;
+        scanner.look(Timestamp::from_clock())?;
     }
     Ok(())
 }

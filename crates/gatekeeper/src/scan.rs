@@ -19,7 +19,7 @@ pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
     };
     let mut scanner = scanner.context("cannot ask the kernel")?;
     let now = Timestamp::from_clock();
-    let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan_once(now) };
+    let scan = if args.all { scanner.scan_occupied(now) } else { scanner.scan(now) };
     let mut scan = scan.context("cannot scan")?;
     if !args.no_processes {
         gk_agent::ask_engines(&args.engines.sockets()).apply(&mut scan.listeners, now);
@@ -47,9 +47,9 @@ fn json(scan: &Scan) -> anyhow::Result<String> {
     let everything = serde_json::json!({
         "listeners": scan.listeners,
         "occupied": scan.occupied,
-        "covered": scan.covered,
-        "namespaces": scan.namespaces,
-        "knows_all_namespaces": scan.knows_all_namespaces,
+        "covered": scan.coverage.parts,
+        "namespaces": scan.coverage.namespaces.keys().collect::<Vec<_>>(),
+        "knows_all_namespaces": scan.coverage.knows_all_namespaces,
     });
     serde_json::to_string_pretty(&everything).context("cannot write JSON")
 }

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use gk_client::engines::{SavedEngines, load_engines, save_engines};
 use gk_client::get_local;
 use gk_model::engine::{Containers, Published, Told, forwards};
+use gk_model::listener::{Listener, Netns};
 use gk_model::time::Timestamp;
 
 use crate::AgentConfig;
@@ -138,8 +139,8 @@ pub(crate) struct Engines {
     hint: u64,
     /// Published ports that had a socket, with how often engines have to tell of them before they are without.
     with_socket: BTreeMap<Published, u8>,
-    /// Whether anything was added to the last scan.
-    added: bool,
+    /// Whether listeners that were completed would be others now, though the kernel's are the same.
+    is_news: bool,
     /// None where there is nobody to ask, and in an agent that runs once.
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -150,7 +151,7 @@ impl Engines {
         let asker = Asker::open(config);
         let news = asker.news();
         if asker.sockets.is_empty() {
-            return Ok(Engines { news, hint: 0, with_socket: BTreeMap::new(), added: false, thread: None });
+            return Ok(Engines { news, hint: 0, with_socket: BTreeMap::new(), is_news: true, thread: None });
         }
         let (hints, hinted) = mpsc::channel();
         let work = move || serve(asker, &events, &hinted);
@@ -159,7 +160,7 @@ impl Engines {
             news,
             hint: 0,
             with_socket: BTreeMap::new(),
-            added: false,
+            is_news: true,
             thread: Some((hints, thread)),
         })
     }
@@ -168,7 +169,7 @@ impl Engines {
     pub(crate) fn once(config: &AgentConfig) -> Engines {
         let mut asker = Asker::open(config);
         asker.ask_due(Duration::ZERO);
-        Engines { news: asker.news(), hint: 0, with_socket: BTreeMap::new(), added: false, thread: None }
+        Engines { news: asker.news(), hint: 0, with_socket: BTreeMap::new(), is_news: true, thread: None }
     }
 
     /// Passes a panic of the thread on: containers that are never asked for again would look unchanged.
@@ -180,33 +181,38 @@ impl Engines {
         assert!(!has_ended, "the thread that asks container engines panicked");
     }
 
+    /// Whether a scan that shows the same listeners as before is to show them all, because they are to be completed anew.
+    pub(crate) fn are_news(&self) -> bool {
+        self.is_news
+    }
+
     /// Adds to a scan what the engines told last, and has them asked when the scan shows that they may have news.
-    pub(crate) fn complete(&mut self, snapshot: &mut Snapshot<'_>, now: Timestamp) {
-        let hint = if snapshot.is_same { self.hint } else { hint(snapshot) };
+    pub(crate) fn complete(&mut self, snapshot: &mut Snapshot, now: Timestamp) {
+        let known = snapshot.namespaces.as_ref().map(|namespaces| &namespaces.known);
+        let Some(listeners) = &mut snapshot.listeners else { return };
+        let hint = hint(listeners, known.into_iter().flatten());
         if let Some((hints, _)) = &self.thread
             && std::mem::replace(&mut self.hint, hint) != hint
         {
             // A thread that is gone has panicked, which is noticed elsewhere.
             let _gone = hints.send(());
         }
-        let adds = !self.news.containers.is_empty();
-        snapshot.is_same &= !(std::mem::replace(&mut self.added, adds) || adds);
-        if !adds {
-            return;
-        }
         let with_socket = &self.with_socket;
         let stands_alone = |port: &Published| !with_socket.contains_key(port);
-        let shown = self.news.containers.apply_where(snapshot.listeners.to_mut(), now, stands_alone);
+        let shown = self.news.containers.apply_where(listeners, now, stands_alone);
+        self.is_news = false;
         self.with_socket.extend(shown.into_iter().map(|port| (port, TELLS_AGAIN)));
     }
 
     /// Takes in what they told; whether the summary is another one, which is logged then.
     pub(crate) fn learn(&mut self, news: News) -> bool {
+        let silent = self.with_socket.len();
         self.with_socket.retain(|port, tells| {
             *tells -= u8::from(news.fresh.publishes(port));
             *tells > 0 && news.containers.publishes(port)
         });
         let before = std::mem::replace(&mut self.news, news);
+        self.is_news |= self.with_socket.len() < silent || self.news.containers != before.containers;
         let is_other = before.summary != self.news.summary;
         match (is_other, self.news.is_answered) {
             (false, _) => {}
@@ -223,18 +229,17 @@ impl Engines {
 }
 
 /// A sum over the containers, forwarders and namespaces that a scan shows, before engines add to it. In whatever order.
-fn hint(snapshot: &Snapshot) -> u64 {
+fn hint<'a>(listeners: &[Listener], namespaces: impl Iterator<Item = &'a Netns>) -> u64 {
     let sum = |hashed: &dyn Fn(&mut DefaultHasher)| {
         let mut hasher = DefaultHasher::new();
         hashed(&mut hasher);
         hasher.finish()
     };
-    let telling = snapshot.listeners.iter().filter(|it| it.container.is_some() || forwards(it));
+    let telling = listeners.iter().filter(|it| it.container.is_some() || forwards(it));
     let listeners = telling.map(|listener| {
         let id = listener.container.as_ref().map(|container| &container.id);
         sum(&|hasher| (&listener.key, id).hash(hasher))
     });
-    let namespaces = snapshot.namespaces.iter().flat_map(|namespaces| &namespaces.known);
     let namespaces = namespaces.map(|netns| sum(&|hasher| netns.hash(hasher)));
     listeners.chain(namespaces).fold(0, u64::wrapping_add)
 }
@@ -422,7 +427,6 @@ mod tests {
     use super::*;
     use crate::fake_engine::{FakeEngine, published};
     use crate::samples::{at, listener, snapshot};
-    use crate::view::Namespaces;
 
     fn config(dir: &Path, sockets: &[&Path]) -> AgentConfig {
         let engine_sockets = sockets.iter().map(|path| path.to_path_buf()).collect();
@@ -458,7 +462,7 @@ mod tests {
         fn shown(&mut self) -> Vec<u16> {
             let mut empty = snapshot([], at(1));
             self.engines.complete(&mut empty, at(1));
-            empty.listeners.iter().map(|listener| listener.key.port.get()).collect()
+            empty.listeners.iter().flatten().map(|listener| listener.key.port.get()).collect()
         }
     }
 
@@ -551,7 +555,7 @@ mod tests {
             news: news(told(&[80])),
             hint: 0,
             with_socket: BTreeMap::new(),
-            added: false,
+            is_news: true,
             thread: None,
         };
         let shown = |engines: &mut Engines, socket: bool| {
@@ -559,17 +563,21 @@ mod tests {
             proxy.owners[0].name = "docker-proxy".into();
             let mut scan = snapshot(socket.then_some(proxy), at(1));
             engines.complete(&mut scan, at(1));
-            scan.listeners.iter().map(|listener| listener.owners.len()).collect::<Vec<_>>()
+            scan.listeners.unwrap().iter().map(|listener| listener.owners.len()).collect::<Vec<_>>()
         };
         assert_eq!(shown(&mut engines, false), [0], "by rewriting alone");
         assert_eq!(shown(&mut engines, true), [1]);
         assert!(shown(&mut engines, false).is_empty(), "the kernel says so");
         engines.learn(news(Containers::default()));
+        assert!(!engines.are_news());
         assert!(shown(&mut engines, false).is_empty(), "nobody answered, or another one");
         engines.learn(news(told(&[80])));
         assert!(shown(&mut engines, false).is_empty(), "an answer of that moment");
         engines.learn(news(told(&[80])));
-        assert_eq!(shown(&mut engines, false), [0]);
+        assert!(engines.are_news());
+        assert_eq!((shown(&mut engines, false), engines.are_news()), (vec![0], false));
+        engines.learn(News { containers: told(&[80, 81]), ..news(Containers::default()) });
+        assert!(engines.are_news());
     }
 
     #[test]
@@ -580,11 +588,9 @@ mod tests {
         let mut contained = listener(82, 3);
         let engine = "docker".into();
         contained.container = Some(Box::new(Container { id: "c1".into(), name: None, engine, pod: None }));
-        let of = |listeners: &[&gk_model::listener::Listener], known: &[Netns]| {
-            let known = known.iter().copied().collect();
-            let namespaces = Some(Namespaces { known, are_all: true });
-            let listeners = listeners.iter().map(|listener| (*listener).clone());
-            hint(&Snapshot { namespaces, ..snapshot(listeners, at(1)) })
+        let of = |listeners: &[&Listener], known: &[Netns]| {
+            let listeners: Vec<Listener> = listeners.iter().map(|listener| (*listener).clone()).collect();
+            hint(&listeners, known.iter())
         };
         let home = [Netns::Home];
         let base = of(&[&plain()], &home);
@@ -601,7 +607,7 @@ mod tests {
             news,
             hint: 0,
             with_socket: BTreeMap::new(),
-            added: false,
+            is_news: true,
             thread: Some((hints, thread::spawn(|| {}))),
         };
         for _ in 0..3 {

@@ -181,11 +181,13 @@ pub fn explain(engine_sockets: &[PathBuf], now: Timestamp) -> String {
 }
 
 fn count(scan: &Scan) -> String {
-    let seen: BTreeSet<Netns> = scan.covered.iter().map(|part| part.netns).collect();
-    let missed = scan.namespaces.difference(&seen).count();
-    let (listeners, namespaces) = (scan.listeners.len(), seen.len());
+    let Scan { listeners, coverage, .. } = scan;
+    let seen: BTreeSet<Netns> = coverage.parts.iter().map(|part| part.netns).collect();
+    let missed = coverage.namespaces.keys().filter(|netns| !seen.contains(netns)).count();
+    let (listeners, namespaces) = (listeners.len(), seen.len());
     let denied = if missed == 0 { String::new() } else { format!(", {missed} more that deny it") };
-    let hidden = if scan.knows_all_namespaces { "" } else { ", and perhaps others with hidden processes" };
+    let hidden =
+        if coverage.knows_all_namespaces { "" } else { ", and perhaps others with hidden processes" };
     format!(
         "Right now: listeners: {listeners}; network namespaces: {namespaces} looked into{denied}{hidden}."
     )

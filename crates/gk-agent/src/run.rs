@@ -2,7 +2,6 @@
 
 mod talk;
 
-use std::borrow::Cow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use gk_model::facts::Facts;
 use gk_model::instance::HEARTBEAT_EVERY;
 use gk_model::protection::Protection;
 use gk_model::time::Timestamp;
-use gk_scan::Scanner;
+use gk_scan::{Coverage, Scanner};
 
 use crate::backoff::Backoff;
 use crate::clock::{Clock, read_mark, read_since_boot};
@@ -314,7 +313,7 @@ impl Agent {
                     tracing::error!(error = &error as &dyn std::error::Error, "listeners are not seen");
                 }
                 let elapsed = self.elapsed();
-                self.state.observe(Snapshot::default(), self.clock.at(elapsed), elapsed);
+                self.state.observe(Snapshot::blind(), self.clock.at(elapsed), elapsed);
                 self.write_spool(false);
             }
         }
@@ -323,24 +322,23 @@ impl Agent {
     /// One scan, taken in. Sockets that are bound and do not listen cost much to find, so they are looked for seldom.
     fn look(&mut self, for_occupied: bool) -> Result<(), gk_scan::ScanError> {
         let now = self.now();
-        let scan = match for_occupied {
-            true => Cow::Owned(self.scanner.scan_occupied(now)?),
-            false => Cow::Borrowed(self.scanner.scan_in_place(now)?),
-        };
+        let has_changed = self.scanner.look(now)?;
+        let listeners = (has_changed || self.engines.are_news()).then(|| self.scanner.listeners());
+        let occupied = for_occupied.then(|| self.scanner.occupied());
         let elapsed = self.clock.elapsed(read_since_boot());
         if for_occupied {
             self.occupied_at = Some(elapsed);
         }
+        let Coverage { parts, namespaces, knows_all_namespaces } = self.scanner.coverage();
         let mut snapshot = Snapshot {
-            covered: scan.covered.clone(),
-            listeners: Cow::Borrowed(&scan.listeners),
-            seen_at: scan.seen_at.clone(),
-            occupied: for_occupied.then(|| scan.occupied.clone()),
+            covered: parts.clone(),
+            listeners,
+            seen_at: namespaces.clone(),
+            occupied,
             namespaces: Some(Namespaces {
-                known: scan.namespaces.clone(),
-                are_all: scan.knows_all_namespaces,
+                known: namespaces.keys().copied().collect(),
+                are_all: *knows_all_namespaces,
             }),
-            is_same: !scan.changed,
         };
         self.engines.complete(&mut snapshot, now);
         self.state.observe(snapshot, self.clock.at(elapsed), elapsed);

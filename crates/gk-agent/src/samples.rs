@@ -43,10 +43,10 @@ pub(crate) fn parts() -> [Part; 2] {
 }
 
 /// A scan of every part at this time.
-pub(crate) fn snapshot(listeners: impl IntoIterator<Item = Listener>, now: Timestamp) -> Snapshot<'static> {
+pub(crate) fn snapshot(listeners: impl IntoIterator<Item = Listener>, now: Timestamp) -> Snapshot {
     let listeners =
         listeners.into_iter().map(|listener| Listener { first_seen_at: now, last_seen_at: now, ..listener });
-    Snapshot { covered: parts().to_vec(), listeners: listeners.collect(), ..Snapshot::default() }
+    Snapshot { covered: parts().to_vec(), listeners: Some(listeners.collect()), ..Snapshot::default() }
 }
 
 pub(crate) fn problem(status: u16, code: Code) -> Problem {

@@ -175,7 +175,7 @@ impl SyncState {
     }
 
     /// Takes in a scan.
-    pub(crate) fn observe(&mut self, snapshot: Snapshot<'_>, now: Timestamp, elapsed: Duration) {
+    pub(crate) fn observe(&mut self, snapshot: Snapshot, now: Timestamp, elapsed: Duration) {
         let due = self.flaps.due(elapsed);
         self.push(due, elapsed);
         let is_first = self.view.is_new();

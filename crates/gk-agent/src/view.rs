@@ -4,7 +4,6 @@
 //! stays as it was, unless its whole namespace is gone. The first time it was seen is kept as long as it is there. Whatever a scan shows outside the parts
 //! it covered is left out: it would be half a truth.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use gk_model::contact::{Occupied, Part};
@@ -18,20 +17,25 @@ pub(crate) type Set = BTreeMap<ListenerKey, Listener>;
 
 /// What one scan showed.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Snapshot<'a> {
+pub(crate) struct Snapshot {
     /// The parts it is complete for.
     pub(crate) covered: Vec<Part>,
-    /// Every listener in them; the scanner's own list, since in most scans nothing of it is new.
-    pub(crate) listeners: Cow<'a, [Listener]>,
+    /// Every listener in them. None when they are known to be those of the scan before that showed any, but for the
+    /// times at which they were last seen, as in most scans; and so are the parts.
+    pub(crate) listeners: Option<Vec<Listener>>,
     /// When the listeners of each namespace were seen, if they do not say so themselves.
     pub(crate) seen_at: BTreeMap<Netns, Timestamp>,
     /// Ports taken by something else; none when it was not looked for.
     pub(crate) occupied: Option<Vec<Occupied>>,
     /// The network namespaces; none when nothing was seen.
     pub(crate) namespaces: Option<Namespaces>,
-    /// Whether the listeners are known to be those of the snapshot before that covered anything, but for the times at
-    /// which they were last seen, and so are the parts.
-    pub(crate) is_same: bool,
+}
+
+impl Snapshot {
+    /// Of an agent that sees nothing.
+    pub(crate) fn blind() -> Snapshot {
+        Snapshot { listeners: Some(Vec::new()), ..Snapshot::default() }
+    }
 }
 
 /// The network namespaces of the machine.
@@ -74,8 +78,12 @@ impl View {
     }
 
     /// Takes in a scan and tells what it changed.
-    pub(crate) fn observe(&mut self, snapshot: Snapshot<'_>, now: Timestamp) -> Step {
+    pub(crate) fn observe(&mut self, snapshot: Snapshot, now: Timestamp) -> Step {
         self.has_looked = true;
+        if snapshot.listeners.is_some() {
+            // As long as it is known which of them those times are of.
+            self.write_times();
+        }
         self.covered = snapshot.covered.into_iter().collect();
         self.namespaces = snapshot.namespaces;
         if let Some(mut occupied) = snapshot.occupied {
@@ -84,43 +92,43 @@ impl View {
             occupied.dedup();
             self.occupied = occupied;
         }
-        if snapshot.is_same && self.seen.len() == snapshot.listeners.len() {
-            debug_assert!(self.shows(&snapshot.listeners), "not the same");
-            self.seen_again_at = snapshot.seen_at;
-            return Step::default();
+        match snapshot.listeners {
+            Some(listeners) => self.merge(listeners, &snapshot.seen_at, now),
+            None => {
+                self.seen_again_at = snapshot.seen_at;
+                Step::default()
+            }
         }
-        self.write_times();
-        self.merge(&snapshot.listeners, &snapshot.seen_at, now)
-    }
-
-    fn shows(&self, listeners: &[Listener]) -> bool {
-        self.seen.iter().zip(listeners).all(|(seen, found)| seen.same_but_times(found))
     }
 
     /// Says of each listener itself when it was seen last.
     fn write_times(&mut self) {
-        let seen_again_at = std::mem::take(&mut self.seen_again_at);
-        for seen in &mut self.seen {
-            let again = seen_again_at.get(&seen.key.netns);
-            seen.last_seen_at = again.copied().unwrap_or(seen.last_seen_at);
-        }
+        let mut seen = std::mem::take(&mut self.seen);
+        seen.iter_mut().for_each(|seen| seen.last_seen_at = self.last_seen_at(seen));
+        self.seen = seen;
+        self.seen_again_at.clear();
+    }
+
+    fn last_seen_at(&self, listener: &Listener) -> Timestamp {
+        let again = self.seen_again_at.get(&listener.key.netns).copied();
+        // One that is kept from a part that is not covered was not seen again.
+        let again = again.filter(|_| self.covered.contains(&listener.key.part()));
+        again.unwrap_or(listener.last_seen_at)
     }
 
     /// A listener with the time at which it was seen last.
     fn date(&self, listener: &Listener) -> Listener {
-        let again = self.seen_again_at.get(&listener.key.netns).copied();
-        Listener { last_seen_at: again.unwrap_or(listener.last_seen_at), ..listener.clone() }
+        Listener { last_seen_at: self.last_seen_at(listener), ..listener.clone() }
     }
 
     /// Goes through what was seen and what is found, both by key.
     fn merge(
         &mut self,
-        listeners: &[Listener],
+        mut found: Vec<Listener>,
         seen_at: &BTreeMap<Netns, Timestamp>,
         now: Timestamp,
     ) -> Step {
-        let is_covered = |found: &&Listener| self.covered.contains(&found.key.part());
-        let mut found: Vec<&Listener> = listeners.iter().filter(is_covered).collect();
+        found.retain(|found| self.covered.contains(&found.key.part()));
         // The scanner's are in order, and behind them stands what only container engines tell of.
         found.sort_by(|one, other| one.key.cmp(&other.key));
         found.dedup_by(|later, earlier| later.key == earlier.key);
@@ -190,21 +198,18 @@ impl View {
 /// A listener as it is now, which may be another one than before.
 fn see(
     before: Option<Listener>,
-    found: &Listener,
+    found: Listener,
     last_seen_at: Timestamp,
     now: Timestamp,
     step: &mut Step,
 ) -> Listener {
     let first_seen_at =
         before.as_ref().map_or(found.first_seen_at, |before| found.first_seen_at.min(before.first_seen_at));
-    match before {
-        Some(same) if same.same_but_times(found) => Listener { first_seen_at, last_seen_at, ..same },
-        before => {
-            let after = Listener { first_seen_at, last_seen_at, ..found.clone() };
-            step.record(before, Some(after.clone()), now);
-            after
-        }
+    let after = Listener { first_seen_at, last_seen_at, ..found };
+    if before.as_ref().is_none_or(|before| !before.same_but_times(&after)) {
+        step.record(before, Some(after.clone()), now);
     }
+    after
 }
 
 #[cfg(test)]
@@ -232,21 +237,26 @@ mod tests {
         let both = || [listener(80, 1), listener(81, 1)];
         view.observe(snapshot(both(), at(1)), at(1));
         let seen_at = |seconds| BTreeMap::from([(Netns::Home, at(seconds))]);
-        // As the scanner shows it then: only the namespace says when.
-        let same = Snapshot { is_same: true, seen_at: seen_at(2), ..snapshot(both(), at(1)) };
-        assert!(view.observe(same, at(2)).is_empty());
+        // As the agent takes it in then: only the namespace says when.
+        let same = |seconds| Snapshot { listeners: None, seen_at: seen_at(seconds), ..snapshot([], at(0)) };
+        assert!(view.observe(same(2), at(2)).is_empty());
         assert!(view.listeners().chain(view.set().into_values()).all(|seen| seen.last_seen_at == at(2)));
         let step =
             view.observe(Snapshot { seen_at: seen_at(3), ..snapshot([listener(80, 1)], at(1)) }, at(3));
         assert_eq!((step.len(), view.len()), (1, 1));
         assert_eq!(view.listeners().next().unwrap().last_seen_at, at(3));
-        // One that is still known from a part that is not covered any more was not seen again, and is not among the same.
-        let same = Snapshot { is_same: true, seen_at: seen_at(4), ..snapshot([listener(80, 1)], at(1)) };
-        view.observe(same, at(4));
-        view.observe(Snapshot { seen_at: seen_at(5), ..Snapshot::default() }, at(5));
-        assert!(view.set().values().all(|kept| kept.last_seen_at == at(4)));
-        let step = view.observe(Snapshot { is_same: true, ..snapshot([], at(6)) }, at(6));
-        assert_eq!((step.len(), view.len()), (1, 0), "they are looked up, because there are not as many");
+        // What is kept while nothing is seen was not seen again, and is when the same is.
+        view.observe(same(4), at(4));
+        view.observe(Snapshot { seen_at: seen_at(5), ..Snapshot::blind() }, at(5));
+        let kept = |view: &View| view.set().into_values().map(|kept| kept.last_seen_at).collect::<Vec<_>>();
+        assert_eq!((kept(&view), view.listeners().count()), (vec![at(4)], 0));
+        assert!(view.observe(same(6), at(6)).is_empty());
+        assert_eq!((kept(&view), view.listeners().count()), (vec![at(6)], 1));
+        // Of a part that is not covered any more, while another one is.
+        let covered = parts()[1..].to_vec();
+        view.observe(Snapshot { covered: covered.clone(), ..snapshot([listener(2_000, 1)], at(7)) }, at(7));
+        view.observe(Snapshot { covered, ..same(8) }, at(8));
+        assert_eq!(kept(&view), [at(6), at(8)]);
     }
 
     #[test]
@@ -264,7 +274,7 @@ mod tests {
     fn only_a_covered_part_closes() {
         let mut view = View::default();
         view.observe(snapshot([listener(80, 1)], at(1)), at(1));
-        let blind = view.observe(Snapshot::default(), at(2));
+        let blind = view.observe(Snapshot::blind(), at(2));
         assert_eq!((blind.len(), view.len(), view.listeners().count()), (0, 1, 0), "kept, and not told");
         let step = view.observe(snapshot([], at(3)), at(3));
         assert_eq!(step.closed(), [Closed { key: listener(80, 1).key, at: at(3) }]);

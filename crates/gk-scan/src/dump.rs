@@ -4,42 +4,49 @@
 //! sockets takes one comparison. Where one differs, its sockets are compared one by one, because the queue of a busy
 //! one is never the same; and from the first socket that is another one, everything is read.
 
-use gk_model::port::Protocol;
+use gk_model::port::{Port, Protocol};
 
 use crate::parse::{Cookie, Socket, Told};
 
-/// The sockets of the newest dump.
+/// What the newest dump told.
 #[derive(Debug, Default)]
 pub(crate) struct Dump {
-    /// What was told, one after the other, as the kernel wrote it.
+    /// One after the other, as the kernel wrote it.
     told: Vec<u8>,
     /// So many of these bytes were told again by the dump that is going on.
     told_again: usize,
-    sockets: Vec<Socket>,
+    /// Whether it told anything but the one before.
     is_news: bool,
-    /// Whether there are others among the sockets than those that were told.
-    is_amended: bool,
+    /// The sockets that hold a port, from when they are news until somebody takes them.
+    news: Option<Vec<Socket>>,
+    /// Whether the next one is news whatever it tells, since who took the last news knows of others than were told.
+    is_doubted: bool,
+}
+
+/// In which order sockets are handed over. A socket keeps its cookie as long as it is there.
+pub(crate) fn order(socket: &Socket) -> (Port, Cookie) {
+    (socket.port, socket.cookie)
 }
 
 impl Dump {
-    /// Those that hold a port, as the kernel ordered them.
-    pub(crate) fn sockets(&self) -> &[Socket] {
-        &self.sockets
-    }
-
-    /// Those that hold a port, for whoever does not compare.
-    pub(crate) fn into_sockets(self) -> Vec<Socket> {
-        self.sockets
-    }
-
     /// Whether the newest dump told anything but the one before.
     pub(crate) fn is_news(&self) -> bool {
         self.is_news
     }
 
-    /// The next dump begins. After one that was amended it is news, whatever it tells.
+    /// The sockets that hold a port, in [`order`], when they are news that nobody has taken.
+    pub(crate) fn news(&self) -> Option<&[Socket]> {
+        self.news.as_deref()
+    }
+
+    /// Hands them over.
+    pub(crate) fn take_news(&mut self) -> Option<Vec<Socket>> {
+        self.news.take()
+    }
+
+    /// The next dump begins.
     pub(crate) fn begin(&mut self) {
-        self.is_news = std::mem::take(&mut self.is_amended);
+        self.is_news = std::mem::take(&mut self.is_doubted);
         self.rewind();
     }
 
@@ -77,15 +84,8 @@ impl Dump {
     /// The dump is complete.
     pub(crate) fn end(&mut self, protocol: Protocol) {
         self.forget_the_rest();
-        if !self.is_news {
-            return;
-        }
-        self.sockets.clear();
-        self.sockets.reserve(self.told.len() / Told::USUAL_BYTES);
-        let mut rest = &self.told[..];
-        while let Some((told, after)) = Told::kept(rest) {
-            self.sockets.extend(told.read(protocol));
-            rest = after;
+        if self.is_news {
+            self.news = Some(self.read(protocol));
         }
     }
 
@@ -95,22 +95,56 @@ impl Dump {
         self.told.truncate(self.told_again);
     }
 
-    /// Adds those of a second dump that this one missed. The next dump is asked again whether they are there.
-    pub(crate) fn add(&mut self, again: Dump, is_missing: impl Fn(Cookie) -> bool) {
-        let missed = again.sockets.into_iter().filter(|socket| is_missing(socket.cookie));
-        let count_before = self.sockets.len();
-        self.sockets.extend(missed);
-        self.is_amended = self.sockets.len() > count_before;
+    fn read(&self, protocol: Protocol) -> Vec<Socket> {
+        let mut sockets = Vec::with_capacity(self.told.len() / Told::USUAL_BYTES);
+        let mut rest = &self.told[..];
+        while let Some((told, after)) = Told::kept(rest) {
+            sockets.extend(told.read(protocol));
+            rest = after;
+        }
+        in_order(sockets)
     }
 
-    /// The part cannot be seen.
+    /// Adds those of a second dump that this one missed. The next dump is asked again whether they are there.
+    pub(crate) fn add(&mut self, again: Dump, is_missing: impl Fn(Cookie) -> bool) {
+        let missed = again.news.into_iter().flatten().filter(|socket| is_missing(socket.cookie));
+        let mut sockets = self.news.take().unwrap_or_default();
+        let count_before = sockets.len();
+        sockets.extend(missed);
+        self.is_doubted = sockets.len() > count_before;
+        self.news = Some(in_order(sockets));
+    }
+
+    /// The part cannot be seen: whatever is told next is news, also when it is nothing.
     pub(crate) fn clear(&mut self) {
-        *self = Dump { is_news: !self.sockets.is_empty(), ..Dump::default() };
+        *self = Dump { is_doubted: true, ..Dump::default() };
     }
 }
 
 #[cfg(test)]
+impl Dump {
+    /// One with this news.
+    pub(crate) fn of(news: Option<Vec<Socket>>) -> Dump {
+        Dump { news, ..Dump::default() }
+    }
+
+    /// How many sockets were told of last time.
+    pub(crate) fn told_sockets(&self) -> usize {
+        std::iter::successors(Told::kept(&self.told), |(_, rest)| Told::kept(rest)).count()
+    }
+}
+
+/// Each once: a dump takes several system calls, and may tell twice of a socket whose neighbours change meanwhile.
+fn in_order(mut sockets: Vec<Socket>) -> Vec<Socket> {
+    sockets.sort_unstable_by_key(order);
+    sockets.dedup_by_key(|socket| order(socket));
+    sockets
+}
+
+#[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -147,8 +181,10 @@ mod tests {
         })
     }
 
-    fn read(all: &[Vec<u8>]) -> Vec<Socket> {
-        all.iter().flat_map(|message| sockets(message)).filter_map(|told| told.read(Protocol::Tcp)).collect()
+    fn read(all: &[Vec<u8>]) -> BTreeMap<(Port, Cookie), Socket> {
+        let read =
+            all.iter().flat_map(|message| sockets(message)).filter_map(|told| told.read(Protocol::Tcp));
+        read.map(|socket| (order(&socket), socket)).collect()
     }
 
     #[test]
@@ -161,12 +197,16 @@ mod tests {
             let all = [told(80, cookie, waiting), told(0, 3, waiting), told(81, 4, 0)];
             let heard_again = hear(&mut dump, &all);
             dump.end(Protocol::Tcp);
-            assert_eq!((dump.sockets().len(), dump.is_news(), heard_again), (2, is_news, told_again));
+            let news = dump.take_news().map(|sockets| sockets.len());
+            assert_eq!((news, dump.is_news(), heard_again), (is_news.then_some(2), is_news, told_again));
         }
+        // After it could not be seen, nothing at all is news, too; once.
         dump.clear();
-        assert_eq!((dump.sockets(), dump.is_news()), (&[][..], true));
-        dump.clear();
-        assert!(!dump.is_news());
+        for news in [Some(vec![]), None] {
+            dump.begin();
+            dump.end(Protocol::Tcp);
+            assert_eq!((dump.is_news(), dump.take_news()), (news.is_some(), news));
+        }
     }
 
     #[test]
@@ -182,7 +222,7 @@ mod tests {
             });
             assert!(all.iter().all(|datagram| hear_one(&mut dump, datagram) == is_again));
             dump.end(Protocol::Tcp);
-            assert_eq!(dump.sockets().len(), 2);
+            assert_eq!(dump.take_news().map_or(0, |sockets| sockets.len()), if is_again { 0 } else { 2 });
         }
     }
 
@@ -194,12 +234,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_dump_holds_what_was_told_last_whatever_was_told_or_added_before(
+        fn whoever_takes_the_news_knows_what_was_told_last_whatever_was_told_or_added_before(
             tables in tables(),
-            rounds in proptest::collection::vec((0usize..3, any::<bool>(), any::<bool>()), 1..8),
+            rounds in proptest::collection::vec((0usize..3, any::<bool>(), any::<bool>(), any::<bool>()), 1..8),
         ) {
-            let (mut dump, mut before) = (Dump::default(), Vec::new());
-            for (table, is_broken_off, is_amended) in rounds {
+            // What whoever takes the news knows.
+            let (mut dump, mut known) = (Dump::default(), BTreeMap::new());
+            for (table, is_broken_off, is_amended, is_taken) in rounds {
                 dump.begin();
                 if is_broken_off {
                     hear(&mut dump, &tables[0]);
@@ -207,16 +248,21 @@ mod tests {
                 }
                 hear(&mut dump, &tables[table]);
                 dump.end(Protocol::Tcp);
-                let now = read(&tables[table]);
-                prop_assert_eq!(dump.sockets(), &now[..]);
-                prop_assert!(dump.is_news() || now == before);
-                if is_amended {
+                let mut now = read(&tables[table]);
+                if is_amended && dump.is_news() {
                     let mut again = Dump::default();
                     hear(&mut again, &tables[1]);
                     again.end(Protocol::Tcp);
                     dump.add(again, |_| true);
+                    now.extend(read(&tables[1]));
                 }
-                before = dump.sockets().to_vec();
+                if is_taken {
+                    let news = dump.take_news();
+                    prop_assert!(news.iter().all(|news| news.is_sorted_by_key(order)));
+                    let news = news.map(|news| news.iter().map(|socket| (order(socket), *socket)).collect());
+                    known = news.unwrap_or(known);
+                    prop_assert_eq!(&known, &now);
+                }
             }
         }
     }

@@ -37,6 +37,13 @@ impl GivenPorts {
     }
 }
 
+#[cfg(test)]
+impl GivenPorts {
+    pub(crate) fn of_range(range: PortRange) -> GivenPorts {
+        GivenPorts { range: Some(range), ..GivenPorts::default() }
+    }
+}
+
 /// The two settings that say which those are, in the network namespace of the thread that reads them first.
 #[derive(Debug)]
 pub(crate) struct Settings {

@@ -6,7 +6,7 @@
 //!
 //! **Promises** that a scan shows exactly what the kernel has, as far as it may be seen: every TCP socket in LISTEN, and
 //! every UDP server as `ephemeral` decides. What could not be read is left out and said to be left out
-//! ([`Scan::covered`]), never guessed. No text of a process reaches a caller unescaped, no byte of the kernel makes it
+//! ([`Coverage::parts`]), never guessed. No text of a process reaches a caller unescaped, no byte of the kernel makes it
 //! panic, and without any privilege it shows everything of its own network namespace but the processes of other
 //! accounts. It keeps no other namespace alive.
 //!
@@ -42,6 +42,7 @@ mod numbers;
 mod others;
 mod owners;
 mod parse;
+mod part_sockets;
 mod place;
 mod polled;
 mod ports;
@@ -65,4 +66,4 @@ pub use ports::{busy_ports, test_bind};
 pub use privileges::{Privileges, privileges};
 pub use process::is_running;
 pub use reserved::{ReservedList, reserved_ports};
-pub use scanner::{Scan, Scanner};
+pub use scanner::{Coverage, Scan, Scanner};

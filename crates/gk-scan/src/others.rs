@@ -134,7 +134,7 @@ impl Others {
         }
     }
 
-    /// Takes in what the last look showed; whether any listening socket changed, or what is covered.
+    /// Takes in what the last look showed; whether any listening socket changed.
     pub(crate) fn sort_out(&mut self, owners: &mut Owners, now: Timestamp) -> bool {
         let sort_out = |changed, other: &mut Other| changed | other.namespace.sort_out(owners, now);
         self.known.values_mut().fold(false, sort_out)
@@ -143,11 +143,6 @@ impl Others {
     /// Those that are there, or may be, by inode.
     pub(crate) fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         self.known.values().map(|other| &other.namespace)
-    }
-
-    /// When a namespace was seen last.
-    pub(crate) fn seen_at(&self, inode: u64) -> Option<Timestamp> {
-        self.known.get(&inode).map(|other| other.namespace.seen_at())
     }
 
     /// Whether there can be no others.

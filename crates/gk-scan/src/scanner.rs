@@ -1,13 +1,14 @@
 //! Scans: the listeners of a machine's network namespaces, with what is known of their owners.
 //!
-//! The first scan looks through every process. Later ones compare the kernel's tables with the last scan and work only
-//! on the difference; when there is none, the answer of the last scan is given again with a new time.
+//! The first look goes through every process. Later ones compare the kernel's tables with those of the look before and
+//! work only on the difference; when there is none, that is the answer. Listeners are made of all that when somebody
+//! asks for them, and not kept: whoever wants to compare them keeps them anyway.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 
 use gk_model::contact::{Occupied, Part};
-use gk_model::listener::{Listener, ListenerKey, Netns, Owner};
+use gk_model::listener::{Listener, Netns, Owner};
 use gk_model::port::Protocol;
 use gk_model::time::Timestamp;
 
@@ -15,7 +16,7 @@ use crate::ScanError;
 use crate::accounts::Accounts;
 use crate::cgroup::Cgroups;
 use crate::error::Chain;
-use crate::namespace::{Namespace, occupied};
+use crate::namespace::Namespace;
 use crate::others::Others;
 use crate::owners::{Owners, SocketId};
 use crate::parse::Socket;
@@ -38,34 +39,33 @@ pub struct Scanner {
     owners: Owners,
     accounts: Accounts,
     cgroups: Cgroups,
-    /// Since when listeners are there whose part could not be dumped last time, so that they are not in the last scan.
-    hidden: BTreeMap<ListenerKey, Timestamp>,
-    last: Scan,
+    coverage: Coverage,
 }
 
 /// What a scan saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
-    /// Every listener of the covered parts, by key, so those of the home namespace come first; sockets that share a key
-    /// are one listener with all their owners.
+    /// As [`Scanner::listeners`].
     pub listeners: Vec<Listener>,
     /// Ports of the home namespace that are taken by something else, in order, once each: UDP clients, sockets that may
-    /// be UDP clients, and, when asked for, TCP sockets that are bound and do not listen. Ports of listeners are left
-    /// out.
+    /// be UDP clients, and, when asked for, TCP sockets that are bound and do not listen.
     pub occupied: Vec<Occupied>,
-    /// The parts that could be dumped when their namespace was last looked at, in order: the home namespace in this
-    /// scan, another one at most two scans before. Nothing follows for a part that is missing here: not that its
-    /// listeners are gone.
-    pub covered: Vec<Part>,
-    /// When each namespace was dumped last that is there, or may be.
-    pub seen_at: BTreeMap<Netns, Timestamp>,
-    /// Every namespace that is there or may be. One that a scanner has shown is left out only when it is certain to be
-    /// gone, and its listeners with it.
-    pub namespaces: BTreeSet<Netns>,
+    /// What it is complete for.
+    pub coverage: Coverage,
+}
+
+/// What listeners are complete for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// The parts that could be dumped when their namespace was last looked at, in order: the home namespace just now,
+    /// another one at most two looks before. Nothing follows for a part that is missing here: not that its listeners
+    /// are gone.
+    pub parts: Vec<Part>,
+    /// Every namespace that is there or may be, and when it was dumped last. One that a scanner has shown is left out
+    /// only when it is certain to be gone, and its listeners with it.
+    pub namespaces: BTreeMap<Netns, Timestamp>,
     /// Whether there can be no others: every process could be asked where it is.
     pub knows_all_namespaces: bool,
-    /// Whether anything but `last_seen_at` may differ from this scanner's scan before; true for the first.
-    pub changed: bool,
 }
 
 impl Scanner {
@@ -82,8 +82,7 @@ impl Scanner {
             owners: Owners::default(),
             accounts: Accounts::new("/etc/passwd"),
             cgroups: Cgroups::find(),
-            hidden: BTreeMap::new(),
-            last: Scan::default(),
+            coverage: Coverage::default(),
         })
     }
 
@@ -106,35 +105,31 @@ impl Scanner {
         Ok(Scanner { owners: Owners::idle(), ..Scanner::new()? })
     }
 
-    /// Scans once; TCP sockets that are bound and do not listen are not looked for.
+    /// Looks, and answers with everything that is seen; TCP sockets that are bound and do not listen are not looked for.
+    ///
+    /// # Errors
+    /// As [`Scanner::look`].
+    pub fn scan(&mut self, now: Timestamp) -> Result<Scan, ScanError> {
+        self.look(now)?;
+        let (listeners, occupied) = (self.listeners(), self.home.occupied(&[]));
+        Ok(Scan { listeners, occupied, coverage: self.coverage.clone() })
+    }
+
+    /// As [`Scanner::scan`], with the ports of [`Scanner::occupied`].
+    ///
+    /// # Errors
+    /// As [`Scanner::look`].
+    pub fn scan_occupied(&mut self, now: Timestamp) -> Result<Scan, ScanError> {
+        let scan = self.scan(now)?;
+        Ok(Scan { occupied: self.occupied(), ..scan })
+    }
+
+    /// Brings all that is known up to date with the kernel; whether anything may differ from the look before but
+    /// the ports that clients occupy and when listeners were last seen. True for the first.
     ///
     /// # Errors
     /// When no part of the home namespace could be dumped: why the first could not.
-    pub fn scan(&mut self, now: Timestamp) -> Result<Scan, ScanError> {
-        let mut scan = self.scan_in_place(now)?.clone();
-        for listener in &mut scan.listeners {
-            let seen_at = scan.seen_at.get(&listener.key.netns).copied();
-            listener.last_seen_at = seen_at.unwrap_or(listener.last_seen_at);
-        }
-        Ok(scan)
-    }
-
-    /// As [`Scanner::scan`], for who scans but once: nothing is copied, and a later scan would take everything for new.
-    ///
-    /// # Errors
-    /// As [`Scanner::scan`].
-    pub fn scan_once(&mut self, now: Timestamp) -> Result<Scan, ScanError> {
-        self.scan_in_place(now)?;
-        Ok(std::mem::take(&mut self.last))
-    }
-
-    /// As [`Scanner::scan`], without making a copy for the caller, and when nothing changed without touching its listeners:
-    /// with a thousand of them, either takes as long as half the scan. Their `last_seen_at` may then be too early; it
-    /// is [`Scan::seen_at`] of their namespace.
-    ///
-    /// # Errors
-    /// As [`Scanner::scan`].
-    pub fn scan_in_place(&mut self, now: Timestamp) -> Result<&Scan, ScanError> {
+    pub fn look(&mut self, now: Timestamp) -> Result<bool, ScanError> {
         self.home.dump(&mut self.tables)?;
         self.home.note_seen(now);
         let new = self.others.is_some().then(|| self.processes.refresh()).flatten();
@@ -145,29 +140,30 @@ impl Scanner {
         Ok(self.conclude(new, now))
     }
 
-    /// As [`Scanner::scan`], and looks for TCP sockets of the home namespace that are bound and do not listen, which
-    /// takes up to 18 ms more on a busy machine. Linux before 6.8 does not tell of them.
-    ///
-    /// # Errors
-    /// As [`Scanner::scan`].
-    pub fn scan_occupied(&mut self, now: Timestamp) -> Result<Scan, ScanError> {
-        let mut scan = self.scan(now)?;
-        let mut taken: BTreeSet<Occupied> = scan.occupied.iter().copied().collect();
+    /// What the last look is complete for.
+    pub fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// Ports of the home namespace that are taken by something else than its listeners, in order, once each: by UDP
+    /// clients as of the last look, and by TCP sockets that are bound and do not listen. These are looked for now, which
+    /// takes up to 18 ms on a busy machine; Linux before 6.8 does not tell of them.
+    pub fn occupied(&mut self) -> Vec<Occupied> {
+        let mut all_bound = Vec::new();
         for part in parts_of(Netns::Home).into_iter().filter(|part| part.protocol == Protocol::Tcp) {
             match self.tables.dump_bound(part) {
-                Ok(bound) => taken.extend(bound.iter().map(occupied)),
+                Ok(bound) => all_bound.extend(bound),
                 Err(error) => {
                     tracing::debug!(scan.part = ?part, error = %Chain(&error), "cannot list bound sockets");
                 }
             }
         }
-        scan.occupied = without_listeners(&taken, &scan.listeners);
-        Ok(scan)
+        self.home.occupied(&all_bound)
     }
 
-    /// Brings owners up to date with the sockets, and the answer with both. `listed` are the processes that this scan
-    /// has listed for the first time so far, if it did.
-    fn conclude(&mut self, listed: Option<Vec<Pid>>, now: Timestamp) -> &Scan {
+    /// Brings owners up to date with the sockets; whether anything changed. `listed` are the processes that this look has
+    /// listed for the first time so far, if it did.
+    fn conclude(&mut self, listed: Option<Vec<Pid>>, now: Timestamp) -> bool {
         let renamed = self.accounts.refresh();
         if renamed {
             self.owners.rename_accounts(&self.accounts);
@@ -177,22 +173,7 @@ impl Scanner {
             changed |= others.sort_out(&mut self.owners, now);
         }
         changed |= self.refresh_owners(listed);
-        let covered: Vec<Part> = self.namespaces().flat_map(Namespace::covered).copied().collect();
-        changed |= covered != self.last.covered;
-        if changed {
-            self.last.listeners = self.merge();
-            self.last.covered = covered;
-        }
-        // Clients come and go all the time on some machines, without any listener changing.
-        let occupied = without_listeners(self.home.clients(), &self.last.listeners);
-        let namespaces = self.namespaces().map(Namespace::netns).collect();
-        self.last.changed = changed || occupied != self.last.occupied || namespaces != self.last.namespaces;
-        self.last.occupied = occupied;
-        self.last.seen_at =
-            self.namespaces().map(|namespace| (namespace.netns(), namespace.seen_at())).collect();
-        self.last.namespaces = namespaces;
-        self.last.knows_all_namespaces = self.others.as_ref().is_some_and(Others::are_all);
-        &self.last
+        changed | self.refresh_coverage()
     }
 
     /// After the dumps: a process made in between may hold what they showed.
@@ -211,27 +192,42 @@ impl Scanner {
         self.owners.refresh(&self.processes, new.as_deref(), &self.accounts)
     }
 
+    /// Whether anything but a time changed.
+    fn refresh_coverage(&mut self) -> bool {
+        let now = Coverage {
+            parts: self.namespaces().flat_map(Namespace::covered).collect(),
+            namespaces: self.namespaces().map(|one| (one.netns(), one.seen_at())).collect(),
+            knows_all_namespaces: self.others.as_ref().is_some_and(Others::are_all),
+        };
+        let before = std::mem::replace(&mut self.coverage, now);
+        before.parts != self.coverage.parts
+            || before.knows_all_namespaces != self.coverage.knows_all_namespaces
+            || !before.namespaces.keys().eq(self.coverage.namespaces.keys())
+    }
+
     fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         std::iter::once(&self.home).chain(self.others.iter().flat_map(Others::namespaces))
     }
 
-    /// Makes listeners of the sockets of the covered parts, by key.
-    fn merge(&mut self) -> Vec<Listener> {
+    /// Every listener of the covered parts as of the last look, by key, so those of the home namespace come first; sockets
+    /// that share a key are one listener with all their owners. Each was first and last seen when its namespace was
+    /// dumped: what there was before is for the caller to remember.
+    pub fn listeners(&mut self) -> Vec<Listener> {
         let namespaces =
             || std::iter::once(&self.home).chain(self.others.iter().flat_map(Others::namespaces));
         self.cgroups.learn(namespaces().flat_map(Namespace::sockets).filter_map(|(_, socket)| socket.cgroup));
-        let owners = self.owners.by_socket();
-        let mut listeners: Vec<Listener> = Vec::new();
+        let count = namespaces().flat_map(Namespace::sockets).count();
+        let (owners, mut listeners) = (self.owners.by_socket(), Vec::<Listener>::with_capacity(count));
         // Namespaces stand in the order of keys, too.
         for namespace in self.namespaces() {
-            // Those of one key by age, so that the oldest gives the account, whatever order the kernel dumps them in.
             let mut sockets: Vec<(SocketId, &Socket)> = namespace.sockets().collect();
-            sockets.sort_unstable_by(|(id, socket), (other_id, other)| {
+            // Those of one key by age, so that the oldest gives the account, whatever order the kernel dumps them in. They
+            // come part by part in nearly this order, of which a stable sort makes use.
+            sockets.sort_by(|(id, socket), (other_id, other)| {
                 let order = (socket.protocol, socket.port).cmp(&(other.protocol, other.port));
                 // Few share both, with which keys begin; to make keys of all takes longer than to sort.
                 order.then_with(|| (namespace.key(socket), id).cmp(&(namespace.key(other), other_id)))
             });
-            listeners.reserve(sockets.len());
             for (id, socket) in sockets {
                 let held = &owners[owners.partition_point(|(held, _)| *held < id)..];
                 let held = &held[..held.partition_point(|(held, _)| *held == id)];
@@ -242,32 +238,8 @@ impl Scanner {
                 }
             }
         }
-        self.date(&mut listeners);
         // Only now: of several sockets each may have owners that the others have, too.
         listeners.into_iter().map(Listener::bounded).collect()
-    }
-
-    /// Says since when each is there. What is not shown because its part is not covered keeps its time.
-    fn date(&mut self, listeners: &mut [Listener]) {
-        // Both in order, so each is passed by once.
-        let mut before = self.last.listeners.iter().peekable();
-        for listener in listeners.iter_mut() {
-            while before.next_if(|before| before.key < listener.key).is_some() {}
-            let same = before.next_if(|before| before.key == listener.key);
-            let since = same.map(|before| before.first_seen_at);
-            let since = since.or_else(|| self.hidden.remove(&listener.key));
-            listener.first_seen_at = since.unwrap_or(listener.last_seen_at);
-        }
-        let others = self.others.as_ref();
-        let covered: BTreeSet<Part> = self.namespaces().flat_map(Namespace::covered).copied().collect();
-        let is_there = |netns| match netns {
-            Netns::Home => true,
-            Netns::Other(inode) => others.is_some_and(|others| others.seen_at(inode).is_some()),
-        };
-        let is_hidden = |key: &ListenerKey| is_there(key.netns) && !covered.contains(&key.part());
-        self.hidden.retain(|key, _| is_hidden(key));
-        let before = self.last.listeners.iter().filter(|before| is_hidden(&before.key));
-        self.hidden.extend(before.map(|before| (before.key.clone(), before.first_seen_at)));
     }
 
     fn listener(
@@ -298,14 +270,6 @@ impl Scanner {
     }
 }
 
-/// In order, less the ports of the home namespace's listeners, which come first, sorted by protocol and port.
-fn without_listeners(taken: &BTreeSet<Occupied>, listeners: &[Listener]) -> Vec<Occupied> {
-    let at_home = listeners.partition_point(|listener| listener.key.netns == Netns::Home);
-    let port_of = |listener: &Listener| Occupied { protocol: listener.key.protocol, port: listener.key.port };
-    let is_free = |port: &&Occupied| listeners[..at_home].binary_search_by_key(*port, port_of).is_err();
-    taken.iter().filter(is_free).copied().collect()
-}
-
 /// Adds a later socket of the same key to a listener.
 fn absorb(listener: &mut Listener, later: Listener) {
     listener.owners.extend(later.owners);
@@ -332,19 +296,13 @@ impl Scanner {
 mod tests {
     use std::time::Duration;
 
+    use gk_model::listener::ListenerKey;
+
     use super::*;
     use crate::truth::world::{at, in_new_namespace, port_of};
 
     fn start() -> Timestamp {
         Timestamp::from_micros(1_800_000_000_000_000)
-    }
-
-    /// A scan in which the tables of this protocol could not be dumped.
-    fn scan_without(scanner: &mut Scanner, protocol: Protocol, now: Timestamp) -> Scan {
-        scanner.home.dump(&mut scanner.tables).unwrap();
-        scanner.home.lose_sight_of(protocol);
-        scanner.home.note_seen(now);
-        scanner.conclude(None, now).clone()
     }
 
     #[test]
@@ -356,29 +314,32 @@ mod tests {
             let mut scanner = Scanner::new().unwrap();
             let first = scanner.scan(start()).unwrap();
             let later = start().plus(Duration::from_secs(1));
-            let partial = scan_without(&mut scanner, Protocol::Udp, later);
-            let ports: Vec<_> = partial.listeners.iter().map(|listener| listener.key.port).collect();
-            assert_eq!((ports, partial.covered.len()), (vec![port_of(&sockets[0])], 2));
-            let whole = scanner.scan(later).unwrap();
-            assert_eq!(whole.covered, parts_of(Netns::Home));
-            for (before, after) in first.listeners.iter().zip(&whole.listeners) {
+            scanner.home.lose_sight_of(Protocol::Udp);
+            assert!(scanner.conclude(None, later));
+            let ports: Vec<_> = scanner.listeners().iter().map(|listener| listener.key.port).collect();
+            assert_eq!((ports, scanner.coverage().parts.len()), (vec![port_of(&sockets[0])], 2));
+            // A part that is covered again is a change, and one that stays as it is none.
+            assert_eq!([true, false].map(|_| scanner.look(later).unwrap()), [true, false]);
+            assert_eq!(scanner.coverage().parts, parts_of(Netns::Home));
+            let whole = scanner.listeners();
+            assert_eq!(whole.len(), 2);
+            for (before, after) in first.listeners.iter().zip(&whole) {
                 assert!(before.same_but_times(after));
-                assert_eq!((after.first_seen_at, after.last_seen_at), (start(), later));
+                assert_eq!(after.last_seen_at, later);
             }
         });
     }
 
     #[test]
-    fn a_scan_after_the_only_one_takes_everything_for_new() {
-        in_new_namespace("a second scan once", || {
+    fn what_closed_unseen_is_gone_when_its_part_is_seen_again() {
+        in_new_namespace("a part in which all closed unseen", || {
             let socket = at(Protocol::Tcp, "127.0.0.1").serve();
             let mut scanner = Scanner::new().unwrap();
-            for now in [start(), start().plus(Duration::from_secs(1))] {
-                let scan = scanner.scan_once(now).unwrap();
-                let shown: Vec<_> =
-                    scan.listeners.iter().map(|one| (one.key.port, one.first_seen_at)).collect();
-                assert_eq!((shown, scan.changed), (vec![(port_of(&socket), now)], true));
-            }
+            assert_eq!(scanner.scan(start()).unwrap().listeners.len(), 1);
+            drop(socket);
+            // What is told next is told to somebody who remembers nothing that was told before.
+            scanner.home.lose_sight_of(Protocol::Tcp);
+            assert_eq!(scanner.scan(start()).unwrap().listeners, []);
         });
     }
 

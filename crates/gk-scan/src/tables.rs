@@ -49,7 +49,7 @@ impl Tables {
     pub(crate) fn dump(&mut self, part: Part, states: States) -> Result<Vec<Socket>, ScanError> {
         let mut dump = Dump::default();
         self.dump_into(part, states, &mut dump)?;
-        Ok(dump.into_sockets())
+        Ok(dump.take_news().unwrap_or_default())
     }
 
     fn dump_into(&mut self, part: Part, states: States, dump: &mut Dump) -> Result<(), ScanError> {
@@ -65,8 +65,8 @@ impl Tables {
     /// Brings a dump of the sockets of a part that listen or may (TCP in LISTEN, and every UDP socket) up to date.
     ///
     /// A dump takes several system calls and misses a socket when its neighbours come and go in between. So sockets
-    /// that were there before and are `missing` from the first dump get a second chance. A socket that is gone is in
-    /// neither.
+    /// that were there before and are `missing` from the first dump, which it hands over in its order, get a
+    /// second chance. A socket that is gone is in neither.
     pub(crate) fn dump_listening(
         &mut self,
         part: Part,
@@ -80,7 +80,7 @@ impl Tables {
             Protocol::Udp => UDP,
         };
         self.dump_into(part, states, dump)?;
-        let missing = if dump.is_news() { missing(dump.sockets()) } else { HashSet::new() };
+        let missing = dump.news().filter(|_| dump.is_news()).map(missing).unwrap_or_default();
         if !missing.is_empty() {
             let mut again = Dump::default();
             self.dump_into(part, states, &mut again)?;

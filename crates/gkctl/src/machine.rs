@@ -99,5 +99,5 @@ pub(crate) fn full_report(state_dir: &Path, now: Timestamp) -> Result<FullReport
     // Without it the report is less, and right again with the next agent's: no reason not to report.
     let told = load_engines(state_dir, &facts()).unwrap_or_default();
     told.containers().apply(&mut scan.listeners, now);
-    Ok(FullReport { covered: scan.covered, listeners: scan.listeners, occupied: scan.occupied })
+    Ok(FullReport { covered: scan.coverage.parts, listeners: scan.listeners, occupied: scan.occupied })
 }

@@ -52,7 +52,7 @@ fn poll_among(listeners: u32) {
     let mut scanner = Scanner::new().unwrap();
     // Until nothing is left to be done for the first time.
     for _ in 0..5 {
-        scanner.scan_in_place(super::start()).unwrap();
+        scanner.look(super::start()).unwrap();
     }
     for _ in 0..POLLS {
         counted_poll(&mut scanner);
@@ -62,7 +62,7 @@ fn poll_among(listeners: u32) {
 /// Valgrind counts each by itself, and knows it by its name.
 #[inline(never)]
 fn counted_poll(scanner: &mut Scanner) {
-    scanner.scan_in_place(super::start()).unwrap();
+    scanner.look(super::start()).unwrap();
 }
 
 /// Of one poll, by the only process of a namespace, so that no other's beginning is news: the median, because now and then
