@@ -33,7 +33,7 @@ pub(crate) fn run(args: &ScanArgs) -> anyhow::Result<()> {
     if args.output == Output::Table && !privileges.unseen().is_empty() {
         eprintln!("{privileges}");
     }
-    let written = writeln!(std::io::stdout(), "{text}");
+    let written = std::io::stdout().write_all(text.as_bytes());
     // The process ends now, and its memory with it: to take all of that apart first would be for nothing.
     std::mem::forget((scanner, scan));
     match written {
@@ -51,7 +51,7 @@ fn json(scan: &Scan) -> anyhow::Result<String> {
         "namespaces": scan.coverage.namespaces.keys().collect::<Vec<_>>(),
         "knows_all_namespaces": scan.coverage.knows_all_namespaces,
     });
-    serde_json::to_string_pretty(&everything).context("cannot write JSON")
+    serde_json::to_string_pretty(&everything).context("cannot write JSON").map(|text| text + "\n")
 }
 
 fn table(scan: &Scan, all: bool) -> String {
@@ -131,7 +131,6 @@ impl Table {
                 text.push('\n');
             }
         }
-        text.pop();
         text
     }
 }
@@ -193,7 +192,7 @@ mod tests {
         let scan = Scan { listeners: vec![listener.clone()], ..Scan::default() };
         assert_eq!(
             table(&scan, false),
-            "PORT    LISTENER            ADDRESS  ACCOUNT\n80/tcp  python3 (pid 9301)  [::]     ada"
+            "PORT    LISTENER            ADDRESS  ACCOUNT\n80/tcp  python3 (pid 9301)  [::]     ada\n"
         );
         let mut contained = listener.clone();
         contained.key.netns = Netns::Other(4_026_532_000);

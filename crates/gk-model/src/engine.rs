@@ -257,10 +257,10 @@ mod tests {
     fn what_stands_for_a_published_port_has_a_container_and_no_owners() {
         let both = [published("0.0.0.0", 8_080), published("::", 8_080)];
         let shown = applied(&told(&[contained("c1", "web", &both)]), &[]);
-        let places: Vec<_> = shown.iter().map(|listener| listener.key.bound_to()).collect();
+        let places: Vec<_> = shown.iter().map(|listener| listener.key.bound_to().to_string()).collect();
         assert_eq!(places, ["0.0.0.0", "[::] v6only"]);
         assert!(shown.iter().all(|listener| listener.owners.is_empty() && listener.first_seen_at == now()));
-        assert_eq!(shown[0].describe(), "docker container web");
+        assert_eq!(shown[0].describe().to_string(), "docker container web");
         assert_eq!(shown[0].key.netns, Netns::Home);
     }
 

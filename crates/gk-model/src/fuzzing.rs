@@ -22,7 +22,9 @@ pub fn contact(bytes: &[u8]) {
     assert_eq!(read, again);
     if let ContactBody::Report { listeners, .. } | ContactBody::Delta { listeners, .. } = &read.body {
         Digest::of(listeners);
-        listeners.iter().for_each(|listener| drop((listener.describe(), listener.key.bound_to())));
+        listeners
+            .iter()
+            .for_each(|listener| drop(format!("{} {}", listener.describe(), listener.key.bound_to())));
     }
 }
 

@@ -90,15 +90,18 @@ pub struct ListenerKey {
 impl ListenerKey {
     /// Where it is bound, for people: `0.0.0.0`, `[::1]`, `127.0.0.1%lo` for one interface. A plain `[::]` also accepts
     /// IPv4, `[::] v6only` does not.
-    pub fn bound_to(&self) -> String {
-        let interface = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
-        match self.address {
-            IpAddr::V4(address) => format!("{address}{interface}"),
-            IpAddr::V6(address) if address.is_unspecified() && self.v6only => {
-                format!("[{address}]{interface} v6only")
+    pub fn bound_to(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            match self.address {
+                IpAddr::V4(address) => write!(f, "{address}")?,
+                IpAddr::V6(address) => write!(f, "[{address}]")?,
             }
-            IpAddr::V6(address) => format!("[{address}]{interface}"),
-        }
+            if let Some(interface) = &self.interface {
+                write!(f, "%{interface}")?;
+            }
+            let is_half = self.v6only && self.address.is_ipv6() && self.address.is_unspecified();
+            f.write_str(if is_half { " v6only" } else { "" })
+        })
     }
 }
 
@@ -290,28 +293,35 @@ impl Listener {
     }
 
     /// A few words for people: `nginx (pid 812)`, `nginx.service`, `docker 3f2a…`, or `another account's process`.
-    pub fn describe(&self) -> String {
-        let process = self.owners.split_first().map(|(owner, others)| {
-            match others.len() as u64 + u64::from(self.more_owners) {
-                0 => format!("{} (pid {})", owner.name, owner.pid),
-                more => format!("{} (pid {} and {more} more)", owner.name, owner.pid),
+    pub fn describe(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            let has_place = self.container.is_some() || self.unit.is_some();
+            match (self.owners.split_first(), &self.account) {
+                (Some((owner, others)), _) => {
+                    write!(f, "{} (pid {}", owner.name, owner.pid)?;
+                    match others.len() as u64 + u64::from(self.more_owners) {
+                        0 => f.write_str(")")?,
+                        more => write!(f, " and {more} more)")?,
+                    }
+                    f.write_str(if has_place { ", " } else { "" })?;
+                }
+                (None, _) if has_place => {}
+                (None, Some(account)) => write!(f, "a process of {account}")?,
+                (None, None) => f.write_str("a process the agent may not see")?,
             }
-        });
-        let place = match (&self.container, &self.unit) {
-            (Some(container), _) => {
-                let short: String = container.id.as_str().chars().take(12).collect();
-                let name = container.name.as_ref().map_or(short.as_str(), Observed::as_str);
-                Some(format!("{} container {name}", container.engine))
+            match (self.container.as_deref(), &self.unit) {
+                (Some(Container { name: Some(name), engine, .. }), _) => {
+                    write!(f, "{engine} container {name}")
+                }
+                (Some(Container { id, engine, .. }), _) => {
+                    let id = id.as_str();
+                    let end = id.char_indices().nth(12).map_or(id.len(), |(end, _)| end);
+                    write!(f, "{engine} container {}", &id[..end])
+                }
+                (None, Some(unit)) => write!(f, "{unit}"),
+                (None, None) => Ok(()),
             }
-            (None, unit) => unit.as_ref().map(ToString::to_string),
-        };
-        match (process, place, &self.account) {
-            (Some(process), Some(place), _) => format!("{process}, {place}"),
-            (Some(process), None, _) => process,
-            (None, Some(place), _) => place,
-            (None, None, Some(account)) => format!("a process of {account}"),
-            (None, None, None) => "a process the agent may not see".to_owned(),
-        }
+        })
     }
 }
 
@@ -321,7 +331,7 @@ pub fn owner_groups(listeners: &[Listener]) -> BTreeSet<String> {
     let groups = listeners.iter().flat_map(|listener| match (&listener.unit, &listener.container) {
         (Some(unit), _) => vec![unit.to_string()],
         (None, Some(container)) => vec![format!("{} container {}", container.engine, container.id)],
-        (None, None) if listener.owners.is_empty() => vec![listener.describe()],
+        (None, None) if listener.owners.is_empty() => vec![listener.describe().to_string()],
         (None, None) => {
             let owners = listener.owners.iter();
             owners.map(|owner| format!("{} of {}", owner.program(), owner.account)).collect()

@@ -247,7 +247,7 @@ fn holds(reservation: &Reservation, listeners: &[Listener]) -> Holder {
 }
 
 fn words(listeners: &[Listener]) -> Option<String> {
-    let words: Vec<String> = listeners.iter().map(Listener::describe).collect();
+    let words: Vec<String> = listeners.iter().map(|listener| listener.describe().to_string()).collect();
     (!words.is_empty()).then(|| words.join(" and "))
 }
 

@@ -365,7 +365,7 @@ pub(crate) fn unlike(place: Option<&(InstanceLink, Labels)>) -> String {
 }
 
 fn describe(listeners: &[Listener]) -> String {
-    let words: BTreeSet<String> = listeners.iter().map(Listener::describe).collect();
+    let words: BTreeSet<String> = listeners.iter().map(|listener| listener.describe().to_string()).collect();
     words.into_iter().collect::<Vec<String>>().join(" and ")
 }
 

@@ -150,7 +150,7 @@ fn who_listens(drift: &Drift) -> Option<String> {
 
 /// `nc (pid 77), session-3.scope, as ada`: the account too, because it is whom to ask.
 fn who(listener: &Listener) -> String {
-    let described = listener.describe();
+    let described = listener.describe().to_string();
     let account = listener.owners.first().map(|owner| &owner.account).or(listener.account.as_ref());
     match account {
         // Without owners, the words are about the account already, or about a place.

@@ -198,9 +198,9 @@ fn address(listener: &Listener) -> String {
     format!("{}{}", listener.key.bound_to(), listener.key.netns.remark())
 }
 
-pub(crate) fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {
+pub(crate) fn unique(texts: impl Iterator<Item = impl ToString>) -> Vec<String> {
     let mut seen = Vec::new();
-    for text in texts {
+    for text in texts.map(|text| text.to_string()) {
         if !seen.contains(&text) {
             seen.push(text);
         }

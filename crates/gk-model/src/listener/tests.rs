@@ -46,7 +46,7 @@ fn where_a_listener_is_bound_is_written_one_way() {
     for (address, interface, v6only, written) in table {
         let key = listener(Protocol::Tcp, address, 80, 1).key;
         let key = ListenerKey { interface: interface.map(Into::into), v6only, ..key };
-        assert_eq!(key.bound_to(), written);
+        assert_eq!(key.bound_to().to_string(), written);
     }
 }
 
@@ -117,8 +117,8 @@ fn of_countless_owners_one_of_each_kind_is_told_first_and_the_rest_are_counted()
         assert_eq!((pids(&bounded), bounded.more_owners), (told, more), "row {row}");
         assert_eq!(bounded.tells_every_kind(), every_kind, "row {row}");
         assert_eq!(bounded.clone().bounded(), bounded, "row {row}: once is enough");
-        let words = whole.describe();
-        assert_eq!(bounded.describe(), words, "row {row}");
+        let words = whole.describe().to_string();
+        assert_eq!(bounded.describe().to_string(), words, "row {row}");
         assert!(count == 1 || words.ends_with(&format!("(pid 1 and {} more)", count - 1)), "{words}");
     }
 }
