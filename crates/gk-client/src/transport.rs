@@ -32,6 +32,10 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a kept connection is used again. A server that closes it earlier is noticed before the next request.
 const KEEP_FOR: Duration = Duration::from_mins(2);
 
+/// What a connection buffers in either direction: one record of TLS. Of the usual 128 KiB an agent would keep both for as
+/// long as it is connected.
+const BUFFER_BYTES: usize = 16 << 10;
+
 /// How many connections a client has opened so far.
 pub(crate) type Dialled = Arc<AtomicU64>;
 
@@ -72,6 +76,8 @@ fn builder(timeout: Duration) -> ConfigBuilder<AgentScope> {
         .max_redirects(0)
         .http_status_as_error(false)
         .user_agent(concat!("gatekeeper-client/", env!("CARGO_PKG_VERSION")))
+        .input_buffer_size(BUFFER_BYTES)
+        .output_buffer_size(BUFFER_BYTES)
         .max_idle_connections(1)
         .max_idle_connections_per_host(1)
         .max_idle_age(KEEP_FOR)

@@ -147,8 +147,10 @@ impl Owners {
         accounts: &Accounts,
     ) -> bool {
         self.bury_the_dead();
+        // In the first scan everybody is new, and asked for everything.
+        let is_first = new.is_some_and(|new| new.len() == processes.pids().len());
         // Before anybody is looked into: whoever holds one of these is asked for relatives, however he was found.
-        let mut due = self.due();
+        let mut due = if is_first { HashSet::new() } else { self.due() };
         let fresh = std::mem::take(&mut self.fresh);
         let mut visited = HashSet::new();
         if let Some(new) = new {
@@ -162,10 +164,11 @@ impl Owners {
         if self.any_due() {
             self.search(processes, &mut visited, accounts);
         }
-        // In the first scan everybody is new, and was asked for everything.
-        if new.is_none_or(|new| new.len() < processes.pids().len()) {
-            due.retain(|socket| self.inodes.contains_key(socket) && !self.unfound.contains_key(socket));
-            self.ask_relatives(&due, accounts);
+        due.retain(|socket| self.inodes.contains_key(socket) && !self.unfound.contains_key(socket));
+        self.ask_relatives(&due, accounts);
+        if is_first {
+            // At first that is every socket, and later none or a few, which are gone through in every scan.
+            self.unfound.shrink_to_fit();
         }
         self.scan += 1;
         std::mem::take(&mut self.changed)
