@@ -1,5 +1,5 @@
 //! The command line. Most options can also be set in the environment, as `GATEKEEPER_…`; those can also stand in the
-//! configuration file (`config.rs`).
+//! configuration file (`gk-program`).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use gk_client::ServerAddress;
+use gatekeeper_agent::{AgentArgs, EngineArgs};
 use gk_model::paths;
-use gk_model::pin::Pin;
-use gk_model::text::InstanceName;
+use gk_program::{LogArgs, env, is_root, switch};
 use gk_store::{DatabaseUrl, StoreConfig};
 
-use crate::server::is_root;
 use crate::surface::SurfaceArgs;
 use crate::tls::TlsArgs;
 
@@ -198,109 +196,6 @@ impl ServerArgs {
 }
 
 #[derive(ClapArgs)]
-pub(crate) struct AgentArgs {
-    /// A file of options in TOML, or `none`: `protect = true`. The command line and the environment go before it. Default:
-    /// /etc/gatekeeper/agent.toml if it is there.
-    #[arg(long, env = "GATEKEEPER_CONFIG", hide_env_values = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The server, when it is not the one this machine joined: https://HOST:PORT, http://HOST:PORT or unix:PATH.
-    #[arg(long, env = "GATEKEEPER_SERVER", hide_env_values = true, value_name = "ADDRESS")]
-    pub(crate) server: Option<ServerAddress>,
-    /// The pin of the server's authority, as the server tells it at start: sha256:… Needed to join only; may be repeated.
-    #[arg(
-        long,
-        env = "GATEKEEPER_CA_PIN",
-        hide_env_values = true,
-        value_delimiter = ',',
-        value_name = "PIN"
-    )]
-    pub(crate) ca_pin: Vec<Pin>,
-    /// A file with a join token: join by itself if this machine has not.
-    #[arg(long, env = "GATEKEEPER_JOIN_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
-    pub(crate) join_token_file: Option<PathBuf>,
-    /// The name to join under; the host name when left out.
-    #[arg(long, env = "GATEKEEPER_NAME", hide_env_values = true, value_name = "NAME")]
-    pub(crate) name: Option<InstanceName>,
-    /// The longest time between two full reports, in seconds: 5 to 300.
-    #[arg(
-        long,
-        env = "GATEKEEPER_REPORT_INTERVAL",
-        hide_env_values = true,
-        default_value = "300",
-        value_name = "SECONDS",
-        value_parser = report_interval
-    )]
-    pub(crate) report_interval: Duration,
-    /// Where the identity of this machine is kept. Default: /var/lib/gatekeeper/agent for root, else
-    /// ~/.local/state/gatekeeper/agent.
-    #[arg(
-        long,
-        env = "GATEKEEPER_STATE",
-        hide_env_values = true,
-        value_name = "DIR",
-        default_value_os_t = paths::state_dir(is_root(), env),
-        hide_default_value = true
-    )]
-    pub(crate) state_dir: PathBuf,
-    /// Send the credential in clear over a network.
-    #[arg(long, env = "GATEKEEPER_INSECURE_HTTP", hide_env_values = true, value_parser = switch)]
-    pub(crate) insecure_http: bool,
-    /// Keep the kernel from giving this machine's reserved ports to outgoing connections and to whoever asks for any
-    /// port, by net.ipv4.ip_local_reserved_ports. Needs root or CAP_NET_ADMIN.
-    #[arg(long, env = "GATEKEEPER_PROTECT", hide_env_values = true, value_parser = switch)]
-    pub(crate) protect: bool,
-    #[command(flatten)]
-    pub(crate) engines: EngineArgs,
-    /// Deliver one full report and end, as for cron.
-    #[arg(long)]
-    pub(crate) once: bool,
-    /// Say what the agent may see on this machine and what not, and end.
-    #[arg(long, conflicts_with = "once")]
-    pub(crate) explain: bool,
-}
-
-impl AgentArgs {
-    fn check(&self) -> anyhow::Result<()> {
-        match self.name.is_some() && self.join_token_file.is_none() {
-            true => bail!("--name is for a machine that joins by itself, and so needs --join-token-file"),
-            false => Ok(()),
-        }
-    }
-}
-
-/// Where container engines are asked.
-#[derive(ClapArgs)]
-pub(crate) struct EngineArgs {
-    /// Where to ask a container engine for names of containers and the ports they publish; several times for several, or
-    /// `none`. Default: where Docker and Podman listen, in /run and for the account itself.
-    #[arg(
-        long = "engine-socket",
-        env = "GATEKEEPER_ENGINE_SOCKET",
-        hide_env_values = true,
-        value_name = "PATH",
-        value_delimiter = ','
-    )]
-    sockets: Vec<String>,
-}
-
-impl EngineArgs {
-    /// As for `dev`, which has no such option: from the environment alone.
-    pub(crate) fn of_environment() -> EngineArgs {
-        let listed = std::env::var("GATEKEEPER_ENGINE_SOCKET").unwrap_or_default();
-        EngineArgs { sockets: listed.split(',').map(str::to_owned).collect() }
-    }
-
-    /// The sockets to ask.
-    pub(crate) fn sockets(&self) -> Vec<PathBuf> {
-        let mut set = self.sockets.iter().filter(|path| !path.is_empty()).peekable();
-        match set.peek() {
-            None => gk_agent::well_known_sockets(env("XDG_RUNTIME_DIR").as_deref()),
-            Some(_) => set.filter(|path| *path != "none").map(PathBuf::from).collect(),
-        }
-    }
-}
-
-#[derive(ClapArgs)]
 pub(crate) struct ScanArgs {
     #[command(flatten)]
     pub(crate) engines: EngineArgs,
@@ -325,52 +220,6 @@ pub(crate) enum Output {
     Json,
 }
 
-#[derive(ClapArgs)]
-#[command(next_help_heading = "Options of every command")]
-pub(crate) struct LogArgs {
-    /// What to log: error, warn, info, debug, trace, or a filter such as gk_agent=debug,info.
-    #[arg(
-        long,
-        global = true,
-        env = "GATEKEEPER_LOG",
-        hide_env_values = true,
-        default_value = "info",
-        value_name = "FILTER"
-    )]
-    pub(crate) log: String,
-    /// How to log, always to standard error: text or json.
-    #[arg(long, global = true, env = "GATEKEEPER_LOG_FORMAT", hide_env_values = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT", hide_possible_values = true)]
-    pub(crate) log_format: LogFormat,
-}
-
-/// Forms of log lines.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// What a switch may be in the environment; empty is as good as unset, as for every other variable.
-fn switch(text: &str) -> Result<bool, &'static str> {
-    match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "yes" | "on" => Ok(true),
-        "" | "0" | "false" | "no" | "off" => Ok(false),
-        _ => Err("write 1 or 0"),
-    }
-}
-
-fn report_interval(text: &str) -> Result<Duration, String> {
-    let range = gk_agent::AgentConfig::REPORT_INTERVALS;
-    match text.parse().map(Duration::from_secs) {
-        Ok(interval) if range.contains(&interval) => Ok(interval),
-        _ => {
-            Err(format!("a number of seconds from {} to {}", range.start().as_secs(), range.end().as_secs()))
-        }
-    }
-}
-
 /// `400`, or `400d` as ages are written elsewhere.
 fn retention(text: &str) -> Result<Duration, &'static str> {
     match text.strip_suffix('d').unwrap_or(text).parse::<u32>() {
@@ -389,11 +238,6 @@ fn event_count(text: &str) -> Result<u64, &'static str> {
     count.filter(|count| *count >= 1_000).ok_or("a number of events, at least 1000, as 500k or 50M")
 }
 
-/// The environment as `gk_model::paths` wants it.
-pub(crate) fn env(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).map(PathBuf::from)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -409,28 +253,6 @@ mod tests {
         all.build();
         let of_all = all.find_subcommand_mut("scan").unwrap().render_long_help().to_string();
         assert_eq!(super::ScanAlone::command().render_long_help().to_string(), of_all);
-    }
-
-    #[test]
-    fn a_switch_in_the_environment_is_read_as_people_write_it() {
-        let table =
-            [("1", Ok(true)), ("TRUE", Ok(true)), ("on", Ok(true)), ("", Ok(false)), ("0", Ok(false))];
-        for (text, read) in table {
-            assert_eq!(super::switch(text), read, "{text:?}");
-        }
-        assert!(super::switch("nope").is_err());
-    }
-
-    #[test]
-    fn engines_are_asked_where_told_or_where_they_usually_are_or_nowhere() {
-        let sockets = |told: &[&str]| {
-            let sockets = told.iter().map(ToString::to_string).collect();
-            super::EngineArgs { sockets }.sockets()
-        };
-        assert!(sockets(&[]).contains(&"/run/docker.sock".into()));
-        assert_eq!(sockets(&[""]), sockets(&[]), "empty is as good as unset");
-        assert_eq!(sockets(&["/a", "/b"]), ["/a", "/b"].map(std::path::PathBuf::from));
-        assert!(sockets(&["none"]).is_empty());
     }
 
     #[test]

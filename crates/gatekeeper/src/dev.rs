@@ -15,8 +15,11 @@ use gk_model::problem::Code;
 use gk_model::query::{InstanceQuery, Limit};
 use gk_model::secret::{Secret, SecretKind};
 
-use crate::args::{EngineArgs, ServerArgs, env};
-use crate::server::{Server, is_root, runtime, stop_requested};
+use gatekeeper_agent::EngineArgs;
+use gk_program::{env, is_root};
+
+use crate::args::ServerArgs;
+use crate::server::{Server, runtime, stop_requested};
 
 /// Runs both until SIGINT or SIGTERM; the agent ends first, so that its last words are heard.
 pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {

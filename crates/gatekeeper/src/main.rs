@@ -1,21 +1,20 @@
-//! `gatekeeper`: the server, the agent, both at once for a first try, the scanner, and the care of the database. `gkctl`
-//! is the other program.
+//! `gatekeeper`: the server, the agent, both at once for a first try, the scanner, and the care of the database. The
+//! other programs are `gkctl`, and `gatekeeper-agent` for machines that need no more.
 
-mod agent;
 mod args;
 mod config;
-mod config_file;
 mod data;
 mod dev;
-mod logs;
-mod mask;
 mod scan;
 mod server;
-mod service;
 mod surface;
 mod tls;
 
 use std::process::ExitCode;
+
+use gk_program::{service, start_logs};
+use gk_server::TlsError;
+use gk_store::OpenError;
 
 use crate::args::Role;
 
@@ -28,10 +27,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    logs::start(&args.logs);
+    start_logs(&args.logs);
     let ended = match args.role {
         Role::Server(args) => server::run(&args),
-        Role::Agent(args) => agent::run(&args),
+        Role::Agent(args) => gatekeeper_agent::run(&args),
         Role::Dev(args) => dev::run(&args),
         Role::Scan(args) => scan::run(&args),
         Role::Backup(args) => data::backup(&args),
@@ -47,7 +46,15 @@ fn exit_code(ended: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            service::exit_code(&error)
+            service::exit_code(needs_people(&error))
         }
     }
+}
+
+/// Whether a start would end as this one did, until somebody has looked: an agent without an identity, files that others
+/// could have changed, a key that others could have read.
+fn needs_people(error: &anyhow::Error) -> bool {
+    gatekeeper_agent::needs_people(error)
+        || matches!(error.downcast_ref(), Some(OpenError::Exposed(_)))
+        || matches!(error.downcast_ref(), Some(TlsError::Exposed { .. }))
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use gk_model::health::Health;
 use gk_model::paths::SOCKET_FILE;
 use gk_model::text::Subject;
 use gk_model::time::Timestamp;
+use gk_program::{own_uid, service};
 use gk_server::{Cidr, Config, Listeners, Tls};
 use gk_store::{Retention, Store};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::ServerArgs;
-use crate::service;
 use crate::surface::SurfaceArgs;
 
 /// Runs the server until SIGINT or SIGTERM.
@@ -59,16 +59,6 @@ async fn pulse(store: Store) {
 
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
-}
-
-/// Whether this process acts for the whole machine.
-pub(crate) fn is_root() -> bool {
-    own_uid() == 0
-}
-
-pub(crate) fn own_uid() -> u32 {
-    // The owner of /proc/self is the effective uid of the process.
-    std::fs::metadata("/proc/self").map_or(u32::MAX, |metadata| metadata.uid())
 }
 
 /// Resolves when the process is asked to end. The handlers are in place when this returns, so no signal is missed.

@@ -88,7 +88,7 @@ fn nothing_there(context: &Context, instance: &InstanceRef, protocol: Protocol, 
                 Exit::Conflict,
                 format!("{who} listens on {port}/{protocol}, but the server has not heard of it"),
             )
-            .hint("start the agent with `gatekeeper agent`; without one, `gkctl instance join` tells the server once")
+            .hint("start the agent with `gatekeeper-agent`; without one, `gkctl instance join` tells the server once")
         }
         None => Failure::new(
             Exit::Conflict,

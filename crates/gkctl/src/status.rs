@@ -159,7 +159,7 @@ fn describe_machine(status: &Status, now: Timestamp) -> String {
 pub(crate) fn describe_agent(running: Option<bool>, server_is_ready: bool) -> &'static str {
     match running {
         Some(true) => "running",
-        Some(false) if server_is_ready => "not running; start it with: gatekeeper agent",
+        Some(false) if server_is_ready => "not running; start it with: gatekeeper-agent",
         Some(false) => "not running",
         None => "unknown; this account may not look",
     }

@@ -15,8 +15,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gk-scan", &["gk-model"]),
     ("gk-agent", &["gk-client", "gk-scan", "gk-model"]),
     ("gk-server", &["gk-store", "gk-model"]),
+    ("gk-program", &["gk-model"]),
     ("gkctl", &["gk-client", "gk-scan", "gk-model"]),
-    ("gatekeeper", &["gk-agent", "gk-client", "gk-model", "gk-scan", "gk-server", "gk-store"]),
+    ("gatekeeper-agent", &["gk-agent", "gk-client", "gk-model", "gk-program"]),
+    (
+        "gatekeeper",
+        &[
+            "gatekeeper-agent",
+            "gk-agent",
+            "gk-client",
+            "gk-model",
+            "gk-program",
+            "gk-scan",
+            "gk-server",
+            "gk-store",
+        ],
+    ),
 ];
 
 /// Libraries that only one room may name.
@@ -28,6 +42,9 @@ const KEPT_IN: &[(&str, &str)] = &[
     ("tokio-rustls", "gk-server"),
     ("rcgen", "gk-server"),
     ("prometheus-client", "gk-server"),
+    ("toml", "gk-program"),
+    ("tracing-subscriber", "gk-program"),
+    ("sd-notify", "gk-program"),
 ];
 
 const LONGEST_FILE: usize = 500;

@@ -25,7 +25,7 @@ const PROXIES: [&str; 6] =
 /// With less room than this the agent cannot keep what happens while the server is away.
 const LITTLE_BYTES: u64 = 64 << 20;
 
-const START_AGENT: &str = "systemctl enable --now gatekeeper-agent; or in a terminal: gatekeeper agent";
+const START_AGENT: &str = "systemctl enable --now gatekeeper-agent; or in a terminal: gatekeeper-agent";
 
 /// Proxies are never asked, which surprises where nothing else gets through.
 pub(super) fn proxies(
@@ -177,7 +177,7 @@ pub(super) fn sight(instance: &Instance) -> Option<Check> {
         Some((_, unseen)) => Check::warn(
             "privileges",
             format!("the agent does not see {unseen}"),
-            "run it by its systemd unit, or as root; `gatekeeper agent --explain` says more",
+            "run it by its systemd unit, or as root; `gatekeeper-agent --explain` says more",
         ),
         None => Check::ok("privileges", format!("the agent {told}")),
     })
@@ -196,7 +196,7 @@ pub(super) fn protection(instance: &Instance) -> Option<Check> {
         ProtectionState::Partial => Check::warn(
             CHECK,
             format!("the kernel keeps off some of them only: {protection}"),
-            "give the agent CAP_NET_ADMIN and a /proc/sys that is not read-only; see `gatekeeper agent --explain`",
+            "give the agent CAP_NET_ADMIN and a /proc/sys that is not read-only; see `gatekeeper-agent --explain`",
         ),
         ProtectionState::Drifted => Check::warn(
             CHECK,

@@ -50,7 +50,7 @@ impl Joined {
 }
 
 fn start_agent(state: &Path, log: PathBuf) -> Process {
-    Process::start(program("gatekeeper").arg("agent").env("GATEKEEPER_STATE", state), log)
+    Process::start(program("gatekeeper-agent").env("GATEKEEPER_STATE", state), log)
 }
 
 fn is_shown(admin: &Client, protocol: Protocol, port: u16) -> bool {
@@ -120,8 +120,8 @@ fn a_published_port_is_the_machines_until_its_engine_says_otherwise() {
     let [kept, dropped] = [listen(), listen()].map(|(_, port)| port);
     let engine = FakeEngine::start(&here.place.join("docker.sock"));
     let start = || {
-        let mut command = program("gatekeeper");
-        command.arg("agent").arg("--engine-socket").arg(&engine.socket);
+        let mut command = program("gatekeeper-agent");
+        command.arg("--engine-socket").arg(&engine.socket);
         Process::start(command.env("GATEKEEPER_STATE", &here.state), here.place.join("agent.log"))
     };
     engine.answer(200, &[kept, dropped]);
@@ -255,8 +255,8 @@ fn a_reservation_without_a_listener_survives_any_number_of_reports() {
     let before = here.server.live();
     assert_eq!(before.len(), 1);
     for _ in 0..5 {
-        let mut once = program("gatekeeper");
-        let told = once.args(["agent", "--once"]).env("GATEKEEPER_STATE", &here.state).output().unwrap();
+        let mut once = program("gatekeeper-agent");
+        let told = once.arg("--once").env("GATEKEEPER_STATE", &here.state).output().unwrap();
         stdout(&told);
         assert_eq!(here.server.live(), before, "reservation of {port}");
     }
@@ -314,7 +314,7 @@ fn one_agent_per_state_directory() {
     let here = Joined::new();
     let first = here.agent();
     wait_for("the first contact", || first.log().contains("in contact").then_some(()));
-    let second = program("gatekeeper").arg("agent").env("GATEKEEPER_STATE", &here.state).output().unwrap();
+    let second = program("gatekeeper-agent").env("GATEKEEPER_STATE", &here.state).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     let error = String::from_utf8(second.stderr).unwrap();
     assert!(error.contains("another agent runs") && error.contains(here.state.to_str().unwrap()), "{error}");

@@ -358,7 +358,7 @@ fn a_server_that_is_missing_is_what_is_told_to_be_started() {
         shown.contains(&address) && shown.contains("does not answer") && shown.contains("web-1"),
         "{shown}"
     );
-    assert!(!shown.contains("gatekeeper agent") && error.contains("gatekeeper server --listen"), "{error}");
+    assert!(!shown.contains("gatekeeper-agent") && error.contains("gatekeeper server --listen"), "{error}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn a_file_that_others_could_have_written_or_that_tells_them_a_secret_is_refused(
     }
     desk.write("database = 'postgres://ada:sesame@db/gk'\n");
     desk.set_mode(0o604);
-    assert!(desk.refusal().contains("the database's password is in it: run chmod go="));
+    assert!(desk.refusal().contains("a password is in it: run chmod go="));
     desk.set_mode(0o400);
     stdout(&desk.command(&["config"]).output().unwrap());
     if is_root() {

@@ -73,8 +73,8 @@ fn the_doctor_finds_what_is_wrong() {
     assert!(others.is_empty(), "{others:?}");
 
     // All is well, but for what the agent may not see where the tests run.
-    let mut agent = program("gatekeeper");
-    agent.arg("agent").env("GATEKEEPER_STATE", desk.place.join("state"));
+    let mut agent = program("gatekeeper-agent");
+    agent.env("GATEKEEPER_STATE", desk.place.join("state"));
     let agent = Process::start(&mut agent, desk.place.join("agent.log"));
     let (checks, code) = wait_for("the agent to be well", || {
         let (checks, code) = ask_the_doctor(&mut at_socket(&desk));

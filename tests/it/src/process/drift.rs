@@ -146,7 +146,7 @@ fn one_port_is_adopted_with_what_is_known_of_it() {
     let word = port.to_string();
     // Without an agent the server has not heard of it, and says what to do.
     let (_, error) = here.ends(3, &["port", "adopt", &word]);
-    assert!(error.contains("has not heard of it") && error.contains("gatekeeper agent"), "{error}");
+    assert!(error.contains("has not heard of it") && error.contains("gatekeeper-agent"), "{error}");
     here.ok(&["instance", "join"]);
     let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
     let output = here.run(&["port", "adopt", &word]);

@@ -47,8 +47,8 @@ fn tree(top: &Path) -> Vec<PathBuf> {
 }
 
 fn agent(state: &Path) -> Command {
-    let mut agent = program("gatekeeper");
-    agent.args(["agent", "--log", "trace"]).env("GATEKEEPER_STATE", state);
+    let mut agent = program("gatekeeper-agent");
+    agent.args(["--log", "trace"]).env("GATEKEEPER_STATE", state);
     agent
 }
 

@@ -54,8 +54,8 @@ impl Here {
     }
 
     fn agent(&self) -> Process {
-        let mut agent = program("gatekeeper");
-        agent.arg("agent").env("GATEKEEPER_STATE", &self.state).env("GATEKEEPER_PROTECT", "1");
+        let mut agent = program("gatekeeper-agent");
+        agent.env("GATEKEEPER_STATE", &self.state).env("GATEKEEPER_PROTECT", "1");
         Process::start(&mut agent, self.place.join("agent.log"))
     }
 

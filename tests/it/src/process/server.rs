@@ -121,8 +121,8 @@ fn leaked_database_reveals_no_token() {
     });
     let state = place.join("state");
     stdout(&gkctl(&server, &state, &["instance", "join"]));
-    let told = program("gatekeeper")
-        .args(["agent", "--once", "--log", "trace"])
+    let told = program("gatekeeper-agent")
+        .args(["--once", "--log", "trace"])
         .env("GATEKEEPER_STATE", &state)
         .output();
     let told = told.unwrap();

@@ -64,8 +64,8 @@ fn an_agent_says_that_it_is_ready_lives_and_stops_also_while_its_server_is_away(
     stdout(&gkctl(&server, &state, &["instance", "join", "--name", "here"]));
     server.process.kill();
     let manager = Manager::new(&place);
-    let mut agent = program("gatekeeper");
-    agent.arg("agent").env("GATEKEEPER_STATE", &state);
+    let mut agent = program("gatekeeper-agent");
+    agent.env("GATEKEEPER_STATE", &state);
     // It looks twice a second.
     manager.adopt(&mut agent, Duration::from_secs(1));
     let mut agent = Process::start(&mut agent, place.join("agent.log"));
@@ -78,13 +78,67 @@ fn an_agent_says_that_it_is_ready_lives_and_stops_also_while_its_server_is_away(
 #[test]
 fn an_agent_that_only_people_can_help_is_told_from_one_to_start_again() {
     let place = Place::new();
-    let mut agent = program("gatekeeper");
-    agent.arg("agent").env("GATEKEEPER_STATE", place.join("state"));
-    let not_joined = agent.output().unwrap();
-    assert_eq!(not_joined.status.code(), Some(3), "{not_joined:?}");
-    assert!(String::from_utf8_lossy(&not_joined.stderr).contains("gkctl instance join"), "{not_joined:?}");
-    let unusable = agent.env("GATEKEEPER_STATE", "/proc/nowhere").output().unwrap();
-    assert_eq!(unusable.status.code(), Some(1), "{unusable:?}");
+    for (name, words) in AGENTS {
+        let mut agent = program(name);
+        agent.args(words).env("GATEKEEPER_STATE", place.join("state"));
+        let not_joined = agent.output().unwrap();
+        assert_eq!(not_joined.status.code(), Some(3), "{not_joined:?}");
+        assert!(
+            String::from_utf8_lossy(&not_joined.stderr).contains("gkctl instance join"),
+            "{not_joined:?}"
+        );
+        let unusable = agent.env("GATEKEEPER_STATE", "/proc/nowhere").output().unwrap();
+        assert_eq!(unusable.status.code(), Some(1), "{unusable:?}");
+    }
+}
+
+/// The two ways to start an agent.
+const AGENTS: [(&str, &[&str]); 2] = [("gatekeeper-agent", &[]), ("gatekeeper", &["agent"])];
+
+#[test]
+fn the_agents_own_program_is_the_same_agent_without_server_and_database() {
+    let place = Place::new();
+    let file = place.join("agent.toml");
+    let told = |words: &[&str], options: &str| {
+        fs::write(&file, options).unwrap();
+        AGENTS.map(|(name, role)| {
+            let mut agent = program(name);
+            let output = agent.args(role).args(words).env("GATEKEEPER_CONFIG", &file).output().unwrap();
+            let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+            (output.status.code(), text)
+        })
+    };
+    // Only how it is called differs.
+    let [own, other] = told(&["--help"], "").map(|(code, text)| {
+        let usage = text.lines().position(|line| line.starts_with("Usage:")).unwrap();
+        let options = text.lines().skip(usage + 1).filter(|line| !line.contains("-V, --version"));
+        (code, options.map(str::to_owned).collect::<Vec<_>>())
+    });
+    assert_eq!(own, other);
+    assert!(own.1.iter().any(|line| line.contains("--protect")), "{own:?}");
+    // The file counts for both, and both judge it alike.
+    let table = [
+        (&["--explain"][..], "protect = true", Some(0), "Seen: "),
+        (&["--explain"], "listen = '127.0.0.1:0'", Some(2), "no option `listen`"),
+        (&["--explain"], "report-interval = 1", Some(2), "5 to 300"),
+        (&["--name", "web-1"], "", Some(2), "--join-token-file"),
+        (&["--once", "--explain"], "", Some(2), "cannot be used with"),
+        (&["--state-dir", "/proc/nowhere"], "log = 'debug'", Some(1), "state directory"),
+    ];
+    for (words, options, code, expected) in table {
+        for (ended, text) in told(words, options) {
+            assert_eq!(ended, code, "{words:?} {options}: {text}");
+            assert!(text.contains(expected), "{words:?} {options}: {text}");
+        }
+    }
+    // What begins every file of SQLite, and a header that only servers read.
+    let holds = |name: &str, text: &str| {
+        let code = fs::read(program(name).get_program()).unwrap();
+        code.windows(text.len()).any(|window| window == text.as_bytes())
+    };
+    for text in ["SQLite format 3", "sqlite3_", "x-forwarded-for"] {
+        assert_eq!(AGENTS.map(|(name, _)| holds(name, text)), [false, true], "{text}");
+    }
 }
 
 #[test]

@@ -82,8 +82,8 @@ impl House {
     }
 
     fn agent(&self) -> Process {
-        let mut agent = program("gatekeeper");
-        agent.args(["agent", "--log", "debug"]).env("GATEKEEPER_STATE", self.state());
+        let mut agent = program("gatekeeper-agent");
+        agent.args(["--log", "debug"]).env("GATEKEEPER_STATE", self.state());
         Process::start(&mut agent, self.place.join("agent.log"))
     }
 

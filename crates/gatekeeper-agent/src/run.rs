@@ -1,5 +1,6 @@
-//! `gatekeeper agent`: watches this machine until told to stop.
+//! The role: watches this machine until told to stop.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -7,12 +8,17 @@ use gk_agent::{AgentConfig, AgentError, JoinBy, Stopper};
 use gk_model::secret::Secret;
 use gk_model::time::Timestamp;
 
+use gk_program::service::{self, Pulse};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
 use crate::args::AgentArgs;
-use crate::server::stop_requested;
-use crate::service::{self, Pulse};
 
 /// Runs the agent until SIGINT or SIGTERM; with `--once` until its report is delivered.
-pub(crate) fn run(args: &AgentArgs) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it cannot start, and when the server ends it.
+pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if args.explain {
         println!("{}", gk_agent::explain(&args.engines.sockets(), Timestamp::from_clock()));
         return Ok(());
@@ -34,19 +40,28 @@ fn ended(result: Result<(), AgentError>) -> anyhow::Result<()> {
     })
 }
 
-/// On a thread of its own, which does nothing else. A runtime with a thread for each processor, as the server has, would
-/// only take memory.
+/// On a thread of its own, which does nothing else. The handlers are in place when this returns, so no signal is missed.
 fn wait_for_signals(stopper: Stopper) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-    let runtime = runtime.context("cannot start the runtime")?;
-    let requested = runtime.block_on(async { stop_requested() })?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle SIGINT and SIGTERM")?;
     let wait = move || {
-        runtime.block_on(requested);
-        service::stopping();
-        stopper.stop();
+        for _ in &mut signals {
+            service::stopping();
+            stopper.stop();
+        }
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).context("cannot start a thread")?;
     Ok(())
+}
+
+/// Whether a start would end as this one did, until somebody has looked: an agent without an identity, or files that others
+/// could have changed.
+pub fn needs_people(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(AgentError::NotJoined | AgentError::Ended(_) | AgentError::Address(_)) => true,
+        // Not to be believed, or damaged; what the system refuses is of another kind.
+        Some(AgentError::State(error)) => error.kind() == ErrorKind::InvalidData,
+        _ => false,
+    }
 }
 
 fn config(args: &AgentArgs) -> anyhow::Result<AgentConfig> {

@@ -2,15 +2,42 @@
 
 use std::io::{self, IsTerminal};
 
+use clap::{Args as ClapArgs, ValueEnum};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::args::{LogArgs, LogFormat};
+/// What to log, and how.
+#[derive(ClapArgs)]
+#[command(next_help_heading = "Logs")]
+pub struct LogArgs {
+    /// What to log: error, warn, info, debug, trace, or a filter such as gk_agent=debug,info.
+    #[arg(
+        long,
+        global = true,
+        env = "GATEKEEPER_LOG",
+        hide_env_values = true,
+        default_value = "info",
+        value_name = "FILTER"
+    )]
+    log: String,
+    /// How to log, always to standard error: text or json.
+    #[arg(long, global = true, env = "GATEKEEPER_LOG_FORMAT", hide_env_values = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT", hide_possible_values = true)]
+    log_format: LogFormat,
+}
+
+/// Forms of log lines.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Starts logging. An unusable filter falls back to `info` and says so.
-pub(crate) fn start(args: &LogArgs) {
+pub fn start_logs(args: &LogArgs) {
     // By level and module only: to choose by the fields of spans, too, would bring a library of regular expressions.
     let parsed = args.log.parse::<Targets>();
     let refused = parsed.as_ref().err().map(ToString::to_string);

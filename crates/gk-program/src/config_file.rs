@@ -20,14 +20,19 @@ use crate::mask::is_secret;
 /// What a file says: for each key, one value or several.
 pub(crate) type Said = BTreeMap<String, Vec<String>>;
 
-/// The one option that may hold a secret.
-pub(crate) const DATABASE: &str = "database";
-
 /// A file of options is a page; whatever is longer is something else.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// Reads a file whose keys are among `known`; none when there is none.
-pub(crate) fn read(path: &Path, known: &[&str], own_uid: u32) -> anyhow::Result<Option<Said>> {
+/// Which keys there may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys<'a> {
+    pub(crate) known: &'a [&'a str],
+    /// The one that may hold a secret, if any.
+    pub(crate) secret: Option<&'a str>,
+}
+
+/// Reads a file; none when there is none.
+pub(crate) fn read(path: &Path, keys: Keys<'_>, own_uid: u32) -> anyhow::Result<Option<Said>> {
     // Held open: what was looked at is what is read.
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -37,7 +42,7 @@ pub(crate) fn read(path: &Path, known: &[&str], own_uid: u32) -> anyhow::Result<
     refuse_strangers(path, &metadata, own_uid)?;
     let mut text = String::new();
     file.take(MOST_BYTES).read_to_string(&mut text).context("cannot read it")?;
-    let said = parse(&text, known)?;
+    let said = parse(&text, keys)?;
     refuse_told_secret(path, &metadata, &said)?;
     Ok(Some(said))
 }
@@ -61,26 +66,26 @@ fn refuse_told_secret(path: &Path, metadata: &Metadata, said: &Said) -> anyhow::
     let has_secret = said.values().flatten().any(|value| is_secret(value));
     if has_secret && metadata.mode() & forbidden != 0 {
         bail!(
-            "other accounts may read it, and the database's password is in it: run chmod go= {}, and change that password",
+            "other accounts may read it, and a password is in it: run chmod go= {}, and change that password",
             path.display()
         );
     }
     Ok(())
 }
 
-fn parse(text: &str, known: &[&str]) -> anyhow::Result<Said> {
+fn parse(text: &str, keys: Keys<'_>) -> anyhow::Result<Said> {
     let table: Table = toml::from_str(text).map_err(|error| {
         // Its own text shows the line, which may hold a password.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         anyhow::anyhow!("line {}: {}", before.matches('\n').count() + 1, error.message())
     })?;
     let pairs = table.into_iter().map(|(key, value)| {
-        refuse_unknown(&key, known)?;
+        refuse_unknown(&key, keys.known)?;
         let values = words(value).with_context(|| {
             format!("`{key}` is a text, a number, true or false, or a list of these between brackets")
         })?;
         // Before anything else looks at it and says what it saw.
-        if key != DATABASE && values.iter().any(|value| is_secret(value)) {
+        if keys.secret != Some(&key) && values.iter().any(|value| is_secret(value)) {
             bail!("`{key}` holds a secret, which does not belong there: take it out, and change it");
         }
         Ok((key, values))
@@ -125,15 +130,16 @@ fn word(value: Value) -> Option<String> {
 mod tests {
     use super::*;
 
-    const KNOWN: [&str; 4] = ["database", "listen", "insecure-http", "tls-name"];
+    const KEYS: Keys<'_> =
+        Keys { known: &["database", "listen", "insecure-http", "tls-name"], secret: Some("database") };
 
     fn refusal(text: &str) -> String {
-        format!("{:#}", parse(text, &KNOWN).unwrap_err())
+        format!("{:#}", parse(text, KEYS).unwrap_err())
     }
 
     #[test]
     fn a_file_says_options_as_a_command_line_would() {
-        let said = parse("listen = '[::1]:1'\ninsecure-http = true\ntls-name = ['a', 7]\n", &KNOWN).unwrap();
+        let said = parse("listen = '[::1]:1'\ninsecure-http = true\ntls-name = ['a', 7]\n", KEYS).unwrap();
         let strings = |values: &[&str]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(said["listen"], strings(&["[::1]:1"]));
         assert_eq!((&said["insecure-http"], &said["tls-name"]), (&strings(&["true"]), &strings(&["a", "7"])));

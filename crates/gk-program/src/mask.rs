@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use gk_model::secret::Secret;
-use gk_store::DatabaseUrl;
 
 /// Stands where a secret was.
 const MASK: &str = "***";
@@ -15,12 +14,9 @@ pub(crate) fn is_secret(value: &str) -> bool {
 
 /// The value as everybody may see it.
 pub(crate) fn masked(value: &str) -> String {
-    let shown = without_password(value);
-    // However it is written: the parser decodes what we would not look for.
-    let holds_another = || value.parse().is_ok_and(|url: DatabaseUrl| url.has_password());
-    match shown {
+    match without_password(value) {
         Some(shown) => shown,
-        None if holds_another() || Secret::is_begun_by(value) => MASK.to_owned(),
+        None if Secret::is_begun_by(value) => MASK.to_owned(),
         None => value.to_owned(),
     }
 }
@@ -47,9 +43,21 @@ fn without_password(value: &str) -> Option<String> {
 /// Owned if it is a password.
 fn mask_parameter(parameter: &str) -> Cow<'_, str> {
     match parameter.split_once('=') {
-        Some((name, _)) if name.to_ascii_lowercase().contains("password") => format!("{name}={MASK}").into(),
+        Some((name, _)) if decoded(name).contains("password") => format!("{name}={MASK}").into(),
         _ => parameter.into(),
     }
+}
+
+/// In small letters, and each `%xx` as what it stands for: whoever parses the address decodes it, too.
+fn decoded(name: &str) -> String {
+    let (mut text, mut rest) = (String::new(), name);
+    while let Some((before, after)) = rest.split_once('%') {
+        let byte = after.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        text.push_str(before);
+        text.push(byte.map_or('%', char::from));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    (text + rest).to_lowercase()
 }
 
 #[cfg(test)]
@@ -64,7 +72,9 @@ mod tests {
             ("postgres://ada:sesame@db:5432/gk", "postgres://ada:***@db:5432/gk"),
             ("mysql://ada:se:s@me@db/gk", "mysql://ada:***@db/gk"),
             ("postgres:///gk?user=a&password=sesame&x=y", "postgres:///gk?user=a&password=***&x=y"),
-            ("postgres:///gk?user=a&pass%77ord=sesame", "***"),
+            ("postgres:///gk?user=a&pass%77ord=sesame", "postgres:///gk?user=a&pass%77ord=***"),
+            ("postgres:///gk?%50%41SSWORD=sesame&a=%", "postgres:///gk?%50%41SSWORD=***&a=%"),
+            ("postgres:///gk?%=%zz&%e4=1&x%5=2", "postgres:///gk?%=%zz&%e4=1&x%5=2"),
             ("gkt_0123456789", "***"),
             ("[2001:db8::1]:5000", "[2001:db8::1]:5000"),
         ];
