@@ -24,18 +24,18 @@ test: ## everything there is, on real databases, sockets and processes
 		$(CARGO) test --locked --workspace -- $(ARGS) $$skip
 	@echo "What the kernel and the machine were asked for:" && sort -u target/facilities
 
-build: ## both programs, for debugging
+build: ## all programs, for debugging
 	$(CARGO) build --locked --bins
 
 lint: ## format and clippy only
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-release: ## both programs, optimised, in target/release
+release: ## all programs, optimised, in target/release
 	@.ci/prerequisites build
 	$(CARGO) build --locked --release --bins
 
-static: ## both programs, for any Linux of this architecture, in target/static
+static: ## all programs, for any Linux of this architecture, in target/static
 	@.ci/prerequisites build
 	@packaging/static
 

@@ -21,26 +21,34 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Server, joined machine and running agent.
+    /// Server, joined machine and running agent, which speaks to the server's socket.
     pub(crate) fn start() -> Result<Fleet> {
         let bench = std::env::current_exe().context("where is this program?")?;
-        Fleet::start_from(bench.parent().context("a program lies in a directory")?.to_owned())
+        Fleet::start_from(bench.parent().context("a program lies in a directory")?.to_owned(), &[])
     }
 
-    /// The same with the programs of this directory.
-    pub(crate) fn start_from(programs: PathBuf) -> Result<Fleet> {
+    /// The same with the programs of this directory, and these options of the server. With TLS, the agent speaks that, as
+    /// one of another machine would.
+    pub(crate) fn start_from(programs: PathBuf, options: &[&str]) -> Result<Fleet> {
         let directory = TempDir::new()?;
         let mut server = command(&programs, &directory, "gatekeeper");
-        let server =
-            server.args(["server", "--listen", "127.0.0.1:0"]).spawn().context("run `make release` first")?;
+        let server = server
+            .args(["server", "--listen", "127.0.0.1:0"])
+            .args(options)
+            .spawn()
+            .context("run `make release` first")?;
         let socket = socket(&directory);
         wait(|| Client::new(ServerAddress::Unix(socket.clone()), None).ready().is_ok())?;
         let joined = command(&programs, &directory, "gkctl").args(["instance", "join"]).status()?;
         if !joined.success() {
             bail!("gkctl instance join failed");
         }
-        let agent = command(&programs, &directory, "gatekeeper").arg("agent").spawn()?;
         let client = Client::new(ServerAddress::Unix(socket), None);
+        let mut agent = command(&programs, &directory, "gatekeeper-agent");
+        if let Some(url) = client.ready()?.local_url().filter(|url| url.starts_with("https:")) {
+            agent.env("GATEKEEPER_SERVER", url);
+        }
+        let agent = agent.spawn()?;
         let instance = client.list_instances(&InstanceQuery::default())?.items[0].id;
         Ok(Fleet { programs, directory, server, agent, instance })
     }

@@ -14,7 +14,7 @@ use crate::stats::mebibytes;
 
 /// Size of each program.
 pub(crate) fn sizes(fleet: &Fleet) -> Result<Vec<Row>> {
-    ["gatekeeper", "gkctl"]
+    ["gatekeeper", "gatekeeper-agent", "gkctl"]
         .into_iter()
         .map(|name| {
             let bytes = std::fs::metadata(fleet.program(name))?.len();
