@@ -157,6 +157,10 @@ pub const MOST_OWNERS: usize = 64;
 /// About how many bytes they may take together: several times what 64 usual ones do, and room for two of any length.
 const MOST_OWNER_BYTES: usize = 32 << 10;
 
+/// So many fit in there, whatever their texts are: three of [`Observed::MAX_CHARS`], of four bytes each.
+const FEW_OWNERS: usize = 2;
+const _: () = assert!(FEW_OWNERS * (90 + 3 * 4 * Observed::MAX_CHARS) <= MOST_OWNER_BYTES);
+
 /// What the kernel says after the path of an executable that is no more, or is another file now.
 const REPLACED: &str = " (deleted)";
 
@@ -226,8 +230,10 @@ impl Listener {
     /// whatever his number is, and where a kind is told twice, every kind is.
     #[must_use]
     pub fn bounded(mut self) -> Listener {
-        let bytes = self.owners.iter().map(Owner::about_bytes).sum::<usize>();
-        if self.owners.len() <= MOST_OWNERS && bytes <= MOST_OWNER_BYTES {
+        // Nearly always, and then nothing is added up.
+        let are_few = self.owners.len() <= FEW_OWNERS;
+        let bytes = |owners: &[Owner]| owners.iter().map(Owner::about_bytes).sum::<usize>();
+        if are_few || self.owners.len() <= MOST_OWNERS && bytes(&self.owners) <= MOST_OWNER_BYTES {
             return self;
         }
         let (count, mut kinds, mut bytes) = (self.owners.len(), BTreeSet::new(), 0);

@@ -107,16 +107,18 @@ impl Namespace {
     }
 
     /// The listening sockets of the covered parts: by protocol and family, then by port.
-    pub(crate) fn sockets(&self) -> impl Iterator<Item = (SocketId, &Socket)> {
-        let covered = self.parts.iter().filter(|part| part.covered().is_some());
-        let sockets = covered.flat_map(PartSockets::listening);
-        sockets.map(|socket| (SocketId { netns: self.netns, cookie: socket.cookie }, socket))
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.parts.iter().filter(|part| part.covered().is_some()).flat_map(PartSockets::listening)
+    }
+
+    /// Which of the machine's sockets one of its own is.
+    pub(crate) fn id(&self, socket: &Socket) -> SocketId {
+        SocketId { netns: self.netns, cookie: socket.cookie }
     }
 
     /// Every listening socket, those of parts that could not be dumped last time included.
     fn known(&self) -> impl Iterator<Item = SocketId> {
-        let sockets = self.parts.iter().flat_map(PartSockets::listening);
-        sockets.map(|socket| SocketId { netns: self.netns, cookie: socket.cookie })
+        self.parts.iter().flat_map(PartSockets::listening).map(|socket| self.id(socket))
     }
 
     /// Whether a process that can be seen holds one of its listening sockets.
@@ -137,7 +139,7 @@ impl Namespace {
         });
         let mut taken: BTreeSet<Occupied> = clients.chain(bound.iter().map(occupied)).collect();
         if !taken.is_empty() {
-            let listening: BTreeSet<Occupied> = self.sockets().map(|(_, socket)| occupied(socket)).collect();
+            let listening: BTreeSet<Occupied> = self.sockets().map(occupied).collect();
             taken.retain(|port| !listening.contains(port));
         }
         taken.into_iter().collect()

@@ -179,8 +179,9 @@ impl Owners {
         let owner = |pid| self.processes.get(pid).map(|process| &process.description);
         let held = self.holdings.keys();
         let mut owners: Vec<_> = held.filter_map(|(pid, socket)| Some((*socket, owner(pid)?))).collect();
-        // They stand by pid, and those of one socket stay so.
-        owners.sort_by_key(|(socket, _)| *socket);
+        owners.sort_unstable_by(|(one, by), (other, by_other)| {
+            one.cmp(other).then_with(|| by.owner.pid.cmp(&by_other.owner.pid))
+        });
         owners
     }
 

@@ -215,22 +215,26 @@ impl Scanner {
     pub fn listeners(&mut self) -> Vec<Listener> {
         let namespaces =
             || std::iter::once(&self.home).chain(self.others.iter().flat_map(Others::namespaces));
-        self.cgroups.learn(namespaces().flat_map(Namespace::sockets).filter_map(|(_, socket)| socket.cgroup));
+        self.cgroups.learn(namespaces().flat_map(Namespace::sockets).filter_map(|socket| socket.cgroup));
         let count = namespaces().flat_map(Namespace::sockets).count();
         let (owners, mut listeners) = (self.owners.by_socket(), Vec::<Listener>::with_capacity(count));
         // Namespaces stand in the order of keys, too.
         for namespace in self.namespaces() {
-            let mut sockets: Vec<(SocketId, &Socket)> = namespace.sockets().collect();
+            let mut sockets: Vec<&Socket> = namespace.sockets().collect();
             // Those of one key by age, so that the oldest gives the account, whatever order the kernel dumps them in. They
             // come part by part in nearly this order, of which a stable sort makes use.
-            sockets.sort_by(|(id, socket), (other_id, other)| {
-                let order = (socket.protocol, socket.port).cmp(&(other.protocol, other.port));
+            sockets.sort_by(|one, other| {
+                let order = (one.protocol, one.port).cmp(&(other.protocol, other.port));
                 // Few share both, with which keys begin; to make keys of all takes longer than to sort.
-                order.then_with(|| (namespace.key(socket), id).cmp(&(namespace.key(other), other_id)))
+                let key = |socket| (namespace.key(socket), socket.cookie);
+                order.then_with(|| key(one).cmp(&key(other)))
             });
-            for (id, socket) in sockets {
+            for socket in sockets {
+                let id = namespace.id(socket);
                 let held = &owners[owners.partition_point(|(held, _)| *held < id)..];
-                let held = &held[..held.partition_point(|(held, _)| *held == id)];
+                // One or two, as a rule.
+                let count = held.iter().take_while(|(held, _)| *held == id).count();
+                let held = &held[..count];
                 let listener = self.listener(namespace, socket, held);
                 match listeners.last_mut().filter(|last| last.key == listener.key) {
                     Some(same) => absorb(same, listener),
