@@ -229,6 +229,9 @@ mod tests {
         assert_eq!((seen.first_seen_at, seen.last_seen_at), (at(1), at(5)));
         let step = view.observe(snapshot([listener(80, 2)], at(6)), at(6));
         assert_eq!(step.listeners()[0].first_seen_at, at(1), "another process on the same socket key");
+        view.observe(Snapshot::blind(), at(7));
+        assert!(view.observe(snapshot([listener(80, 2)], at(8)), at(8)).is_empty());
+        assert_eq!(view.listeners().next().unwrap().first_seen_at, at(1), "nobody looked in between");
     }
 
     #[test]
