@@ -278,6 +278,15 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_socket_that_stays_and_is_another_is_a_change() {
+        let mut changes = Changes::default();
+        for (uid, are_some) in [(0, false), (1, true)] {
+            changes.note(&[socket(1, 1, 0)], &[socket(1, 1, uid)]);
+            assert_eq!((changes.are_some, changes.new.len(), changes.gone.len()), (are_some, 0, 0));
+        }
+    }
+
     proptest! {
         #[test]
         fn changes_are_what_is_on_one_side_only(before in sockets(), now in sockets()) {
@@ -304,7 +313,7 @@ mod tests {
         part.is_covered = true;
         // What is told, which ports are given, when; and who listens then, and who is a client.
         type Row<'a> = (Option<&'a [u16]>, &'a str, u64, &'a [u16], &'a [u16]);
-        let table: [Row<'_>; 8] = [
+        let table: [Row<'_>; 9] = [
             (Some(&[10, 20]), "20-30", 0, &[10], &[20]),
             (None, "20-30", 29, &[10], &[20]),
             (Some(&[10, 20, 25]), "20-30", 29, &[10], &[20, 25]),
@@ -313,6 +322,7 @@ mod tests {
             (Some(&[10, 20, 25, 26]), "10-30", 32, &[10, 20], &[25, 26]),
             (None, "10-25", 33, &[10, 20, 26], &[25]),
             (Some(&[25]), "10-25", 59, &[25], &[]),
+            (Some(&[24, 25]), "10-25", 60, &[25], &[24]),
         ];
         for (told, range, seconds, servers, clients) in table {
             part.dump = Dump::of(told.map(|ports| ports.iter().map(|port| socket(*port, 1, 0)).collect()));
