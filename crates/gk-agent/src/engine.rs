@@ -181,13 +181,17 @@ impl Engines {
         assert!(!has_ended, "the thread that asks container engines panicked");
     }
 
-    /// Whether a scan that shows the same listeners as before is to show them all, because they are to be completed anew.
-    pub(crate) fn are_news(&self) -> bool {
-        self.is_news
-    }
-
-    /// Adds to a scan what the engines told last, and has them asked when the scan shows that they may have news.
-    pub(crate) fn complete(&mut self, snapshot: &mut Snapshot, now: Timestamp) {
+    /// Adds to a scan what the engines told last, and has them asked when the scan shows that they may have news. A scan that
+    /// shows the same listeners as before takes them from `all` when they are to be completed anew.
+    pub(crate) fn complete(
+        &mut self,
+        snapshot: &mut Snapshot,
+        now: Timestamp,
+        all: impl FnOnce() -> Vec<Listener>,
+    ) {
+        if self.is_news && snapshot.listeners.is_none() {
+            snapshot.listeners = Some(all());
+        }
         let known = snapshot.namespaces.as_ref().map(|namespaces| &namespaces.known);
         let Some(listeners) = &mut snapshot.listeners else { return };
         let hint = hint(listeners, known.into_iter().flatten());
@@ -461,7 +465,7 @@ mod tests {
         /// The ports that a scan without any socket shows.
         fn shown(&mut self) -> Vec<u16> {
             let mut empty = snapshot([], at(1));
-            self.engines.complete(&mut empty, at(1));
+            self.engines.complete(&mut empty, at(1), || unreachable!());
             empty.listeners.iter().flatten().map(|listener| listener.key.port.get()).collect()
         }
     }
@@ -562,22 +566,28 @@ mod tests {
             let mut proxy = listener(80, 1);
             proxy.owners[0].name = "docker-proxy".into();
             let mut scan = snapshot(socket.then_some(proxy), at(1));
-            engines.complete(&mut scan, at(1));
+            engines.complete(&mut scan, at(1), || unreachable!());
             scan.listeners.unwrap().iter().map(|listener| listener.owners.len()).collect::<Vec<_>>()
+        };
+        // In a scan that has no news.
+        let told_anew = |engines: &mut Engines| {
+            let mut scan = Snapshot { listeners: None, ..snapshot([], at(1)) };
+            engines.complete(&mut scan, at(1), Vec::new);
+            scan.listeners.map(|listeners| listeners.iter().map(|one| one.key.port.get()).collect::<Vec<_>>())
         };
         assert_eq!(shown(&mut engines, false), [0], "by rewriting alone");
         assert_eq!(shown(&mut engines, true), [1]);
         assert!(shown(&mut engines, false).is_empty(), "the kernel says so");
         engines.learn(news(Containers::default()));
-        assert!(!engines.are_news());
+        assert_eq!(told_anew(&mut engines), None);
         assert!(shown(&mut engines, false).is_empty(), "nobody answered, or another one");
         engines.learn(news(told(&[80])));
         assert!(shown(&mut engines, false).is_empty(), "an answer of that moment");
         engines.learn(news(told(&[80])));
-        assert!(engines.are_news());
-        assert_eq!((shown(&mut engines, false), engines.are_news()), (vec![0], false));
+        assert_eq!(told_anew(&mut engines), Some(vec![80]));
+        assert_eq!((shown(&mut engines, false), told_anew(&mut engines)), (vec![0], None));
         engines.learn(News { containers: told(&[80, 81]), ..news(Containers::default()) });
-        assert!(engines.are_news());
+        assert_eq!((told_anew(&mut engines), told_anew(&mut engines)), (Some(vec![80, 81]), None));
     }
 
     #[test]
@@ -611,7 +621,7 @@ mod tests {
             thread: Some((hints, thread::spawn(|| {}))),
         };
         for _ in 0..3 {
-            engines.complete(&mut snapshot([contained.clone()], at(1)), at(1));
+            engines.complete(&mut snapshot([contained.clone()], at(1)), at(1), || unreachable!());
         }
         assert_eq!(hinted.try_iter().count(), 1, "once for each change");
     }

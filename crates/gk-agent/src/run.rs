@@ -323,24 +323,24 @@ impl Agent {
     fn look(&mut self, for_occupied: bool) -> Result<(), gk_scan::ScanError> {
         let now = self.now();
         let has_changed = self.scanner.look(now)?;
-        let listeners = (has_changed || self.engines.are_news()).then(|| self.scanner.listeners());
+        let listeners = has_changed.then(|| self.scanner.listeners());
         let occupied = for_occupied.then(|| self.scanner.occupied());
         let elapsed = self.clock.elapsed(read_since_boot());
         if for_occupied {
             self.occupied_at = Some(elapsed);
         }
-        let Coverage { parts, namespaces, knows_all_namespaces } = self.scanner.coverage();
+        let Coverage { parts, namespaces, knows_all_namespaces } = self.scanner.coverage().clone();
         let mut snapshot = Snapshot {
-            covered: parts.clone(),
+            covered: parts,
             listeners,
-            seen_at: namespaces.clone(),
-            occupied,
             namespaces: Some(Namespaces {
                 known: namespaces.keys().copied().collect(),
-                are_all: *knows_all_namespaces,
+                are_all: knows_all_namespaces,
             }),
+            seen_at: namespaces,
+            occupied,
         };
-        self.engines.complete(&mut snapshot, now);
+        self.engines.complete(&mut snapshot, now, || self.scanner.listeners());
         self.state.observe(snapshot, self.clock.at(elapsed), elapsed);
         self.write_spool(false);
         Ok(())
