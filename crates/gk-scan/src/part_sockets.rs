@@ -59,11 +59,11 @@ impl PartSockets {
     /// When it could not be asked. Then the part is not covered.
     pub(crate) fn dump(&mut self, tables: &mut Tables) -> Result<bool, ScanError> {
         let listening = &self.listening;
-        let dumped = tables.dump_listening(self.part, &mut self.dump, |found| missing(listening, found));
-        if dumped.is_err() {
+        let missing = |found: &[Socket]| missing(listening, found);
+        if let Err(error) = tables.dump_listening(self.part, &mut self.dump, missing) {
             self.lose_sight();
+            return Err(error);
         }
-        dumped?;
         self.is_covered = true;
         if let Some(news) = self.dump.news().filter(|_| self.dump.is_news()) {
             let bound = news.iter().map(|socket| socket.interface_index);
@@ -107,7 +107,7 @@ impl PartSockets {
     /// Sorts what the dump told into sockets that accept traffic and others, and adds to the changes.
     pub(crate) fn sort_out(&mut self, given: &GivenPorts, now: Timestamp, changes: &mut Changes) {
         let listening = match self.dump.take_news() {
-            Some(news) => self.divide(news, given, now),
+            Some(news) => Some(self.divide(news, given, now)),
             None => self.promote(given, now),
         };
         if let Some(listening) = listening {
@@ -117,7 +117,7 @@ impl PartSockets {
     }
 
     /// Those of the dump that accept traffic.
-    fn divide(&mut self, mut news: Vec<Socket>, given: &GivenPorts, now: Timestamp) -> Option<Vec<Socket>> {
+    fn divide(&mut self, mut news: Vec<Socket>, given: &GivenPorts, now: Timestamp) -> Vec<Socket> {
         self.clients.clear();
         let known = std::mem::take(&mut self.maybe_clients);
         let first_seen = |socket: &Socket| {
@@ -138,7 +138,7 @@ impl PartSockets {
             is_server
         });
         news.shrink_to_fit();
-        Some(news)
+        news
     }
 
     /// With those that turn out to accept traffic, after some time or another setting; none when there are none.
