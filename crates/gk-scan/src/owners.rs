@@ -158,9 +158,11 @@ impl Owners {
             self.visit_all(new, accounts);
             visited.extend(new);
         }
-        self.verify_completely(&fresh, accounts);
-        self.verify_a_slice(accounts);
-        self.visit_a_slice(processes, accounts);
+        if !is_first {
+            self.verify_completely(&fresh, accounts);
+            self.verify_a_slice(accounts);
+            self.visit_a_slice(processes, accounts);
+        }
         if self.any_due() {
             self.search(processes, &mut visited, accounts);
         }

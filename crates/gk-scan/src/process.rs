@@ -34,6 +34,9 @@ static KERNEL_COUNTS: LazyLock<bool> =
 /// More than `stat`, `status` and `cgroup` usually hold.
 const USUAL_BYTES: usize = 4 * 1024;
 
+/// More than they ever hold: 65,536 groups are most of it.
+const MOST_BYTES: u64 = 1 << 20;
+
 /// What a process says of itself besides its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Description {
@@ -149,9 +152,9 @@ impl Pid {
 
     /// A file of its directory, with what is no UTF-8 replaced: a process may call itself anything.
     fn read(self, file: &str) -> Option<String> {
-        // The kernel tells no length, and without room std would read a few bytes at a time.
+        // The kernel tells no length: without room std would read a few bytes at a time, and without a limit ask for it.
         let mut bytes = Vec::with_capacity(USUAL_BYTES);
-        File::open(format!("/proc/{}/{file}", self.0)).ok()?.read_to_end(&mut bytes).ok()?;
+        File::open(format!("/proc/{}/{file}", self.0)).ok()?.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
