@@ -27,6 +27,7 @@ pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     if args.once {
         return ended(gk_agent::once(&config));
     }
+    gk_agent::share_one_heap();
     let (stopper, stop) = gk_agent::stop_channel();
     wait_for_signals(stopper)?;
     let pulse = Pulse::default();

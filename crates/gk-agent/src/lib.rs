@@ -71,6 +71,7 @@ use gk_scan::{Scan, ScanError, Scanner};
 
 pub use engine::{ask_engines, well_known_sockets};
 pub use failure::Ending;
+pub use memory::share_one_heap;
 pub use run::{once, run};
 pub use stop::{StopSignal, Stopper, stop_channel};
 
