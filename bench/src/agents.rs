@@ -112,7 +112,7 @@ fn listener(index: usize, pid: usize) -> Result<Listener> {
             v6only: false,
         },
         account: Some("worker".into()),
-        owners: vec![owner],
+        owners: vec![owner].into(),
         more_owners: 0,
         unit: Some("worker.service".into()),
         container: None,

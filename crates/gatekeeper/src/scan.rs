@@ -182,7 +182,7 @@ mod tests {
         let listener = Listener {
             key,
             account: Some("ada".into()),
-            owners: vec![owner],
+            owners: vec![owner].into(),
             more_owners: 0,
             unit: None,
             container: None,

@@ -29,7 +29,7 @@ pub(crate) fn listener(port: u16, pid: u32) -> Listener {
             v6only: false,
         },
         account: None,
-        owners: vec![owner],
+        owners: vec![owner].into(),
         more_owners: 0,
         unit: None,
         container: None,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::listener::{Container, Listener, ListenerKey, Netns};
+use crate::listener::{Container, Listener, ListenerKey, Netns, Owners};
 use crate::port::{Port, Protocol};
 use crate::text::Observed;
 use crate::time::Timestamp;
@@ -158,7 +158,7 @@ impl Containers {
         listeners.extend(alone.map(|(port, container)| Listener {
             key: port.key(),
             account: None,
-            owners: Vec::new(),
+            owners: Owners::default(),
             more_owners: 0,
             unit: None,
             container: Some(Box::new(container.clone())),

@@ -8,6 +8,8 @@
 //! told and the rest are counted ([`Listener::bounded`]). Each event about it, each page of them and each watcher's
 //! memory rests on that.
 
+mod owners;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -16,6 +18,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
+
+pub use owners::Owners;
 
 use crate::port::{Port, Protocol};
 use crate::text::Observed;
@@ -190,7 +194,8 @@ pub struct Listener {
     /// The processes that hold it, lowest pid first; empty when the agent may not see them, and for a port that a
     /// container engine publishes without a socket. Of more than 64, one of each kind before a second of any.
     #[serde(default)]
-    pub owners: Vec<Owner>,
+    #[schema(value_type = Vec<Owner>)]
+    pub owners: Owners,
     /// How many more processes hold it than are told; left out when none do.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more_owners: u32,
@@ -238,7 +243,7 @@ impl Listener {
         }
         let (count, mut kinds, mut bytes) = (self.owners.len(), BTreeSet::new(), 0);
         let (first, further): (Vec<Owner>, Vec<Owner>) =
-            self.owners.into_iter().partition(|owner| kinds.insert(owner.kind()));
+            self.owners.drain(..).partition(|owner| kinds.insert(owner.kind()));
         let told = first.into_iter().chain(further).take(MOST_OWNERS).take_while(|owner| {
             bytes += owner.about_bytes();
             bytes <= MOST_OWNER_BYTES

@@ -182,7 +182,7 @@ impl Owners {
         let held = self.holdings.keys();
         let mut owners: Vec<_> = held.filter_map(|(pid, socket)| Some((*socket, owner(pid)?))).collect();
         owners.sort_unstable_by(|(one, by), (other, by_other)| {
-            one.cmp(other).then_with(|| by.owner.pid.cmp(&by_other.owner.pid))
+            one.cmp(other).then_with(|| by.owner().pid.cmp(&by_other.owner().pid))
         });
         owners
     }
@@ -195,7 +195,7 @@ impl Owners {
     /// Names accounts anew, after the password file changed.
     pub(crate) fn rename_accounts(&mut self, accounts: &Accounts) {
         for process in self.processes.values_mut() {
-            process.description.owner.account = accounts.name(process.description.uid);
+            process.description.alone[0].account = accounts.name(process.description.uid);
         }
     }
 
@@ -210,7 +210,7 @@ impl Owners {
         let mut dead: Vec<Pid> =
             watched.iter().zip(ended).filter(|(_, ended)| *ended).map(|((pid, _), _)| *pid).collect();
         dead.extend(self.processes.iter().filter_map(|(pid, process)| {
-            let started = process.description.owner.started_ticks;
+            let started = process.description.owner().started_ticks;
             (process.descriptor.is_none() && pid.started_ticks() != Some(started)).then_some(*pid)
         }));
         for pid in dead {
@@ -325,7 +325,7 @@ impl Owners {
     fn describe_again(&mut self, pid: Pid, accounts: &Accounts) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         match pid.describe(accounts) {
-            Some(now) if now.owner.started_ticks == process.description.owner.started_ticks => {
+            Some(now) if now.owner().started_ticks == process.description.owner().started_ticks => {
                 self.changed |= now != process.description;
                 process.description = now;
             }
@@ -490,7 +490,7 @@ mod tests {
         owners.refresh(&processes, new.as_deref(), &Accounts::new("/nonexistent"));
         let me = std::process::id();
         let is_mine = |owners: &Owners, id| {
-            owners.by_socket().iter().any(|(held, by)| *held == id && by.owner.pid == me)
+            owners.by_socket().iter().any(|(held, by)| *held == id && by.owner().pid == me)
         };
         assert!(is_mine(&owners, one) && is_mine(&owners, other));
         owners.vanish(one);

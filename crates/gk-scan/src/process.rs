@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use gk_model::listener::Owner;
+use gk_model::listener::{Owner, Owners};
 use gk_model::text::Observed;
 
 use crate::accounts::Accounts;
@@ -40,9 +40,17 @@ const MOST_BYTES: u64 = 1 << 20;
 /// What a process says of itself besides its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Description {
-    pub(crate) owner: Owner,
+    /// The process alone, as most listeners have it: those share this list.
+    pub(crate) alone: Owners,
     pub(crate) uid: Uid,
     pub(crate) place: Place,
+}
+
+impl Description {
+    /// The process.
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.alone[0]
+    }
 }
 
 impl Pid {
@@ -70,7 +78,7 @@ impl Pid {
             exe: exe.map(|exe| Observed::new(&exe.to_string_lossy())),
             account: accounts.name(uid),
         };
-        Some(Description { owner, uid, place })
+        Some(Description { alone: vec![owner].into(), uid, place })
     }
 
     /// When it started, in clock ticks since boot; `None` when it is gone or a zombie.
@@ -235,9 +243,9 @@ mod tests {
     fn we_can_tell_of_ourselves() {
         let me = Pid(std::process::id());
         let description = me.describe(&Accounts::new("/nonexistent")).unwrap();
-        assert_eq!(Some(description.owner.started_ticks), me.started_ticks());
+        assert_eq!(Some(description.owner().started_ticks), me.started_ticks());
         let exe = std::env::current_exe().unwrap();
-        assert_eq!(description.owner.exe.unwrap().as_str(), exe.to_str().unwrap());
+        assert_eq!(description.owner().exe.clone().unwrap().as_str(), exe.to_str().unwrap());
         assert!(Pid::list().contains(&me));
         assert!(Pid(u32::MAX).describe(&Accounts::new("/nonexistent")).is_none());
     }

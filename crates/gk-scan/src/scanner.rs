@@ -257,7 +257,10 @@ impl Scanner {
         Listener {
             key: namespace.key(socket),
             account: Some(self.accounts.name(socket.uid)),
-            owners: owners.iter().map(|(_, process)| process.owner.clone()).collect(),
+            owners: match owners {
+                [(_, one)] => one.alone.clone(),
+                _ => owners.iter().map(|(_, process)| process.owner().clone()).collect(),
+            },
             more_owners: 0,
             unit,
             container,
@@ -276,9 +279,11 @@ impl Scanner {
 
 /// Adds a later socket of the same key to a listener.
 fn absorb(listener: &mut Listener, later: Listener) {
-    listener.owners.extend(later.owners);
-    listener.owners.sort_unstable_by_key(|owner| owner.pid);
-    listener.owners.dedup_by_key(|owner: &mut Owner| owner.pid);
+    if listener.owners != later.owners {
+        listener.owners.extend_from_slice(&later.owners);
+        listener.owners.sort_unstable_by_key(|owner| owner.pid);
+        listener.owners.dedup_by_key(|owner: &mut Owner| owner.pid);
+    }
     listener.unit = listener.unit.take().or(later.unit);
     listener.container = listener.container.take().or(later.container);
 }

@@ -37,7 +37,7 @@ fn listener(port: u16) -> Listener {
     Listener {
         key,
         account: None,
-        owners: vec![],
+        owners: Default::default(),
         more_owners: 0,
         unit: None,
         container: None,

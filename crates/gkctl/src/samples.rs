@@ -3,7 +3,7 @@
 use gk_model::drift::{Drift, DriftKind};
 use gk_model::id::{InstanceId, ReservationId};
 use gk_model::instance::{InstanceLink, Presence};
-use gk_model::listener::{Container, Listener};
+use gk_model::listener::{Container, Listener, Owners};
 use gk_model::port::{Port, Protocol};
 use gk_model::port_state::{Joined, PortState};
 use gk_model::reservation::Reservation;
@@ -53,7 +53,7 @@ pub(crate) fn in_container(listener: Listener, name: &str) -> Listener {
 
 /// The same, by an agent that may not see processes.
 pub(crate) fn hidden(listener: Listener) -> Listener {
-    Listener { owners: Vec::new(), ..listener }
+    Listener { owners: Owners::default(), ..listener }
 }
 
 /// What intent and fact say of a port together.

@@ -21,7 +21,7 @@ pub(crate) fn listener(protocol: Protocol, address: &str, port: u16, pid: u32) -
             v6only: false,
         },
         account: Some("root".into()),
-        owners: vec![owner],
+        owners: vec![owner].into(),
         more_owners: 0,
         unit: None,
         container: None,
@@ -60,7 +60,7 @@ fn an_upgrade_under_a_running_program_makes_no_other_owner_of_it() {
     assert_eq!(groups(&[&old, &new]), 1);
     new.owners[0].account = "ada".into();
     assert_eq!(groups(&[&old, &new]), 2);
-    let hidden = Listener { owners: Vec::new(), ..old.clone() };
+    let hidden = Listener { owners: Owners::default(), ..old.clone() };
     assert_eq!((groups(&[&hidden]), groups(&[&hidden, &old])), (1, 2));
 }
 
@@ -140,7 +140,7 @@ fn no_listener_is_larger_than_a_tenth_of_what_a_watch_takes_for_one_event() {
     for longest in ["𝄞", "\"", "\u{1b}"] {
         let text = Observed::new(&longest.repeat(100_000));
         let mut huge = crowded(200, &[]);
-        for owner in &mut huge.owners {
+        for owner in huge.owners.iter_mut() {
             owner.name = format!("{}{text}", owner.pid).as_str().into();
             (owner.exe, owner.account) = (Some(text.clone()), text.clone());
         }
@@ -187,4 +187,17 @@ fn a_digest_follows_single_changes() {
     digest.remove(&b);
     assert_eq!(digest, Digest::default());
     assert_eq!(digest.to_string().parse(), Ok(digest));
+}
+
+#[test]
+fn copies_of_owners_are_one_list_until_one_is_changed() {
+    let one = listener(Protocol::Tcp, "0.0.0.0", 80, 1).owners;
+    let mut other = one.clone();
+    assert!(std::ptr::eq(one.as_slice(), other.as_slice()));
+    other[0].pid += 1;
+    assert_eq!((one == other, one.len(), other.len()), (false, 1, 1));
+    let text = serde_json::to_string(&one).unwrap();
+    assert_eq!(text, serde_json::to_string(&Vec::clone(&one)).unwrap());
+    assert_eq!(serde_json::from_str::<Owners>(&text).unwrap(), one);
+    assert_eq!(serde_json::from_str::<Owners>("[]").unwrap(), Owners::default());
 }

@@ -4,7 +4,7 @@ use gk_model::access::{Actor, Authority, Role};
 use gk_model::contact::{Contact, ContactBody, Family, Session};
 use gk_model::history::EventKind;
 use gk_model::instance::JoinRequest;
-use gk_model::listener::{Container, Listener, ListenerKey, Netns, Owner};
+use gk_model::listener::{Container, Listener, ListenerKey, Netns, Owner, Owners};
 use gk_model::port::Protocol;
 use gk_model::port_state::State;
 use gk_model::query::{HistoryQuery, Limit, PortQuery};
@@ -74,7 +74,7 @@ async fn no_crowd_of_owners_makes_a_large_event_or_another_set_than_the_agents()
     let squatter = Owner { pid: 39_999, name: "nc".into(), exe: Some("/tmp/nc".into()), ..worker.clone() };
     let mut owners: Vec<Owner> = (1..=40_000).map(|pid| Owner { pid, ..worker.clone() }).collect();
     owners[39_998] = squatter.clone();
-    let crowded = Listener { owners, ..tcp(80, 1) };
+    let crowded = Listener { owners: owners.into(), ..tcp(80, 1) };
     // As the server's route reads what an agent of today, or one that knows no bound, has sent.
     let read =
         |contact: &Contact| serde_json::from_slice::<Contact>(&serde_json::to_vec(contact).unwrap()).unwrap();
@@ -429,7 +429,8 @@ async fn the_name_of_a_container_is_learnt_without_a_change_of_hands() {
 async fn a_published_port_without_a_socket_is_in_use_and_never_picked() {
     let world = super::new_world().await;
     let container = Container { id: "c1".into(), name: None, engine: "docker".into(), pod: None };
-    let published = Listener { owners: Vec::new(), container: Some(Box::new(container)), ..tcp(8000, 1) };
+    let published =
+        Listener { owners: Owners::default(), container: Some(Box::new(container)), ..tcp(8000, 1) };
     let agent = world.join_with_agent("web-1", 1, &[published]).await;
     let id = agent.id;
     let query = PortQuery::default();

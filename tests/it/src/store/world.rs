@@ -81,7 +81,7 @@ pub(crate) fn listener(
             v6only: false,
         },
         account: Some("ada".into()),
-        owners: vec![owner],
+        owners: vec![owner].into(),
         more_owners: 0,
         unit: None,
         container: None,
