@@ -147,8 +147,8 @@ impl Owners {
         accounts: &Accounts,
     ) -> bool {
         self.bury_the_dead();
-        // In the first scan everybody is new, and asked for everything.
-        let is_first = new.is_some_and(|new| new.len() == processes.pids().len());
+        // Then everybody is new, and asked for everything.
+        let is_first = self.scan == 0;
         // Before anybody is looked into: whoever holds one of these is asked for relatives, however he was found.
         let mut due = if is_first { HashSet::new() } else { self.due() };
         let fresh = std::mem::take(&mut self.fresh);
