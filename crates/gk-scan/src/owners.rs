@@ -13,7 +13,7 @@
 //! - A socket may be older than it has been listening, and so have been inherited while nobody asked for it. So whoever is
 //!   found, by whatever way, is not taken for the only one: parents, children and siblings are asked for the same
 //!   descriptor.
-//! - What a known owner holds is verified link by link, a slice at every scan, and completely at the scan after it was
+//! - What a known owner holds is verified link by link, a slice at every scan, and completely at the few scans after it was
 //!   found: a child between fork and exec holds what it is about to close, under its parent's name.
 //! - A slice of all other processes is looked at at every scan, and into when their number of descriptors changed:
 //!   descriptors also travel over Unix sockets, and process numbers are used again. Now and then one is looked into
@@ -46,6 +46,10 @@ const SCANS_PER_TURN: usize = 64;
 
 /// After at most this many scans every holding has been verified.
 const SCANS_PER_VERIFICATION: usize = 128;
+
+/// In how many scans an owner is verified completely after it was found. A child between fork and exec takes its time on a
+/// busy machine, and two scans may follow upon each other at once.
+const SCANS_UNTIL_TRUSTED: u8 = 3;
 
 /// How many scans pass until a process is looked into, or an owner asked for its name, without a reason.
 const SCANS_PER_LOOK: u64 = 8;
@@ -80,8 +84,8 @@ pub(crate) struct Owners {
     processes: BTreeMap<Pid, Process>,
     /// Which descriptor of the process is the socket.
     holdings: BTreeMap<(Pid, SocketId), u32>,
-    /// Owners found since the last scan, to be verified completely at the next.
-    fresh: Vec<Pid>,
+    /// Owners found lately, each to be verified completely in so many scans.
+    fresh: Vec<(Pid, u8)>,
     descriptor_counts: NumberMap<Pid, Option<u64>>,
     next_holding: Option<(Pid, SocketId)>,
     next_process: Option<Pid>,
@@ -159,7 +163,7 @@ impl Owners {
             visited.extend(new);
         }
         if !is_first {
-            self.verify_completely(&fresh, accounts);
+            self.verify_completely(fresh, accounts);
             self.verify_a_slice(accounts);
             self.visit_a_slice(processes, accounts);
         }
@@ -267,16 +271,17 @@ impl Owners {
             return false;
         };
         self.processes.insert(pid, Process { description, descriptor });
-        self.fresh.push(pid);
+        self.fresh.push((pid, SCANS_UNTIL_TRUSTED));
         true
     }
 
-    /// Verifies all that these processes hold, and who they are.
-    fn verify_completely(&mut self, pids: &[Pid], accounts: &Accounts) {
-        for pid in pids {
-            let held = self.held_by(*pid);
-            self.verify(*pid, &held, accounts);
-            self.describe_again(*pid, accounts);
+    /// Verifies all that these processes hold, and who they are: that first, since exec changes both.
+    fn verify_completely(&mut self, fresh: Vec<(Pid, u8)>, accounts: &Accounts) {
+        for (pid, scans) in fresh {
+            self.describe_again(pid, accounts);
+            self.verify(pid, &self.held_by(pid), accounts);
+            let is_to_be_seen_again = scans > 1 && self.processes.contains_key(&pid);
+            self.fresh.extend(is_to_be_seen_again.then_some((pid, scans - 1)));
         }
     }
 
