@@ -97,36 +97,31 @@ fn a_child_that_takes_its_time_from_fork_to_exec_is_no_owner_afterwards() {
         // So many that the slices, which would notice too, do not come by in time.
         let _sockets: Vec<OwnedFd> = (0..400).map(|_| at(Tcp, "127.0.0.1").serve()).collect();
         let mut scanner = Scanner::new().unwrap();
-        for scans_before_exec in 1..=3 {
-            let (gate, opener) = std::io::pipe().unwrap();
+        for scans_before_exec in 1..=3_usize {
+            let (mut forked, teller) = std::io::pipe().unwrap();
+            let (gate, mut opener) = std::io::pipe().unwrap();
             let mut command = Command::new("sleep");
             command.arg("1000");
-            let fd = gate.as_raw_fd();
-            let pass = move || check(read_one(fd));
-            // SAFETY: read is async-signal-safe, and the buffer is the child's own.
+            let pass = move || (&teller).write_all(b"!").and_then(|()| (&gate).read_exact(&mut [0]));
+            // SAFETY: write and read are async-signal-safe, and both ends are the child's own.
             unsafe { command.pre_exec(pass) };
-            let mut held: Vec<usize> = Vec::new();
-            let mut child = std::thread::scope(|scope| {
+            let (held, mut child) = std::thread::scope(|scope| {
                 let spawned = scope.spawn(|| command.spawn().unwrap());
-                wait("the child", || (owners(&scan(&mut scanner)).len() == 800).then_some(()));
                 // Judged below: as long as the gate is shut, nothing here may end.
-                held = (1..scans_before_exec).map(|_| owners(&scan(&mut scanner)).len()).collect();
-                (&opener).write_all(b"!").unwrap();
-                spawned.join().unwrap()
+                let told = forked.read_exact(&mut [0]);
+                let held = told.map(|()| {
+                    (0..scans_before_exec).map(|_| owners(&scan(&mut scanner)).len()).collect::<Vec<_>>()
+                });
+                opener.write_all(b"!").unwrap();
+                (held.unwrap(), spawned.join().unwrap())
             });
-            assert_eq!(held, vec![800; scans_before_exec - 1]);
-            let me = std::process::id();
-            assert_eq!(owners(&scan(&mut scanner)), [me; 400], "after {scans_before_exec}");
+            let afterwards = owners(&scan(&mut scanner));
             child.kill().unwrap();
             child.wait().unwrap();
+            assert_eq!(held, vec![800; scans_before_exec]);
+            assert_eq!(afterwards, [std::process::id(); 400], "after {scans_before_exec}");
         }
     });
-}
-
-/// Waits for one byte.
-fn read_one(fd: i32) -> libc::c_int {
-    // SAFETY: the buffer has room for the one byte that is asked for.
-    unsafe { libc::read(fd, [0u8; 1].as_mut_ptr().cast(), 1) as libc::c_int }
 }
 
 #[test]
