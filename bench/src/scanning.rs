@@ -229,7 +229,7 @@ fn newcomer_row(sockets: &mut Sockets) -> Result<Row> {
         || {
             sockets.add_listener()?;
             let spent = poll(&mut scanner)?;
-            // The owner of a newcomer is verified in the scan after.
+            // Its owner is verified in the scans after: in this one, and in those that find the next newcomers.
             poll(&mut scanner)?;
             Ok(spent)
         },
