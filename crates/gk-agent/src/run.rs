@@ -140,8 +140,6 @@ struct Agent {
     saved: SavedSession,
     clock: Clock,
     spool: SpoolFile,
-    /// What the log last said of the spool.
-    spool_failed: bool,
     occupied_at: Option<Duration>,
     facts: Option<Facts>,
     facts_at: Duration,
@@ -187,7 +185,6 @@ impl Agent {
             scanner,
             clock,
             spool,
-            spool_failed: false,
             occupied_at: None,
             facts: None,
             facts_at: Duration::ZERO,
@@ -212,16 +209,17 @@ impl Agent {
     /// Does what the state wants written, and syncs it when that is due or asked for. An agent whose disk refuses goes
     /// on without a spool.
     fn write_spool(&mut self, sync: bool) {
-        let elapsed = self.elapsed();
-        let writes = self.state.take_writes(|| self.clock.mark(elapsed, Timestamp::from_clock()));
-        let written = self.spool.write(writes, elapsed).and_then(|()| self.spool.sync(elapsed, sync));
-        match written {
-            Ok(()) => self.spool_failed = false,
-            Err(error) if !std::mem::replace(&mut self.spool_failed, true) => {
+        let (elapsed, was_refused) = (self.elapsed(), self.spool.is_refused());
+        let mark = || self.clock.mark(elapsed, Timestamp::from_clock());
+        match self.spool.follow(&mut self.state, mark, elapsed, sync) {
+            Err(error) if !was_refused => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "cannot spool: what is not told yet would not survive the agent");
             }
-            Err(_) => {}
+            Ok(()) if was_refused && !self.spool.is_refused() => {
+                tracing::info!("the disk takes the spool again: nothing is missing");
+            }
+            _ => {}
         }
     }
 
